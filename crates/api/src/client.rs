@@ -1,0 +1,259 @@
+//! The HTTP client of the command line: one connection per request, over a unix socket or TCP loopback.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
+use hyper::client::conn::http1;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::Problem;
+
+/// Where the API is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Address {
+    Unix(PathBuf),
+    Tcp(SocketAddr),
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    /// `unix:PATH` or `IP:PORT`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            if path.is_empty() {
+                return Err("unix: needs a path".into());
+            }
+            return Ok(Address::Unix(path.into()));
+        }
+        let address: SocketAddr = text.parse().map_err(|_| {
+            format!("`{text}` is neither unix:PATH nor an address such as 127.0.0.1:9000")
+        })?;
+        if !address.ip().is_loopback() {
+            return Err(format!(
+                "{address} is not a loopback address; the API is not encrypted, so it stays on this machine (use ssh -L for another)"
+            ));
+        }
+        Ok(Address::Tcp(address))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Address::Unix(path) => write!(f, "unix:{}", path.display()),
+            Address::Tcp(address) => write!(f, "{address}"),
+        }
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum ClientError {
+    #[error("no server answers at {address}")]
+    Unreachable {
+        address: Address,
+        #[source]
+        source: std::io::Error,
+    },
+    /// The server's own words.
+    #[error("{}", .0.detail)]
+    Refused(Box<Problem>),
+    #[error("the connection to the server broke")]
+    Broken(#[source] hyper::Error),
+    #[error("the server's answer is not understood: {0}")]
+    Nonsense(String),
+}
+
+pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
+
+/// A server's API.
+#[derive(Clone, Debug)]
+pub struct Client {
+    address: Address,
+    token: Option<String>,
+}
+
+impl Client {
+    pub fn new(address: Address, token: Option<String>) -> Self {
+        Client { address, token }
+    }
+
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    pub async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
+        self.json(Method::GET, path, None::<&()>).await
+    }
+
+    pub async fn post<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &Q,
+    ) -> Result<A, ClientError> {
+        self.json(Method::POST, path, Some(body)).await
+    }
+
+    pub async fn delete<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
+        self.json(Method::DELETE, path, None::<&()>).await
+    }
+
+    /// Whether there is something at `path`.
+    pub async fn exists(&self, path: &str) -> Result<bool, ClientError> {
+        match self.send(self.request(Method::HEAD, path, empty())?).await {
+            Ok(_) => Ok(true),
+            Err(ClientError::Refused(problem)) if problem.status == 404 => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn json<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Q>,
+    ) -> Result<A, ClientError> {
+        let content = match body {
+            Some(body) => serde_json::to_vec(body).map_err(nonsense)?,
+            None => Vec::new(),
+        };
+        let mut request = self.request(method, path, whole(content))?;
+        let json = hyper::header::HeaderValue::from_static("application/json");
+        request.headers_mut().insert(CONTENT_TYPE, json);
+        let response = self.send(request).await?;
+        let text = response.into_body().collect().await;
+        let text = text.map_err(ClientError::Broken)?.to_bytes();
+        let text: &[u8] = if text.is_empty() { b"null" } else { &text };
+        serde_json::from_slice(text).map_err(nonsense)
+    }
+
+    /// Uploads a stream.
+    pub async fn put_stream<S>(&self, path: &str, stream: S) -> Result<(), ClientError>
+    where
+        S: futures_util::Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+    {
+        use futures_util::StreamExt;
+        let frames = stream.map(|chunk| chunk.map(Frame::data));
+        let body = BodyExt::boxed_unsync(StreamBody::new(frames));
+        self.send(self.request(Method::PUT, path, body)?).await.map(drop)
+    }
+
+    /// An answer that streams.
+    pub async fn stream(&self, path: &str) -> Result<Incoming, ClientError> {
+        let response = self.send(self.request(Method::GET, path, empty())?).await?;
+        Ok(response.into_body())
+    }
+
+    /// Leaves HTTP: sends `body`, and the connection is the caller's after 101.
+    pub async fn upgrade<Q: Serialize>(
+        &self,
+        path: &str,
+        body: &Q,
+    ) -> Result<TokioIo<hyper::upgrade::Upgraded>, ClientError> {
+        let content = serde_json::to_vec(body).map_err(nonsense)?;
+        let mut request = self.request(Method::POST, path, whole(content))?;
+        let headers = request.headers_mut();
+        let fixed = hyper::header::HeaderValue::from_static;
+        headers.insert(CONTENT_TYPE, fixed("application/json"));
+        headers.insert(hyper::header::CONNECTION, fixed("upgrade"));
+        headers.insert(hyper::header::UPGRADE, fixed("hutong-exec"));
+        let response = self.send(request).await?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            return Err(ClientError::Nonsense("it did not switch protocols".into()));
+        }
+        let upgraded = hyper::upgrade::on(response).await;
+        upgraded.map(TokioIo::new).map_err(ClientError::Broken)
+    }
+
+    fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, ClientError> {
+        let host = match &self.address {
+            Address::Unix(_) => "localhost".to_owned(),
+            Address::Tcp(address) => address.to_string(),
+        };
+        let mut request = Request::builder().method(method).uri(path).header(HOST, host);
+        if let Some(token) = &self.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        request.body(body).map_err(nonsense)
+    }
+
+    async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
+        let unreachable = |source| ClientError::Unreachable {
+            address: self.address.clone(),
+            source,
+        };
+        let mut sender = match &self.address {
+            Address::Unix(path) => {
+                handshake(UnixStream::connect(path).await.map_err(unreachable)?).await?
+            }
+            Address::Tcp(address) => {
+                handshake(TcpStream::connect(address).await.map_err(unreachable)?).await?
+            }
+        };
+        let response = sender.send_request(request).await.map_err(ClientError::Broken)?;
+        let status = response.status();
+        if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
+            return Ok(response);
+        }
+        let text = response.into_body().collect().await;
+        let text = text.map_err(ClientError::Broken)?.to_bytes();
+        let problem = serde_json::from_slice(&text).unwrap_or_else(|_| Problem {
+            kind: "about:blank".into(),
+            title: status.canonical_reason().unwrap_or_default().into(),
+            status: status.as_u16(),
+            detail: String::from_utf8_lossy(&text).into_owned(),
+            hint: None,
+        });
+        Err(ClientError::Refused(Box::new(problem)))
+    }
+}
+
+async fn handshake<S>(stream: S) -> Result<http1::SendRequest<Body>, ClientError>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let (sender, connection) = http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(ClientError::Broken)?;
+    tokio::spawn(async move {
+        let _ = connection.with_upgrades().await;
+    });
+    Ok(sender)
+}
+
+fn nonsense(error: impl fmt::Display) -> ClientError {
+    ClientError::Nonsense(error.to_string())
+}
+
+fn whole(content: Vec<u8>) -> Body {
+    BodyExt::boxed_unsync(Full::new(Bytes::from(content)).map_err(|never| match never {}))
+}
+
+fn empty() -> Body {
+    whole(Vec::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        assert_eq!("unix:/a".parse(), Ok(Address::Unix("/a".into())));
+        assert!("127.0.0.1:1".parse::<Address>().is_ok());
+        for bad in ["", "unix:", "0.0.0.0:1", "host:1", "/a"] {
+            assert!(bad.parse::<Address>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,285 @@
+//! The bodies of the REST API. Times are milliseconds since 1970-01-01 UTC, sizes are bytes.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// An error, as RFC 9457 lays it out (`application/problem+json`).
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Problem {
+    /// `about:blank`, or a word for programs such as `unknown-tree`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub title: String,
+    pub status: u16,
+    /// What is wrong, for a person.
+    pub detail: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+/// An app as `hutong apps` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct App {
+    pub name: String,
+    pub state: AppState,
+    /// Hosts, or hosts with a path.
+    pub domains: Vec<String>,
+    /// The release that serves; none before the first one got healthy.
+    pub release: Option<u64>,
+    /// Instances that run now.
+    pub instances: Vec<Instance>,
+    /// `command` or `static`.
+    pub kind: String,
+    /// How many instances are wanted.
+    pub wanted_instances: u32,
+    /// What the app's processes use now.
+    pub memory_bytes: u64,
+    /// The cap for each instance.
+    pub memory_limit_bytes: u64,
+    /// The deployment under way.
+    pub deploying: Option<Deployment>,
+    /// Why the app is in this state, where there is something to say.
+    pub message: Option<String>,
+    /// Routes that do not hold, and why.
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum AppState {
+    /// Requests are answered.
+    Running,
+    /// Starting, or a first deployment is under way.
+    Starting,
+    /// It ends again and again, or never got healthy.
+    Failing,
+    Stopped,
+    /// Removed; its data is kept for a while.
+    Removed,
+}
+
+impl std::fmt::Display for AppState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            AppState::Running => "running",
+            AppState::Starting => "starting",
+            AppState::Failing => "failing",
+            AppState::Stopped => "stopped",
+            AppState::Removed => "removed",
+        })
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Instance {
+    pub id: String,
+    pub deployment: u64,
+    pub release: Option<u64>,
+    /// `starting`, `healthy`, `failing`, `draining` or `stopping`.
+    pub state: String,
+    pub started_at: u64,
+    pub memory_bytes: u64,
+    /// Processor time used so far, in microseconds.
+    pub cpu_usec: u64,
+    /// The last probe's words, where it failed.
+    pub detail: Option<String>,
+}
+
+/// One attempt to make a release serve.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Deployment {
+    pub id: u64,
+    pub app: String,
+    pub release: u64,
+    /// `deploy`, `rollback`, `restart` or `env`.
+    pub kind: String,
+    pub state: DeploymentState,
+    /// What it does or waits for now.
+    pub doing: Option<String>,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// The last lines of output of what failed.
+    pub log: Vec<String>,
+    pub created_at: u64,
+    pub finished_at: Option<u64>,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeploymentState {
+    Building,
+    Rolling,
+    Done,
+    Failed,
+    /// A newer deployment took its place before it was done.
+    Superseded,
+}
+
+impl DeploymentState {
+    pub fn is_over(self) -> bool {
+        !matches!(self, DeploymentState::Building | DeploymentState::Rolling)
+    }
+}
+
+/// A release: content and configuration, immutable.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Release {
+    /// Counts from 1 for each app.
+    pub id: u64,
+    /// Content digest of the folder (SHA-256).
+    pub digest: String,
+    pub created_at: u64,
+    pub state: ReleaseState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReleaseState {
+    /// It serves.
+    Active,
+    /// Its deployment is under way.
+    Deploying,
+    /// It served, and can be rolled back to.
+    Kept,
+    /// It never got healthy.
+    Failed,
+}
+
+impl std::fmt::Display for ReleaseState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.pad(match self {
+            ReleaseState::Active => "active",
+            ReleaseState::Deploying => "deploying",
+            ReleaseState::Kept => "kept",
+            ReleaseState::Failed => "failed",
+        })
+    }
+}
+
+/// Deploys a tree that the server has.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct DeployRequest {
+    /// Content digest of a tree that was uploaded.
+    pub digest: String,
+    /// The text of hutong.toml; the tree's own must be the same. With it a dry run needs no upload.
+    #[serde(default)]
+    pub spec: Option<String>,
+    /// Only say what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What a deployment would do.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct PlanAnswer {
+    /// Set when it was not a dry run.
+    pub deployment: Option<Deployment>,
+    /// One line each, in order.
+    pub steps: Vec<String>,
+    pub warnings: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RollbackRequest {
+    /// Default: the newest one before what serves that got healthy.
+    pub release: Option<u64>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ScaleRequest {
+    pub instances: u32,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct EnvChange {
+    /// Variables to set; values are stored encrypted and never given back.
+    #[serde(default)]
+    pub set: std::collections::BTreeMap<String, String>,
+    #[serde(default)]
+    pub unset: Vec<String>,
+}
+
+/// One environment variable; its value stays inside.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct EnvEntry {
+    pub key: String,
+    /// `secret` (set by `hutong env set`) or `file` (from hutong.toml).
+    pub source: String,
+    pub updated_at: Option<u64>,
+}
+
+/// One line of output.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct LogLine {
+    /// Microseconds since 1970.
+    pub t: u64,
+    /// The instance.
+    pub i: String,
+    /// `out`, `err`, `build` or `note` (the platform's own).
+    pub s: String,
+    pub m: String,
+}
+
+/// One of our own processes.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct SystemProcess {
+    /// `warden`, `control`, `gateway`, `resolver` or `shim`.
+    pub role: String,
+    pub pid: i32,
+    pub uid: u32,
+    /// Proportional set size; a shim's includes its init.
+    pub memory_bytes: u64,
+    pub app: Option<String>,
+    pub instance: Option<String>,
+}
+
+/// A wall of isolation.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Wall {
+    pub wall: String,
+    pub what: String,
+    pub stands: bool,
+    pub found: String,
+    /// Empty where it stands.
+    pub remedy: String,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Version {
+    pub version: String,
+    /// Where visitors' requests arrive.
+    pub http: String,
+}
+
+/// What runs beside an app, on request. The answer is an upgrade to frames of
+/// `kind: u8, length: u32 big-endian, payload`; see [`frame`].
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ExecRequest {
+    pub command: Vec<String>,
+    /// Rows and columns, when a terminal is wanted.
+    #[serde(default)]
+    pub terminal: Option<(u16, u16)>,
+}
+
+/// Kinds of exec frames.
+pub mod frame {
+    /// To the program; empty: its input ends.
+    pub const INPUT: u8 = 0;
+    pub const OUTPUT: u8 = 1;
+    pub const ERROR: u8 = 2;
+    /// Text: how it ended; then the exit code as the last byte.
+    pub const EXIT: u8 = 3;
+    /// Rows and columns, u16 big-endian each.
+    pub const RESIZE: u8 = 4;
+    pub const MAX: usize = 64 << 10;
+
+    /// A frame's header and payload.
+    pub fn encode(kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![kind];
+        bytes.extend_from_slice(&(payload.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+}

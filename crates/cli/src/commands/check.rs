@@ -1,0 +1,66 @@
+//! `hutong check` and `hutong schema`: hutong.toml without a server.
+
+use std::path::{Path, PathBuf};
+
+use hutong_core::spec::{self, AppSpec, Run};
+use hutong_core::units::{show_size, show_time};
+
+use crate::error::CliError;
+use crate::output::Output;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The app's folder
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+}
+
+pub fn schema(output: Output) -> Result<(), CliError> {
+    output.value(&spec::json_schema());
+    Ok(())
+}
+
+pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
+    let (spec, _) = load(&args.folder)?;
+    let run = match &spec.run {
+        Run::Command(words) => format!("runs {}", words.join(" ")),
+        Run::Static { folder, .. } => format!("serves the files of ./{folder}"),
+    };
+    output.say(&format!("{}: {run}", spec.name));
+    output.say(&format!(
+        "  {} instance(s), {} memory, {} cores, {} pids each; {}",
+        spec.instances,
+        show_size(spec.memory_bytes),
+        f64::from(spec.cpu_millis) / 1000.0,
+        spec.pids,
+        match &spec.health.path {
+            Some(path) => format!("healthy when GET {path} on port {} answers", spec.port),
+            None => format!("healthy when port {} is open", spec.port),
+        }
+    ));
+    output.say(&format!(
+        "  {}; up to {} to start",
+        match spec.strategy {
+            spec::Strategy::Rolling => "a new release starts beside the old one",
+            spec::Strategy::Recreate => "a new release takes the old one's place while requests wait",
+        },
+        show_time(spec.start_timeout)
+    ));
+    Ok(())
+}
+
+/// Reads `hutong.toml` of a folder; also its text.
+pub fn load(folder: &Path) -> Result<(AppSpec, String), CliError> {
+    let path = folder.join("hutong.toml");
+    let text = std::fs::read_to_string(&path).map_err(|error| {
+        let wrong = CliError::bad_file(format!("{}: {error}", path.display()));
+        if error.kind() == std::io::ErrorKind::NotFound {
+            return wrong.hint(
+                "an app's folder has a file hutong.toml with at least: name = \"my-app\", domains = [\"my-app.example.com\"], command = [\"python3\", \"app.py\"] (or static = \"dist\")",
+            );
+        }
+        wrong
+    })?;
+    let spec = spec::parse(&path.to_string_lossy(), &text).map_err(CliError::bad_file)?;
+    Ok((spec, text))
+}

@@ -1,0 +1,190 @@
+//! `hutong deploy`: check, pack, upload what the server lacks, deploy, watch until it serves or failed.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hutong_api::client::{Client, ClientError};
+use hutong_api::{App, DeployRequest, Deployment, DeploymentState, PlanAnswer, Version};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::{Server, check, path, url};
+use crate::error::CliError;
+use crate::output::{Output, printable};
+use crate::pack::Pack;
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  hutong deploy                 the current folder
+  hutong deploy ./shop --dry-run")]
+pub struct Args {
+    /// The app's folder
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
+    let client = server.client()?;
+    let output = server.output;
+    if args.dry_run {
+        let answer = plan(&client, &args.folder).await?;
+        for warning in &answer.warnings {
+            output.warn(warning);
+        }
+        if output.json {
+            output.value(&answer);
+        } else {
+            output.text(&answer.steps.join("\n"));
+        }
+        return Ok(());
+    }
+    let deployment = deploy(&client, &args.folder, output).await?;
+    show_result(&client, &deployment, output).await
+}
+
+async fn plan(client: &Client, folder: &std::path::Path) -> Result<PlanAnswer, CliError> {
+    let (spec, text) = check::load(folder)?;
+    let pack = Pack::new(folder, &spec)?;
+    let request = DeployRequest {
+        digest: pack.digest,
+        spec: Some(text),
+        dry_run: true,
+    };
+    let path = path(&["apps", spec.name.as_str(), "deployments"]);
+    Ok(client.post(&path, &request).await?)
+}
+
+/// Deploys a folder and waits for the outcome.
+pub async fn deploy(
+    client: &Client,
+    folder: &std::path::Path,
+    output: Output,
+) -> Result<Deployment, CliError> {
+    let (spec, _) = check::load(folder)?;
+    let pack = Pack::new(folder, &spec)?;
+    upload(client, &pack).await?;
+    let request = DeployRequest {
+        digest: pack.digest.clone(),
+        spec: None,
+        dry_run: false,
+    };
+    let path = path(&["apps", spec.name.as_str(), "deployments"]);
+    let answer: PlanAnswer = client.post(&path, &request).await?;
+    for warning in &answer.warnings {
+        output.warn(warning);
+    }
+    let deployment = answer
+        .deployment
+        .ok_or_else(|| CliError::failed("the server did not start a deployment"))?;
+    watch(client, deployment).await
+}
+
+async fn upload(client: &Client, pack: &Pack) -> Result<(), CliError> {
+    let place = path(&["trees", &pack.digest]);
+    if client.exists(&place).await? {
+        return Ok(());
+    }
+    let bar = ProgressBar::new(pack.size);
+    bar.set_style(
+        ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
+            .progress_chars("=> "),
+    );
+    bar.set_message(format!("uploading {} files", pack.count()));
+    let moved = bar.clone();
+    let sent = client
+        .put_stream(&place, pack.stream(move |bytes| moved.set_position(bytes)))
+        .await;
+    bar.finish_and_clear();
+    sent.map_err(|error| match error {
+        ClientError::Refused(problem) if problem.detail.contains("as announced") => {
+            CliError::failed("a file changed while it was uploaded").hint("try again")
+        }
+        other => other.into(),
+    })
+}
+
+/// Waits until a deployment is over, saying what it waits for.
+pub async fn watch(client: &Client, mut deployment: Deployment) -> Result<Deployment, CliError> {
+    let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    spinner.set_style(
+        ProgressStyle::with_template("{spinner} {msg} ({elapsed})")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner()),
+    );
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    while !deployment.state.is_over() {
+        let doing = deployment.doing.clone();
+        spinner.set_message(printable(doing.as_deref().unwrap_or("waiting")));
+        let id = deployment.id.to_string();
+        let mut place = path(&["apps", &deployment.app, "deployments", &id]);
+        place.push_str("?wait=20");
+        if let Some(doing) = doing {
+            // Escaped like a path segment; `path` adds a prefix that is cut off again.
+            place.push_str("&known=");
+            place.push_str(path(&[&doing]).trim_start_matches("/v1/"));
+        }
+        deployment = match client.get(&place).await {
+            Ok(deployment) => deployment,
+            // The control plane may be restarted while we wait.
+            Err(ClientError::Unreachable { .. } | ClientError::Broken(_)) => {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                deployment
+            }
+            Err(error) => return Err(error.into()),
+        };
+    }
+    spinner.finish_and_clear();
+    Ok(deployment)
+}
+
+/// Says how a deployment ended; an error if it failed.
+pub async fn show_result(
+    client: &Client,
+    deployment: &Deployment,
+    output: Output,
+) -> Result<(), CliError> {
+    if output.json {
+        output.value(deployment);
+    }
+    match deployment.state {
+        DeploymentState::Done => {}
+        DeploymentState::Superseded => {
+            return Err(CliError::failed("a newer deployment took its place"));
+        }
+        _ => {
+            if !deployment.log.is_empty() {
+                output.say("its last lines of output:");
+                for line in &deployment.log {
+                    output.say(&format!("  {}", printable(line)));
+                }
+            }
+            let reason = deployment.reason.as_deref().unwrap_or("no reason is known");
+            return Err(CliError::failed(format!(
+                "release {} of {} is not served: {}",
+                deployment.release,
+                deployment.app,
+                printable(reason)
+            ))
+            .hint("what served before serves on; `hutong logs` shows more"));
+        }
+    }
+    if output.json {
+        return Ok(());
+    }
+    let app: App = client.get(&path(&["apps", &deployment.app])).await?;
+    let version: Version = client.get("/v1/version").await?;
+    let urls: Vec<String> = app.domains.iter().map(|d| url(d, &version.http)).collect();
+    for warning in &app.warnings {
+        output.warn(warning);
+    }
+    output.text(&format!(
+        "release {} of {} serves{}{}",
+        deployment.release,
+        deployment.app,
+        if urls.is_empty() { "" } else { ": " },
+        urls.join("  ")
+    ));
+    Ok(())
+}

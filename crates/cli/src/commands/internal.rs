@@ -1,0 +1,22 @@
+//! The roles that the warden starts from this binary, each given its setup over standard input.
+
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use hutong_runtime::sys;
+
+use crate::error::CliError;
+
+pub fn run(role: &str) -> Result<ExitCode, CliError> {
+    // Only a warden gives a socket as standard input; anything else fails at the first message.
+    let line = UnixStream::from(sys::take_stdin().map_err(CliError::failed)?);
+    let result = match role {
+        "control" => hutong_daemon::main(&line, sys::become_user),
+        "gateway" => hutong_gateway::main(&line, |uid, gid| sys::become_user(uid, gid, &[])),
+        "resolver" => hutong_runtime::resolver::main(&line),
+        _ => return Err(CliError::usage("there is no such role")),
+    };
+    result
+        .map(|()| ExitCode::SUCCESS)
+        .map_err(|reason| CliError::failed(format!("{role}: {reason}")))
+}

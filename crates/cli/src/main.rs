@@ -1,0 +1,197 @@
+//! `hutong`: the binary of every role. The command line talks to a server over its API; `serve` is the
+//! warden; `internal` are the processes that the warden spawns from this same binary.
+
+mod commands;
+mod error;
+mod output;
+mod pack;
+mod server_file;
+mod terminal;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use commands as verbs;
+use error::CliError;
+use output::Output;
+
+/// Runs many small apps on one server, each in its own sandbox, with its own domain, data, logs and limits.
+#[derive(Parser)]
+#[command(
+    name = "hutong",
+    version,
+    after_help = "Examples:
+  hutong demo                         see it work, here and now
+  sudo hutong serve --http 0.0.0.0:80 run a server
+  hutong deploy ./my-app              deploy a folder that has a hutong.toml
+  hutong logs my-app -f               follow its output
+
+Exit codes: 0 done; 1 it failed, the reason is on stderr; 2 wrong usage; 3 no server answers;
+4 a file is wrong (file:line:column on stderr); `exec` gives the program's own code."
+)]
+struct Cli {
+    /// Where the server is: unix:PATH or IP:PORT. Default: the system's socket, then the user's.
+    #[arg(long, global = true, env = "HUTONG_API", value_name = "ADDRESS")]
+    api: Option<String>,
+    /// File with the API's token, where the API is on TCP.
+    #[arg(long, global = true, env = "HUTONG_TOKEN_FILE", value_name = "FILE")]
+    token_file: Option<std::path::PathBuf>,
+    /// Print JSON instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a throwaway server here and deploy the examples on it
+    Demo(verbs::demo::Args),
+    /// Run the server: the warden, which starts everything else
+    Serve(verbs::serve::Args),
+    /// Show each wall of isolation, whether it stands on this host, and the remedy
+    Doctor,
+    /// Check an app's hutong.toml
+    Check(verbs::check::Args),
+    /// Print the JSON Schema of hutong.toml
+    Schema,
+    /// Deploy a folder
+    Deploy(verbs::deploy::Args),
+    /// List the apps
+    Apps,
+    /// Show one app, with its instances
+    Status(verbs::AppArg),
+    /// Show an app's output, or its access log
+    Logs(verbs::logs::Args),
+    /// List an app's releases
+    Releases(verbs::AppArg),
+    /// Make an earlier release serve again
+    Rollback(verbs::rollback::Args),
+    /// Start a stopped app
+    Start(verbs::AppArg),
+    /// Stop an app; its data, releases and domains stay
+    Stop(verbs::AppArg),
+    /// Replace every instance of an app, without losing a request
+    Restart(verbs::AppArg),
+    /// Set how many instances run
+    Scale(verbs::scale::Args),
+    /// Remove an app; its data is kept for seven days
+    Remove(verbs::remove::Args),
+    /// Set, unset and list environment variables
+    #[command(subcommand)]
+    Env(verbs::env::Verb),
+    /// Run a program inside an app's sandbox
+    Exec(verbs::exec::Args),
+    /// Show our own processes: role, pid, uid, memory
+    System,
+    /// Show the versions of this program and of the server
+    Version,
+    /// Print completions for a shell
+    Completions { shell: clap_complete::Shell },
+    /// Print the API's description (OpenAPI)
+    Openapi,
+    /// Roles that the warden starts
+    #[command(hide = true)]
+    Internal { role: String },
+}
+
+fn main() -> std::process::ExitCode {
+    let cli = Cli::parse();
+    start_log();
+    let output = Output::new(cli.json);
+    match run(cli, output) {
+        Ok(code) => code,
+        Err(error) => {
+            error.print();
+            error.exit_code()
+        }
+    }
+}
+
+/// The platform's own log, on stderr; `HUTONG_LOG` sets how much (default: warnings).
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("HUTONG_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::colours(&std::io::stderr()))
+        .with_target(false)
+        .init();
+}
+
+fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
+    let done = Ok(std::process::ExitCode::SUCCESS);
+    let server = verbs::Server {
+        api: cli.api,
+        token_file: cli.token_file,
+        output,
+    };
+    match cli.command {
+        Command::Internal { role } => return verbs::internal::run(&role),
+        Command::Serve(args) => verbs::serve::run(args, server.api, server.output)?,
+        Command::Demo(args) => return verbs::demo::run(args, server.output),
+        Command::Schema => verbs::check::schema(server.output)?,
+        Command::Check(args) => verbs::check::run(&args, server.output)?,
+        Command::Openapi => server.output.text(&hutong_daemon::openapi()),
+        Command::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "hutong", &mut text);
+            server.output.text(&String::from_utf8_lossy(&text));
+        }
+        Command::Doctor => return verbs::doctor::run(&server),
+        Command::Deploy(args) => server.block_on(verbs::deploy::run(&args, &server))?,
+        Command::Apps => server.block_on(verbs::apps::run(&server))?,
+        Command::Status(args) => server.block_on(verbs::status::run(&args.app, &server))?,
+        Command::Logs(args) => server.block_on(verbs::logs::run(&args, &server))?,
+        Command::Releases(args) => server.block_on(verbs::releases::run(&args.app, &server))?,
+        Command::Rollback(args) => server.block_on(verbs::rollback::run(&args, &server))?,
+        Command::Start(args) => server.block_on(verbs::start::run(&args.app, "start", &server))?,
+        Command::Stop(args) => server.block_on(verbs::start::run(&args.app, "stop", &server))?,
+        Command::Restart(args) => server.block_on(verbs::restart::run(&args.app, &server))?,
+        Command::Scale(args) => server.block_on(verbs::scale::run(&args, &server))?,
+        Command::Remove(args) => server.block_on(verbs::remove::run(&args, &server))?,
+        Command::Env(verb) => server.block_on(verbs::env::run(verb, &server))?,
+        Command::Exec(args) => return server.block_on(verbs::exec::run(&args, &server)),
+        Command::System => server.block_on(verbs::system::run(&server))?,
+        Command::Version => server.block_on(verbs::version::run(&server))?,
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// The reference in docs/ is this program's own help.
+    #[test]
+    fn the_reference_is_current() {
+        let mut text = String::from("# Commands\n\nThis is what `hutong COMMAND --help` prints; a test keeps it current\n(`UPDATE_REFERENCE=1 cargo test -p hutong reference` writes it anew).\n");
+        let mut root = Cli::command().term_width(100);
+        root.build();
+        let mut pages = vec![(String::from("hutong"), root.clone())];
+        while let Some((name, mut command)) = (!pages.is_empty()).then(|| pages.remove(0)) {
+            if command.is_hide_set() || name.ends_with(" help") {
+                continue;
+            }
+            text.push_str(&format!("\n## {name}\n\n```text\n{}\n```\n", trimmed(&command.render_long_help().to_string())));
+            for sub in command.get_subcommands() {
+                pages.push((format!("{name} {}", sub.get_name()), sub.clone()));
+            }
+        }
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/reference.md");
+        if std::env::var_os("UPDATE_REFERENCE").is_some() {
+            std::fs::write(path, &text).expect("docs/ is writable");
+        }
+        let stored = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(stored == text, "docs/reference.md is old: UPDATE_REFERENCE=1 cargo test -p hutong reference");
+    }
+
+    fn trimmed(text: &str) -> String {
+        text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n").trim_end().to_owned()
+    }
+}

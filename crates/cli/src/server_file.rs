@@ -1,0 +1,98 @@
+//! The server file (`/etc/hutong/server.toml`): the same keys as the flags of `serve`, which win.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+use hutong_core::spec::{Place, explain};
+use hutong_core::units;
+
+use crate::error::CliError;
+
+pub const DEFAULT_PATH: &str = "/etc/hutong/server.toml";
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerFile {
+    pub data_dir: Option<PathBuf>,
+    pub http: Option<SocketAddr>,
+    pub https: Option<SocketAddr>,
+    pub api: Option<String>,
+    pub workers: Option<usize>,
+    #[serde(default)]
+    pub accept_missing: Vec<String>,
+    /// How many releases of each app are kept.
+    pub keep_releases: Option<usize>,
+    /// The bound of one upload, packed.
+    upload_limit: Option<Spanned<String>>,
+    #[serde(default)]
+    pub build: Build,
+    #[serde(skip)]
+    pub upload_bytes: Option<u64>,
+}
+
+/// How builds reach the outside: mirrors, proxy, a company's certificate authority.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Build {
+    pub pip_index: Option<String>,
+    pub npm_registry: Option<String>,
+    pub proxy: Option<String>,
+    pub ca_bundle: Option<PathBuf>,
+}
+
+impl ServerFile {
+    /// Reads `path`, or the default one if it is there.
+    pub fn load(path: Option<&Path>) -> Result<Self, CliError> {
+        let (path, must) = match path {
+            Some(path) => (path, true),
+            None => (Path::new(DEFAULT_PATH), false),
+        };
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(path, &text),
+            Err(error) if !must && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(error) => Err(CliError::bad_file(format!("{}: {error}", path.display()))),
+        }
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<Self, CliError> {
+        let wrong = |at: usize, message: String| {
+            let problem = Place { text }.problem(at, message);
+            CliError::bad_file(format!(
+                "{}:{}:{}: {}",
+                path.display(),
+                problem.line,
+                problem.column,
+                problem.message
+            ))
+        };
+        let mut file: ServerFile = toml::from_str(text).map_err(|error| {
+            wrong(error.span().map_or(0, |span| span.start), explain(error.message()))
+        })?;
+        if let Some(limit) = &file.upload_limit {
+            let bytes = units::parse_size(limit.get_ref());
+            file.upload_bytes = Some(bytes.map_err(|message| wrong(limit.span().start, message))?);
+        }
+        Ok(file)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mistakes_have_a_place() {
+        let parse = |text| ServerFile::parse(Path::new("s.toml"), text);
+        let good = parse("http = '0.0.0.0:80'\nupload_limit = '1G'\n[build]\nproxy = 'http://p:1'");
+        assert_eq!(good.expect("good").upload_bytes, Some(1 << 30));
+        let cause = |text| parse(text).expect_err("a mistake").cause().to_owned();
+        assert_eq!(cause("htpp = 'x'"), "s.toml:1:1: unknown key `htpp`; did you mean `http`?");
+        assert!(cause("\nupload_limit = '1'").starts_with("s.toml:2:16: "));
+        assert!(cause("http = 'x'").starts_with("s.toml:1:8: "));
+    }
+}

@@ -1,0 +1,34 @@
+//! The user's terminal in raw mode, for `exec`; given back whatever happens.
+
+use std::io::IsTerminal;
+
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+/// Raw until it is dropped.
+pub struct Raw(Termios);
+
+impl Raw {
+    /// `None` where standard input is no terminal.
+    pub fn new() -> Option<Self> {
+        let stdin = std::io::stdin();
+        if !stdin.is_terminal() || !std::io::stdout().is_terminal() {
+            return None;
+        }
+        let before = tcgetattr(&stdin).ok()?;
+        let mut raw = before.clone();
+        raw.make_raw();
+        tcsetattr(&stdin, OptionalActions::Now, &raw).ok()?;
+        Some(Raw(before))
+    }
+}
+
+impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+/// Rows and columns.
+pub fn size() -> (u16, u16) {
+    tcgetwinsize(std::io::stdout()).map_or((24, 80), |size| (size.ws_row, size.ws_col))
+}

@@ -1,0 +1,13 @@
+//! Nouns and decisions, pure: no I/O, no clock, no randomness, no async; `now` and ids are passed in.
+//!
+//! [`spec`] reads `hutong.toml`; [`plan`] turns (desired, observed, now) into steps;
+//! [`route`] says who owns a host; [`retention`] what may go.
+
+pub mod backoff;
+pub mod name;
+pub mod plan;
+pub mod retention;
+pub mod route;
+pub mod spec;
+pub mod tree;
+pub mod units;

@@ -1,0 +1,411 @@
+//! The planner: what to do for one app, from what is wanted and what is seen. Pure; a plan leaves no
+//! choice to whoever applies it, and says what it waits for.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::backoff;
+use crate::spec::{Restart, Strategy};
+
+/// What the owner wants of an app.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    pub running: bool,
+    /// The deployment that serves.
+    pub active: Option<Version>,
+    /// The deployment under way.
+    pub rollout: Option<Rollout>,
+    /// How often the active version ended by itself, in a row.
+    pub failures: u32,
+    /// Milliseconds since 1970.
+    pub last_failure_ms: u64,
+    /// It ended, and its restart policy says to leave it: why.
+    pub halted: Option<String>,
+}
+
+/// One deployment's facts that the planner needs.
+#[derive(Clone, Debug)]
+pub struct Version {
+    pub deployment: u64,
+    /// The gateway serves it from files: no instances.
+    pub is_static: bool,
+    pub instances: u32,
+    pub strategy: Strategy,
+    pub restart: Restart,
+    pub start_timeout: Duration,
+    pub drain_timeout: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct Rollout {
+    pub version: Version,
+    /// What went wrong with one of its instances.
+    pub failure: Option<String>,
+}
+
+/// An instance as observed.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub id: String,
+    pub deployment: u64,
+    pub started_ms: u64,
+    pub health: Health,
+    /// SIGTERM was sent.
+    pub stopping: bool,
+    /// When it was first told to finish what it has.
+    pub draining_since_ms: Option<u64>,
+    /// The gateway has no request of it any more.
+    pub drained: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Not yet healthy: the last probe's answer.
+    Starting(String),
+    Healthy,
+    /// Was healthy, and is not any more: why.
+    Failing(String),
+}
+
+/// What the gateway does with an instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Candidate,
+    Active,
+    Draining,
+}
+
+/// What the gateway does with the app's requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serve {
+    Targets,
+    Static,
+    Hold,
+    Down { reason: String, retry_after_s: u32 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    Start { deployment: u64 },
+    Stop { instance: String, why: String },
+    /// The rollout is what serves from now on.
+    Promote { deployment: u64 },
+    /// The rollout is given up.
+    Fail { deployment: u64, reason: String },
+    /// Nothing to do before `until_ms`, or before something changes.
+    Wait { what: String, until_ms: Option<u64> },
+}
+
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub steps: Vec<Step>,
+    pub serve: Serve,
+    pub roles: Vec<(String, Role)>,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Step::Start { deployment } => write!(f, "start an instance of deployment {deployment}"),
+            Step::Stop { instance, why } => write!(f, "stop {instance}: {why}"),
+            Step::Promote { deployment } => write!(f, "deployment {deployment} takes over"),
+            Step::Fail { deployment, reason } => {
+                write!(f, "give up deployment {deployment}: {reason}")
+            }
+            Step::Wait { what, .. } => write!(f, "wait for {what}"),
+        }
+    }
+}
+
+/// Plans one app.
+pub fn plan(desired: &Desired, seen: &[Seen], now_ms: u64) -> Plan {
+    let mut planner = Planner {
+        desired,
+        seen,
+        now_ms,
+        steps: Vec::new(),
+        roles: Vec::new(),
+    };
+    let serve = planner.run();
+    Plan {
+        steps: planner.steps,
+        serve,
+        roles: planner.roles,
+    }
+}
+
+struct Planner<'a> {
+    desired: &'a Desired,
+    seen: &'a [Seen],
+    now_ms: u64,
+    steps: Vec<Step>,
+    roles: Vec<(String, Role)>,
+}
+
+impl<'a> Planner<'a> {
+    fn run(&mut self) -> Serve {
+        let desired = self.desired;
+        let rollout = desired.rollout.as_ref();
+        let wanted = |seen: &Seen| {
+            let is = |version: &Version| version.deployment == seen.deployment;
+            desired.active.as_ref().is_some_and(is) || rollout.is_some_and(|r| is(&r.version))
+        };
+        let drain = self.drain_timeout();
+        for old in self.seen.iter().filter(|seen| !wanted(seen)) {
+            self.retire(old, drain, "its deployment is over");
+        }
+        if !desired.running {
+            for instance in self.seen.iter().filter(|seen| wanted(seen)) {
+                self.retire(instance, drain, "the app is stopped");
+            }
+            return down("the app is stopped", 60);
+        }
+        match rollout {
+            Some(rollout) => self.roll_out(rollout),
+            None => self.keep_active(),
+        }
+    }
+
+    fn drain_timeout(&self) -> Duration {
+        self.desired
+            .active
+            .as_ref()
+            .or(self.desired.rollout.as_ref().map(|r| &r.version))
+            .map_or(Duration::from_secs(15), |version| version.drain_timeout)
+    }
+
+    fn of(&self, deployment: u64) -> Vec<&'a Seen> {
+        self.seen
+            .iter()
+            .filter(|seen| seen.deployment == deployment)
+            .collect()
+    }
+
+    /// Lets an instance finish what it has, then stops it.
+    fn retire(&mut self, seen: &Seen, drain: Duration, why: &str) {
+        self.roles.push((seen.id.clone(), Role::Draining));
+        if seen.stopping {
+            return self.wait(format!("{} to end", seen.id), None);
+        }
+        let deadline = seen
+            .draining_since_ms
+            .map(|since| since + drain.as_millis() as u64);
+        if seen.drained || deadline.is_some_and(|at| at <= self.now_ms) {
+            self.steps.push(Step::Stop {
+                instance: seen.id.clone(),
+                why: why.to_owned(),
+            });
+        } else {
+            self.wait(format!("{} to finish its requests", seen.id), deadline);
+        }
+    }
+
+    fn stop(&mut self, seen: &Seen, why: &str) {
+        self.roles.push((seen.id.clone(), Role::Draining));
+        if !seen.stopping {
+            self.steps.push(Step::Stop {
+                instance: seen.id.clone(),
+                why: why.to_owned(),
+            });
+        }
+    }
+
+    fn wait(&mut self, what: String, until_ms: Option<u64>) {
+        self.steps.push(Step::Wait { what, until_ms });
+    }
+
+    fn roll_out(&mut self, rollout: &Rollout) -> Serve {
+        let version = &rollout.version;
+        let new = self.of(version.deployment);
+        if let Some(reason) = &rollout.failure {
+            return self.give_up(version, &new, reason.clone());
+        }
+        if version.is_static {
+            self.steps.push(Step::Promote {
+                deployment: version.deployment,
+            });
+            return self.serve_meanwhile(version);
+        }
+        for instance in &new {
+            if let Some(reason) = self.overdue(instance, version) {
+                return self.give_up(version, &new, reason);
+            }
+        }
+        let active = self.desired.active.as_ref();
+        if version.strategy == Strategy::Recreate && active.is_some_and(|a| !a.is_static) {
+            let old: Vec<_> = self
+                .seen
+                .iter()
+                .filter(|seen| seen.deployment != version.deployment)
+                .collect();
+            let drain = self.drain_timeout();
+            for instance in &old {
+                // Those of no deployment were retired already.
+                if active.is_some_and(|a| a.deployment == instance.deployment) {
+                    self.retire(instance, drain, "the new release takes its place");
+                }
+            }
+            if !old.is_empty() {
+                return Serve::Hold;
+            }
+        }
+        self.start_missing(version, &new);
+        let healthy = new.iter().filter(|s| s.health == Health::Healthy).count();
+        for instance in &new {
+            self.roles.push((instance.id.clone(), Role::Candidate));
+            if instance.health != Health::Healthy {
+                let deadline = instance.started_ms + version.start_timeout.as_millis() as u64;
+                self.wait(format!("{} to become healthy", instance.id), Some(deadline));
+            }
+        }
+        if healthy >= version.instances as usize {
+            self.steps.push(Step::Promote {
+                deployment: version.deployment,
+            });
+        }
+        self.serve_meanwhile(version)
+    }
+
+    fn start_missing(&mut self, version: &Version, have: &[&Seen]) {
+        let running = have.iter().filter(|seen| !seen.stopping).count();
+        for _ in running..version.instances as usize {
+            self.steps.push(Step::Start {
+                deployment: version.deployment,
+            });
+        }
+    }
+
+    fn give_up(&mut self, version: &Version, new: &[&Seen], reason: String) -> Serve {
+        for instance in new {
+            self.stop(instance, "its deployment failed");
+        }
+        self.steps.push(Step::Fail {
+            deployment: version.deployment,
+            reason,
+        });
+        self.serve_meanwhile(version)
+    }
+
+    /// What serves while a rollout is under way: the old instances, if they may and can.
+    fn serve_meanwhile(&mut self, rollout: &Version) -> Serve {
+        let Some(active) = &self.desired.active else {
+            return Serve::Hold;
+        };
+        if active.is_static {
+            return Serve::Static;
+        }
+        if rollout.strategy == Strategy::Recreate && !rollout.is_static {
+            return Serve::Hold;
+        }
+        let old = self.of(active.deployment);
+        let mut healthy = false;
+        for instance in &old {
+            healthy |= self.give_role(instance);
+        }
+        if self.desired.halted.is_none() {
+            self.restart_missing(active, &old);
+        }
+        if healthy { Serve::Targets } else { Serve::Hold }
+    }
+
+    /// Active if it can serve; says whether it does.
+    fn give_role(&mut self, seen: &Seen) -> bool {
+        let healthy = seen.health == Health::Healthy && !seen.stopping;
+        let role = match (healthy, seen.stopping) {
+            (true, _) => Role::Active,
+            (false, true) => Role::Draining,
+            (false, false) => Role::Candidate,
+        };
+        self.roles.push((seen.id.clone(), role));
+        healthy
+    }
+
+    fn keep_active(&mut self) -> Serve {
+        let Some(active) = &self.desired.active else {
+            return down("no release of this app ever got healthy", 30);
+        };
+        if active.is_static {
+            return Serve::Static;
+        }
+        let mut mine = self.of(active.deployment);
+        if let Some(reason) = &self.desired.halted {
+            for instance in mine {
+                self.stop(instance, "the app is over");
+            }
+            return down(reason, 60);
+        }
+        // Healthy ones first, then older ones: what is too many is at the end.
+        mine.sort_by_key(|seen| (seen.health != Health::Healthy, seen.started_ms));
+        let drain = active.drain_timeout;
+        let surplus = mine.split_off(mine.len().min(active.instances as usize));
+        for instance in surplus {
+            self.retire(instance, drain, "fewer instances are wanted");
+        }
+        let mut healthy = 0;
+        let mut starting = 0;
+        for instance in &mine {
+            if let Some(reason) = self.overdue(instance, active) {
+                self.stop(instance, &reason);
+            } else if let (Health::Failing(why), false) = (&instance.health, instance.stopping) {
+                self.stop(instance, &format!("it is not healthy any more: {why}"));
+            } else if self.give_role(instance) {
+                healthy += 1;
+            } else {
+                starting += 1;
+                let deadline = instance.started_ms + active.start_timeout.as_millis() as u64;
+                self.wait(format!("{} to become healthy", instance.id), Some(deadline));
+            }
+        }
+        let pause = self.restart_missing(active, &mine);
+        match (healthy, starting) {
+            (1.., _) => Serve::Targets,
+            (0, _) if self.desired.failures <= 1 => Serve::Hold,
+            (0, 1..) => down("the app is starting again after it ended", 2),
+            _ => down(
+                "the app ended and is started again after a pause",
+                (pause.as_secs() as u32).clamp(1, 60),
+            ),
+        }
+    }
+
+    /// Starts what is missing of the active version, with back-off; says how long that is from now.
+    fn restart_missing(&mut self, active: &Version, mine: &[&Seen]) -> Duration {
+        let running = mine.iter().filter(|seen| !seen.stopping).count();
+        if running >= active.instances as usize {
+            return Duration::ZERO;
+        }
+        let desired = self.desired;
+        let pause = backoff::pause(desired.failures);
+        let at = desired.last_failure_ms + pause.as_millis() as u64;
+        if desired.failures > 0 && at > self.now_ms {
+            self.wait(
+                format!("the pause after failure {}", desired.failures),
+                Some(at),
+            );
+            return Duration::from_millis(at - self.now_ms);
+        }
+        self.start_missing(active, mine);
+        Duration::ZERO
+    }
+
+    fn overdue(&self, seen: &Seen, version: &Version) -> Option<String> {
+        let Health::Starting(last) = &seen.health else {
+            return None;
+        };
+        let deadline = seen.started_ms + version.start_timeout.as_millis() as u64;
+        (!seen.stopping && deadline <= self.now_ms).then(|| {
+            let time = crate::units::show_time(version.start_timeout);
+            format!("it was not healthy within {time}: {last}")
+        })
+    }
+}
+
+fn down(reason: &str, retry_after_s: u32) -> Serve {
+    Serve::Down {
+        reason: reason.to_owned(),
+        retry_after_s,
+    }
+}
+
+#[cfg(test)]
+mod tests;

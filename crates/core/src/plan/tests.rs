@@ -1,0 +1,211 @@
+//! Scenarios: what is wanted and seen goes in, the plan's own words come out.
+
+use super::*;
+
+fn version(deployment: u64, instances: u32, strategy: Strategy) -> Version {
+    Version {
+        deployment,
+        is_static: false,
+        instances,
+        strategy,
+        restart: Restart::Always,
+        start_timeout: Duration::from_secs(30),
+        drain_timeout: Duration::from_secs(15),
+    }
+}
+
+fn wanted(active: Option<Version>, rollout: Option<Version>) -> Desired {
+    Desired {
+        running: true,
+        active,
+        rollout: rollout.map(|version| Rollout {
+            version,
+            failure: None,
+        }),
+        failures: 0,
+        last_failure_ms: 0,
+        halted: None,
+    }
+}
+
+fn seen(id: &str, deployment: u64, health: Health) -> Seen {
+    Seen {
+        id: id.into(),
+        deployment,
+        started_ms: 1000,
+        health,
+        stopping: false,
+        draining_since_ms: None,
+        drained: false,
+    }
+}
+
+fn starting() -> Health {
+    Health::Starting("nothing listens on port 8080".into())
+}
+
+fn show(desired: &Desired, seen: &[Seen], now_ms: u64) -> String {
+    let plan = plan(desired, seen, now_ms);
+    let mut lines = vec![format!("serve: {:?}", plan.serve)];
+    lines.extend(plan.roles.iter().map(|(id, role)| format!("{id}: {role:?}")));
+    lines.extend(plan.steps.iter().map(ToString::to_string));
+    lines.join("\n")
+}
+
+use Strategy::{Recreate, Rolling};
+
+#[test]
+fn a_first_deploy_starts_waits_and_takes_over() {
+    let desired = wanted(None, Some(version(1, 2, Rolling)));
+    insta::assert_snapshot!(show(&desired, &[], 1000), @r"
+    serve: Hold
+    start an instance of deployment 1
+    start an instance of deployment 1
+    ");
+    let instances = [seen("a", 1, Health::Healthy), seen("b", 1, starting())];
+    insta::assert_snapshot!(show(&desired, &instances, 2000), @r"
+    serve: Hold
+    a: Candidate
+    b: Candidate
+    wait for b to become healthy
+    ");
+    let instances = [seen("a", 1, Health::Healthy), seen("b", 1, Health::Healthy)];
+    insta::assert_snapshot!(show(&desired, &instances, 2000), @r"
+    serve: Hold
+    a: Candidate
+    b: Candidate
+    deployment 1 takes over
+    ");
+}
+
+#[test]
+fn a_rolling_deploy_never_stops_the_old_before_the_new_serves() {
+    let desired = wanted(Some(version(1, 1, Rolling)), Some(version(2, 1, Rolling)));
+    let instances = [seen("old", 1, Health::Healthy), seen("new", 2, starting())];
+    insta::assert_snapshot!(show(&desired, &instances, 2000), @r"
+    serve: Targets
+    new: Candidate
+    old: Active
+    wait for new to become healthy
+    ");
+    let after = wanted(Some(version(2, 1, Rolling)), None);
+    let mut instances = [
+        seen("old", 1, Health::Healthy),
+        seen("new", 2, Health::Healthy),
+    ];
+    insta::assert_snapshot!(show(&after, &instances, 2000), @r"
+    serve: Targets
+    old: Draining
+    new: Active
+    wait for old to finish its requests
+    ");
+    instances[0].drained = true;
+    insta::assert_snapshot!(show(&after, &instances, 2000), @r"
+    serve: Targets
+    old: Draining
+    new: Active
+    stop old: its deployment is over
+    ");
+    instances[0].drained = false;
+    instances[0].draining_since_ms = Some(2000);
+    insta::assert_snapshot!(show(&after, &instances, 17_000), @r"
+    serve: Targets
+    old: Draining
+    new: Active
+    stop old: its deployment is over
+    ");
+}
+
+#[test]
+fn a_recreate_deploy_holds_the_requests_and_never_runs_both() {
+    let desired = wanted(Some(version(1, 1, Recreate)), Some(version(2, 1, Recreate)));
+    let mut old = seen("old", 1, Health::Healthy);
+    insta::assert_snapshot!(show(&desired, &[old.clone()], 2000), @r"
+    serve: Hold
+    old: Draining
+    wait for old to finish its requests
+    ");
+    old.drained = true;
+    old.stopping = true;
+    insta::assert_snapshot!(show(&desired, &[old], 2000), @r"
+    serve: Hold
+    old: Draining
+    wait for old to end
+    ");
+    insta::assert_snapshot!(show(&desired, &[], 2000), @r"
+    serve: Hold
+    start an instance of deployment 2
+    ");
+    // The new one failed: the old one comes back, and requests still wait.
+    let back = wanted(Some(version(1, 1, Recreate)), None);
+    insta::assert_snapshot!(show(&back, &[], 2000), @r"
+    serve: Hold
+    start an instance of deployment 1
+    ");
+}
+
+#[test]
+fn a_release_that_does_not_get_healthy_is_given_up_and_the_old_one_serves_on() {
+    let mut desired = wanted(Some(version(1, 1, Rolling)), Some(version(2, 1, Rolling)));
+    let instances = [seen("old", 1, Health::Healthy), seen("new", 2, starting())];
+    insta::assert_snapshot!(show(&desired, &instances, 31_000), @r"
+    serve: Targets
+    new: Draining
+    old: Active
+    stop new: its deployment failed
+    give up deployment 2: it was not healthy within 30s: nothing listens on port 8080
+    ");
+    desired.rollout.as_mut().expect("set").failure = Some("exited with code 1".into());
+    insta::assert_snapshot!(show(&desired, &instances[..1], 1000), @r"
+    serve: Targets
+    old: Active
+    give up deployment 2: exited with code 1
+    ");
+}
+
+#[test]
+fn what_ends_is_started_again_with_growing_pauses() {
+    let mut desired = wanted(Some(version(1, 1, Rolling)), None);
+    desired.failures = 1;
+    desired.last_failure_ms = 10_000;
+    insta::assert_snapshot!(show(&desired, &[], 10_050), @r"
+    serve: Hold
+    wait for the pause after failure 1
+    ");
+    insta::assert_snapshot!(show(&desired, &[], 10_200), @r"
+    serve: Hold
+    start an instance of deployment 1
+    ");
+    desired.failures = 5;
+    insta::assert_snapshot!(show(&desired, &[], 10_200), @r#"
+    serve: Down { reason: "the app ended and is started again after a pause", retry_after_s: 7 }
+    wait for the pause after failure 5
+    "#);
+    desired.halted = Some("exited with code 0".into());
+    insta::assert_snapshot!(show(&desired, &[], 99_000), @r#"serve: Down { reason: "exited with code 0", retry_after_s: 60 }"#);
+}
+
+#[test]
+fn stopped_scaled_down_and_sick_instances_go() {
+    let mut desired = wanted(Some(version(1, 1, Rolling)), None);
+    let mut two = [seen("a", 1, Health::Healthy), seen("b", 1, Health::Healthy)];
+    two[1].drained = true;
+    insta::assert_snapshot!(show(&desired, &two, 2000), @r"
+    serve: Targets
+    b: Draining
+    a: Active
+    stop b: fewer instances are wanted
+    ");
+    let sick = [seen("a", 1, Health::Failing("503".into()))];
+    insta::assert_snapshot!(show(&desired, &sick, 2000), @r"
+    serve: Hold
+    a: Draining
+    stop a: it is not healthy any more: 503
+    ");
+    desired.running = false;
+    insta::assert_snapshot!(show(&desired, &two[1..], 2000), @r#"
+    serve: Down { reason: "the app is stopped", retry_after_s: 60 }
+    b: Draining
+    stop b: the app is stopped
+    "#);
+}

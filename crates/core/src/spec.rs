@@ -1,0 +1,694 @@
+//! `hutong.toml`: text in, a checked [`AppSpec`] or every mistake with its place out.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::name::{self, AppName};
+use crate::units;
+
+/// One app as its owner declares it; every bound holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AppSpec {
+    pub name: AppName,
+    pub domains: Vec<Domain>,
+    pub strip_prefix: bool,
+    pub run: Run,
+    /// Given to the program as `PORT`.
+    pub port: u16,
+    pub env: BTreeMap<String, String>,
+    pub instances: u32,
+    pub memory_bytes: u64,
+    pub cpu_millis: u32,
+    pub pids: u32,
+    pub health: HealthCheck,
+    pub start_timeout: Duration,
+    pub stop_timeout: Duration,
+    pub drain_timeout: Duration,
+    pub response_timeout: Duration,
+    pub data: bool,
+    pub restart: Restart,
+    pub strategy: Strategy,
+    pub egress: Egress,
+    /// Paths of this app's hosts that other apps may serve.
+    pub share: BTreeMap<String, AppName>,
+    pub build: Option<Build>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Build {
+    pub command: Vec<String>,
+    /// The command may reach the internet.
+    pub network: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Domain {
+    pub host: String,
+    pub prefix: String,
+}
+
+impl std::fmt::Display for Domain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let prefix = if self.prefix == "/" { "" } else { &self.prefix };
+        write!(f, "{}{prefix}", self.host)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Run {
+    Command(Vec<String>),
+    Static { folder: String, spa: bool },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// `None`: that the port accepts a connection is enough.
+    pub path: Option<String>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub retries: u32,
+}
+
+/// What happens when the program ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    Always,
+    OnFailure,
+    Never,
+}
+
+/// How a new release takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// The new instances start beside the old ones.
+    Rolling,
+    /// The old ones stop first; the gateway holds requests meanwhile.
+    Recreate,
+}
+
+/// Where the app may connect to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Egress {
+    None,
+    Internet,
+}
+
+/// One mistake and its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+    pub message: String,
+}
+
+/// Every mistake of one file. Shown as `path:line:column: message`, one a line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems {
+    pub path: String,
+    pub list: Vec<Problem>,
+}
+
+impl std::error::Error for Problems {}
+
+impl std::fmt::Display for Problems {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, problem) in self.list.iter().enumerate() {
+            let newline = if index == 0 { "" } else { "\n" };
+            let Problem {
+                line,
+                column,
+                message,
+            } = problem;
+            write!(f, "{newline}{}:{line}:{column}: {message}", self.path)?;
+        }
+        Ok(())
+    }
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "hutong.toml", description = "One app of a Hutong server.")]
+struct RawSpec {
+    /// The app's name: a DNS label of at most 40 characters.
+    #[schemars(with = "String", regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
+    name: Spanned<String>,
+    /// Hosts, or hosts with a path (`shop.example.com/api`); default: none, the app is not reachable.
+    #[schemars(with = "Vec<String>")]
+    #[serde(default)]
+    domains: Vec<Spanned<String>>,
+    /// Cut the route's path off before the app sees the request.
+    #[serde(default)]
+    strip_prefix: bool,
+    /// The program: a list of words, or one line that is split like a shell would (no shell runs).
+    #[schemars(with = "Option<Words>")]
+    command: Option<Spanned<Words>>,
+    /// A folder of files to serve, instead of a command.
+    #[schemars(with = "Option<String>")]
+    #[serde(rename = "static")]
+    folder: Option<Spanned<String>>,
+    /// Static apps: paths without a file answer with index.html.
+    #[serde(default)]
+    spa: bool,
+    /// The port that the program listens on; it finds it in `PORT`.
+    #[schemars(with = "Option<u16>")]
+    port: Option<Spanned<i64>>,
+    /// Environment variables. Secrets belong into `hutong env set`.
+    #[schemars(with = "BTreeMap<String, String>")]
+    #[serde(default)]
+    env: BTreeMap<Spanned<String>, Spanned<EnvValue>>,
+    /// How many instances run, 1 to 64.
+    #[schemars(with = "Option<u32>")]
+    instances: Option<Spanned<i64>>,
+    #[serde(default)]
+    limits: RawLimits,
+    #[serde(default)]
+    health: RawHealth,
+    #[serde(default)]
+    timeouts: RawTimeouts,
+    /// A folder /data of the app's own that every release keeps.
+    #[serde(default)]
+    data: bool,
+    /// What happens when the program ends by itself; default always.
+    restart: Option<Restart>,
+    /// How a new release takes over; default recreate with data, else rolling.
+    strategy: Option<Strategy>,
+    /// Where the app may connect to; default none.
+    egress: Option<Egress>,
+    /// Paths of this app's hosts that other apps may serve: `{ "/api" = "notes" }`.
+    #[schemars(with = "BTreeMap<String, String>")]
+    #[serde(default)]
+    share: BTreeMap<Spanned<String>, Spanned<String>>,
+    /// Runs in a sandbox of its own when the app is deployed.
+    build: Option<RawBuild>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a line of words or a list of words")]
+enum Words {
+    Line(String),
+    List(Vec<String>),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a string, a number or a boolean")]
+enum EnvValue {
+    Text(String),
+    Number(i64),
+    Float(f64),
+    Bool(bool),
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct RawLimits {
+    /// Such as "256M" (the default); 4M to 1T.
+    #[schemars(with = "Option<String>")]
+    memory: Option<Spanned<String>>,
+    /// Cores, such as 0.5; default 1.
+    #[schemars(with = "Option<f64>")]
+    cpu: Option<Spanned<Number>>,
+    /// Processes and threads; default 128.
+    #[schemars(with = "Option<u32>")]
+    pids: Option<Spanned<i64>>,
+}
+
+#[derive(Clone, Copy, Deserialize, JsonSchema)]
+#[serde(untagged, expecting = "a number")]
+enum Number {
+    Whole(i64),
+    Part(f64),
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct RawHealth {
+    /// A path that answers 2xx or 3xx when the app can serve; default: an open port is enough.
+    #[schemars(with = "Option<String>")]
+    path: Option<Spanned<String>>,
+    /// Default "10s".
+    #[schemars(with = "Option<String>")]
+    interval: Option<Spanned<String>>,
+    /// Default "2s".
+    #[schemars(with = "Option<String>")]
+    timeout: Option<Spanned<String>>,
+    /// Failures in a row until the instance gets no more requests; default 3.
+    #[schemars(with = "Option<u32>")]
+    retries: Option<Spanned<i64>>,
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct RawTimeouts {
+    /// From start to healthy; default "30s".
+    #[schemars(with = "Option<String>")]
+    start: Option<Spanned<String>>,
+    /// From SIGTERM to SIGKILL; default "10s".
+    #[schemars(with = "Option<String>")]
+    stop: Option<Spanned<String>>,
+    /// How long requests under way may go on when an instance is replaced; default "15s".
+    #[schemars(with = "Option<String>")]
+    drain: Option<Spanned<String>>,
+    /// How long the app may take to begin its answer; default "60s".
+    #[schemars(with = "Option<String>")]
+    response: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct RawBuild {
+    /// The program that builds, in the app's folder.
+    #[schemars(with = "Words")]
+    command: Spanned<Words>,
+    /// The program may reach the internet; packages of a lock file are installed before, without this.
+    #[serde(default)]
+    network: bool,
+}
+
+/// The JSON Schema of `hutong.toml` (draft 2020-12).
+pub fn json_schema() -> serde_json::Value {
+    schemars::schema_for!(RawSpec).to_value()
+}
+
+/// Reads `hutong.toml`. `path` is only for messages.
+pub fn parse(path: &str, text: &str) -> Result<AppSpec, Problems> {
+    let place = Place { text };
+    let problems = |list| Problems {
+        path: path.to_owned(),
+        list,
+    };
+    if text.len() > 64 << 10 {
+        return Err(problems(vec![Problem {
+            line: 1,
+            column: 1,
+            message: "the file is over 64K".into(),
+        }]));
+    }
+    let raw: RawSpec = toml::from_str(text).map_err(|error| {
+        let at = error.span().map_or(0, |span| span.start);
+        problems(vec![place.problem(at, explain(error.message()))])
+    })?;
+    let mut check = Check {
+        place,
+        list: Vec::new(),
+    };
+    let spec = check.spec(raw);
+    if check.list.is_empty() {
+        Ok(spec)
+    } else {
+        check.list.sort_by_key(|p| (p.line, p.column));
+        Err(problems(check.list))
+    }
+}
+
+/// serde's message, with "did you mean" where a key is close to a known one.
+pub fn explain(message: &str) -> String {
+    let message = message.trim().replace('\n', " ");
+    let Some(rest) = message.strip_prefix("unknown field `") else {
+        return message;
+    };
+    let mut quoted = rest.split('`').step_by(2);
+    let (Some(unknown), known) = (quoted.next(), rest.split('`').skip(2).step_by(2)) else {
+        return message;
+    };
+    let known: Vec<&str> = known.collect();
+    match closest(unknown, &known) {
+        Some(best) => format!("unknown key `{unknown}`; did you mean `{best}`?"),
+        None => format!("unknown key `{unknown}`; known here: {}", known.join(", ")),
+    }
+}
+
+fn closest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(word, candidate), *candidate))
+        .filter(|(score, _)| *score > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+/// Turns byte offsets into lines and columns.
+pub struct Place<'a> {
+    pub text: &'a str,
+}
+
+impl Place<'_> {
+    pub fn problem(&self, at: usize, message: String) -> Problem {
+        let before = self.text.get(..at).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |i| i + 1);
+        Problem {
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            message,
+        }
+    }
+}
+
+struct Check<'a> {
+    place: Place<'a>,
+    list: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn wrong(&mut self, at: usize, message: impl Into<String>) {
+        self.list.push(self.place.problem(at, message.into()));
+    }
+
+    fn spec(&mut self, raw: RawSpec) -> AppSpec {
+        let name_at = raw.name.span().start;
+        let name = AppName::new(raw.name.get_ref()).unwrap_or_else(|message| {
+            self.wrong(name_at, message);
+            AppName::new("x").expect("a fixed good name")
+        });
+        let run = self.run(&raw, name_at);
+        let mut domains = Vec::new();
+        for domain in &raw.domains {
+            match parse_domain(domain.get_ref()) {
+                Ok(parsed) if domains.contains(&parsed) => {
+                    self.wrong(domain.span().start, format!("`{parsed}` is listed twice"));
+                }
+                Ok(parsed) => domains.push(parsed),
+                Err(message) => self.wrong(domain.span().start, message),
+            }
+        }
+        if domains.len() > 100 {
+            self.wrong(raw.domains[100].span().start, "an app has at most 100 domains");
+        }
+        let mut share = BTreeMap::new();
+        for (prefix, app) in &raw.share {
+            let checked = name::parse_prefix(prefix.get_ref());
+            match (checked, AppName::new(app.get_ref())) {
+                (Ok(prefix), Ok(app)) => {
+                    share.insert(prefix, app);
+                }
+                (Err(message), _) => self.wrong(prefix.span().start, message),
+                (_, Err(message)) => self.wrong(app.span().start, message),
+            }
+        }
+        let env = self.env(&raw.env);
+        let port = match &raw.port {
+            None => 8080,
+            Some(port) => self.bounded(port, 1, 65535, "a port") as u16,
+        };
+        let instances = match &raw.instances {
+            None => 1,
+            Some(count) => self.bounded(count, 1, 64, "the number of instances") as u32,
+        };
+        let strategy = raw.strategy.unwrap_or(if raw.data {
+            Strategy::Recreate
+        } else {
+            Strategy::Rolling
+        });
+        if let (true, Some(count), None) = (raw.data && instances > 1, &raw.instances, raw.strategy)
+        {
+            self.wrong(
+                count.span().start,
+                "data has a single writer: leave instances at 1, or name a strategy if several instances may share /data",
+            );
+        }
+        if let (Run::Static { .. }, Some(count)) = (&run, &raw.instances) {
+            self.wrong(
+                count.span().start,
+                "a static app is served by the gateway itself and has no instances",
+            );
+        }
+        let memory_bytes = match &raw.limits.memory {
+            None => 256 << 20,
+            Some(text) => self.size(text, 4 << 20, 1 << 40),
+        };
+        let cpu_millis = match &raw.limits.cpu {
+            None => 1000,
+            Some(number) => self.cpu(number),
+        };
+        let pids = match &raw.limits.pids {
+            None => 128,
+            Some(count) => self.bounded(count, 1, 32768, "limits.pids") as u32,
+        };
+        let health = self.health(&raw.health);
+        let (ms, s) = (Duration::from_millis, Duration::from_secs);
+        let timeouts = &raw.timeouts;
+        AppSpec {
+            start_timeout: self.time(&timeouts.start, s(30), ms(100), s(3600)),
+            stop_timeout: self.time(&timeouts.stop, s(10), ms(0), s(600)),
+            drain_timeout: self.time(&timeouts.drain, s(15), ms(0), s(3600)),
+            response_timeout: self.time(&timeouts.response, s(60), ms(10), s(3600)),
+            strip_prefix: raw.strip_prefix,
+            data: raw.data,
+            restart: raw.restart.unwrap_or(Restart::Always),
+            egress: raw.egress.unwrap_or(Egress::None),
+            build: raw.build.and_then(|build| {
+                Some(Build {
+                    command: self.words(&build.command, "build.command")?,
+                    network: build.network,
+                })
+            }),
+            name,
+            domains,
+            run,
+            port,
+            env,
+            instances,
+            memory_bytes,
+            cpu_millis,
+            pids,
+            health,
+            strategy,
+            share,
+        }
+    }
+
+    fn run(&mut self, raw: &RawSpec, name_at: usize) -> Run {
+        match (&raw.command, &raw.folder) {
+            (Some(command), None) => {
+                if raw.spa {
+                    self.wrong(command.span().start, "`spa` goes with `static`");
+                }
+                Run::Command(self.words(command, "command").unwrap_or_default())
+            }
+            (None, Some(folder)) => {
+                let path = folder.get_ref().trim_start_matches("./").trim_end_matches('/');
+                let path = if path == "." { "" } else { path };
+                let plain = path.is_empty()
+                    || path
+                        .split('/')
+                        .all(|s| !s.is_empty() && s != "." && s != "..");
+                if folder.get_ref().starts_with('/') || !plain || path.len() > 200 {
+                    self.wrong(
+                        folder.span().start,
+                        "`static` names a folder below the app's own, such as \"dist\"",
+                    );
+                }
+                Run::Static {
+                    folder: path.to_owned(),
+                    spa: raw.spa,
+                }
+            }
+            (Some(_), Some(folder)) => {
+                self.wrong(
+                    folder.span().start,
+                    "an app has `command` or `static`, not both",
+                );
+                Run::Command(Vec::new())
+            }
+            (None, None) => {
+                self.wrong(
+                    name_at,
+                    "nothing to run: add `command = [\"python3\", \"app.py\"]` or `static = \"dist\"`",
+                );
+                Run::Command(Vec::new())
+            }
+        }
+    }
+
+    fn words(&mut self, words: &Spanned<Words>, what: &str) -> Option<Vec<String>> {
+        let at = words.span().start;
+        let list = match words.get_ref() {
+            Words::List(list) => list.clone(),
+            Words::Line(line) => match shell_words::split(line) {
+                Ok(list) => list,
+                Err(_) => {
+                    self.wrong(at, format!("{what} has a quote that does not end"));
+                    return None;
+                }
+            },
+        };
+        let total: usize = list.iter().map(|word| word.len() + 1).sum();
+        if list.first().is_none_or(|word| word.is_empty()) {
+            self.wrong(at, format!("{what} is empty"));
+        } else if total > 32 << 10 {
+            self.wrong(at, format!("{what} is over 32K"));
+        } else if list.iter().any(|word| word.contains('\0')) {
+            self.wrong(at, format!("{what} holds a NUL character"));
+        } else if let Some(word) = shell_operator(words.get_ref(), &list) {
+            self.wrong(
+                at,
+                format!("no shell runs the {what}, so `{word}` would be a plain word; use [\"sh\", \"-c\", \"…\"] if you want one"),
+            );
+        } else {
+            return Some(list);
+        }
+        None
+    }
+
+    fn env(
+        &mut self,
+        raw: &BTreeMap<Spanned<String>, Spanned<EnvValue>>,
+    ) -> BTreeMap<String, String> {
+        let mut env = BTreeMap::new();
+        let mut total = 0;
+        for (key, value) in raw {
+            let at = key.span().start;
+            let text = match value.get_ref() {
+                EnvValue::Text(text) => text.clone(),
+                EnvValue::Number(number) => number.to_string(),
+                EnvValue::Float(number) => number.to_string(),
+                EnvValue::Bool(flag) => flag.to_string(),
+            };
+            total += key.get_ref().len() + text.len();
+            if let Err(message) = check_env(key.get_ref(), &text) {
+                self.wrong(at, message);
+            } else if total > MAX_ENV {
+                self.wrong(at, "the environment is over 64K");
+                break;
+            }
+            env.insert(key.get_ref().clone(), text);
+        }
+        env
+    }
+
+    fn health(&mut self, raw: &RawHealth) -> HealthCheck {
+        let (ms, s) = (Duration::from_millis, Duration::from_secs);
+        if let Some(path) = &raw.path {
+            let text = path.get_ref();
+            let plain = text.starts_with('/')
+                && text.len() <= 500
+                && text.bytes().all(|c| (0x21..0x7f).contains(&c) && c != b'#');
+            if !plain {
+                self.wrong(path.span().start, "health.path is a path such as /healthz");
+            }
+        }
+        HealthCheck {
+            path: raw.path.as_ref().map(|path| path.get_ref().clone()),
+            interval: self.time(&raw.interval, s(10), ms(100), s(3600)),
+            timeout: self.time(&raw.timeout, s(2), ms(10), s(300)),
+            retries: match &raw.retries {
+                None => 3,
+                Some(count) => self.bounded(count, 1, 100, "health.retries") as u32,
+            },
+        }
+    }
+
+    fn bounded(&mut self, value: &Spanned<i64>, low: i64, high: i64, what: &str) -> i64 {
+        if !(low..=high).contains(value.get_ref()) {
+            self.wrong(
+                value.span().start,
+                format!("{what} is {low} to {high}, not {}", value.get_ref()),
+            );
+            return low;
+        }
+        *value.get_ref()
+    }
+
+    fn cpu(&mut self, number: &Spanned<Number>) -> u32 {
+        let cores = match *number.get_ref() {
+            Number::Whole(whole) => whole as f64,
+            Number::Part(part) => part,
+        };
+        if !(0.01..=256.0).contains(&cores) {
+            self.wrong(number.span().start, "limits.cpu is 0.01 to 256 cores");
+            return 1000;
+        }
+        (cores * 1000.0).round() as u32
+    }
+
+    fn size(&mut self, text: &Spanned<String>, low: u64, high: u64) -> u64 {
+        match units::parse_size(text.get_ref()) {
+            Ok(bytes) if (low..=high).contains(&bytes) => bytes,
+            Ok(_) => {
+                let (low, high) = (units::show_size(low), units::show_size(high));
+                self.wrong(text.span().start, format!("must be {low} to {high}"));
+                0
+            }
+            Err(message) => {
+                self.wrong(text.span().start, message);
+                0
+            }
+        }
+    }
+
+    fn time(
+        &mut self,
+        text: &Option<Spanned<String>>,
+        default: Duration,
+        low: Duration,
+        high: Duration,
+    ) -> Duration {
+        let Some(text) = text else { return default };
+        match units::parse_time(text.get_ref()) {
+            Ok(time) if (low..=high).contains(&time) => time,
+            Ok(_) => {
+                let (low, high) = (units::show_time(low), units::show_time(high));
+                self.wrong(text.span().start, format!("must be {low} to {high}"));
+                default
+            }
+            Err(message) => {
+                self.wrong(text.span().start, message);
+                default
+            }
+        }
+    }
+}
+
+/// The most bytes that an app's environment may have, keys and values.
+pub const MAX_ENV: usize = 64 << 10;
+
+/// Checks one environment variable, wherever it came from.
+pub fn check_env(key: &str, value: &str) -> Result<(), String> {
+    if !name::is_env_key(key) {
+        return Err(format!(
+            "`{key}` cannot name an environment variable; use letters, digits and '_'"
+        ));
+    }
+    if key == "PORT" || key.starts_with("HUTONG_") {
+        return Err(format!("`{key}` is set by Hutong itself"));
+    }
+    if value.contains('\0') || value.len() > 32 << 10 {
+        return Err(format!("the value of `{key}` is over 32K or holds a NUL"));
+    }
+    Ok(())
+}
+
+fn shell_operator<'a>(words: &Words, list: &'a [String]) -> Option<&'a str> {
+    let Words::Line(_) = words else { return None };
+    list.iter()
+        .map(String::as_str)
+        .find(|word| matches!(*word, "&&" | "||" | "|" | ";" | ">" | ">>" | "<" | "&" | "2>&1"))
+}
+
+/// `host` or `host/path`.
+pub fn parse_domain(text: &str) -> Result<Domain, String> {
+    if text.contains("://") {
+        return Err(format!(
+            "`{text}`: leave out the scheme and write for instance shop.example.com or shop.example.com/api"
+        ));
+    }
+    let (host, prefix) = match text.find('/') {
+        Some(at) => text.split_at(at),
+        None => (text, "/"),
+    };
+    Ok(Domain {
+        host: name::parse_host(host)?,
+        prefix: name::parse_prefix(prefix)?,
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,241 @@
+//! Builds: what a folder needs before it can run, done in a sandbox of its own with the app's ids,
+//! capped, one at a time. The result is kept by what went in, so the same input is not built twice.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hutong_core::spec::{AppSpec, Run};
+use hutong_core::tree::digest_of;
+use hutong_ipc::shim::Exit;
+use hutong_ipc::warden::{Build, Limits, ServerSettings};
+use hutong_runtime::client::Driver;
+
+use crate::store::{Deployment, Release};
+use crate::{Control, controller, ids};
+
+/// Caps of a build: it must not freeze a machine of 2 cores and 4 GB.
+const MEMORY: u64 = 1536 << 20;
+const CPU_MILLIS: u32 = 1500;
+const PIDS: u32 = 512;
+const TIMEOUT: Duration = Duration::from_secs(15 * 60);
+const LOOK: Duration = Duration::from_millis(50);
+
+/// One program of a build.
+pub struct Recipe {
+    pub argv: Vec<String>,
+    /// It fetches packages.
+    pub network: bool,
+}
+
+/// The programs that make a folder ready, in order; none if it is ready as it is.
+pub fn recipe(spec: &AppSpec, tree: &Path) -> Vec<Recipe> {
+    let step = |argv, network| Recipe { argv, network };
+    let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let mut steps = Vec::new();
+    let is_program = matches!(spec.run, Run::Command(_));
+    if is_program && tree.join("requirements.txt").is_file() {
+        steps.push(step(words("python3 -m venv /app/.venv"), false));
+        steps.push(step(words(
+            "/app/.venv/bin/python -m pip install --no-input --no-cache-dir --disable-pip-version-check --no-warn-script-location -r requirements.txt",
+        ), true));
+    }
+    let locked = ["package-lock.json", "npm-shrinkwrap.json"]
+        .iter()
+        .any(|lock| tree.join(lock).is_file());
+    let needs_node = is_program || spec.build.is_some();
+    if needs_node && locked && tree.join("package.json").is_file() {
+        let mut install = words("npm ci --no-audit --no-fund --no-update-notifier");
+        if spec.build.is_none() {
+            install.push("--omit=dev".into());
+        }
+        steps.push(step(install, true));
+    }
+    let own = spec.build.as_ref();
+    steps.extend(own.map(|build| step(build.command.clone(), build.network)));
+    steps
+}
+
+/// What a person should know about a folder that looks as if it needed a build and gets none.
+pub fn advice(spec: &AppSpec, tree: &Path) -> Option<String> {
+    let has = |name: &str| tree.join(name).exists();
+    let is_program = matches!(spec.run, Run::Command(_));
+    let locked = has("package-lock.json") || has("npm-shrinkwrap.json");
+    (is_program && has("package.json") && !locked && !has("node_modules")).then(|| {
+        "package.json has no package-lock.json beside it, so no packages are installed; run `npm install` and deploy the lock file too".to_owned()
+    })
+}
+
+/// Goes on with builds that a restart interrupted.
+pub fn resume(control: &Arc<Control>) {
+    for deployment in control.store.building().unwrap_or_default() {
+        start(control, deployment);
+    }
+}
+
+/// Builds in the background; the deployment then rolls out, or fails with the reason.
+pub fn start(control: &Arc<Control>, deployment: Deployment) {
+    let control = control.clone();
+    tokio::spawn(async move {
+        let Ok(_turn) = control.building.acquire().await else {
+            return;
+        };
+        let ours = control.clone();
+        let id = deployment.id;
+        let work = tokio::task::spawn_blocking(move || build(&ours, &deployment));
+        let result = work.await.unwrap_or_else(|error| Err(Broken::plain(error)));
+        if let Err(broken) = result
+            && let Err(error) = control.store.fail(id, &broken.reason, &broken.log)
+        {
+            tracing::error!("{error}");
+        }
+        control.wake.notify_one();
+    });
+}
+
+struct Broken {
+    reason: String,
+    log: Vec<String>,
+}
+
+impl Broken {
+    fn plain(reason: impl ToString) -> Self {
+        Broken {
+            reason: reason.to_string(),
+            log: Vec::new(),
+        }
+    }
+}
+
+fn build(control: &Control, deployment: &Deployment) -> Result<(), Broken> {
+    let app = &deployment.app;
+    let release = control
+        .store
+        .release(app, deployment.release)
+        .map_err(Broken::plain)?
+        .ok_or_else(|| Broken::plain("its release is gone"))?;
+    let spec = release.parse().map_err(Broken::plain)?;
+    let tree = control.data_dir.join("trees").join(&release.digest);
+    let steps = recipe(&spec, &tree);
+    let key = key(&release, &steps);
+    let there = control.warden.has_built(app, &key).map_err(Broken::plain)?;
+    if !there {
+        for (index, step) in steps.iter().enumerate() {
+            if is_superseded(control, deployment.id) {
+                break;
+            }
+            run_step(control, deployment, &release, index, step)?;
+        }
+        let last = ids::build_step(app, deployment.id, steps.len() - 1);
+        if is_superseded(control, deployment.id) {
+            let _ = control.warden.build_drop(&last);
+            return Ok(());
+        }
+        control
+            .warden
+            .build_keep(&last, app, &key)
+            .map_err(Broken::plain)?;
+    }
+    control
+        .store
+        .built(deployment.id, Some(&key))
+        .map_err(Broken::plain)
+}
+
+fn key(release: &Release, steps: &[Recipe]) -> String {
+    let argvs: Vec<&Vec<String>> = steps.iter().map(|step| &step.argv).collect();
+    let recipe = serde_json::to_string(&argvs).unwrap_or_default();
+    digest_of(&[&release.app, &release.digest, &recipe])
+}
+
+fn is_superseded(control: &Control, deployment: u64) -> bool {
+    match control.store.deployment(deployment) {
+        Ok(Some(now)) => now.is_over(),
+        _ => true,
+    }
+}
+
+fn run_step(
+    control: &Control,
+    deployment: &Deployment,
+    release: &Release,
+    index: usize,
+    step: &Recipe,
+) -> Result<(), Broken> {
+    let app = &deployment.app;
+    let instance = ids::build_step(app, deployment.id, index);
+    // What a control plane before us left of this step.
+    let _ = control.warden.kill(&instance);
+    wait_until_gone(control, &instance, deployment.id)?;
+    control.logs.forget_spool(&instance);
+    let line = step.argv.join(" ");
+    control.logs.note(app, &instance, &format!("$ {line}"));
+    let build = Build {
+        instance: instance.clone(),
+        app: app.clone(),
+        source: release.digest.clone(),
+        argv: step.argv.clone(),
+        egress: step.network,
+        env: environment(&control.settings),
+        limits: Limits {
+            memory: MEMORY,
+            cpu_millis: CPU_MILLIS,
+            pids: PIDS,
+        },
+    };
+    control
+        .warden
+        .build(build, index > 0)
+        .map_err(|error| Broken::plain(format!("the build `{line}` cannot start: {error}")))?;
+    wait_until_gone(control, &instance, deployment.id)?;
+    let end = control.logs.end_of(&instance);
+    control.logs.forget_spool(&instance);
+    let why = match (end.exit, end.out_of_memory) {
+        (Some(Exit::Code(0)), false) => return Ok(()),
+        (_, true) => format!(
+            "ran out of memory (a build has {})",
+            hutong_core::units::show_size(MEMORY)
+        ),
+        (Some(exit), _) => exit.to_string(),
+        (None, _) => "was killed".into(),
+    };
+    let _ = control.warden.build_drop(&instance);
+    Err(Broken {
+        reason: format!("the build `{line}` {why}"),
+        log: controller::last_words(control, app, deployment.id),
+    })
+}
+
+fn wait_until_gone(control: &Control, instance: &str, deployment: u64) -> Result<(), Broken> {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let listed = control.warden.list().map_err(Broken::plain)?;
+        if !listed.iter().any(|i| i.instance == instance) {
+            return Ok(());
+        }
+        let late = Instant::now() > deadline;
+        if late || is_superseded(control, deployment) {
+            let _ = control.warden.kill(instance);
+            if late {
+                return Err(Broken::plain("the build took over 15 minutes"));
+            }
+        }
+        std::thread::sleep(LOOK);
+    }
+}
+
+/// Mirrors and the way out, as the server file says.
+fn environment(settings: &ServerSettings) -> Vec<(String, String)> {
+    let mut env = vec![("CI".to_owned(), "true".to_owned())];
+    let mut add = |key: &str, value: &Option<String>| {
+        if let Some(value) = value {
+            env.push((key.to_owned(), value.clone()));
+        }
+    };
+    add("PIP_INDEX_URL", &settings.pip_index);
+    add("npm_config_registry", &settings.npm_registry);
+    for key in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+        add(key, &settings.proxy);
+    }
+    env
+}

@@ -1,0 +1,74 @@
+//! The line to the gateway: it hears of snapshots, we hear what it serves and sees.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hutong_ipc::channel;
+use hutong_ipc::gateway::{Event, Nudge};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+
+use crate::{Control, lock};
+
+/// A gateway that was restarted is found again within this time.
+const RETRY: Duration = Duration::from_millis(50);
+
+pub async fn run(control: Arc<Control>) {
+    let path = control.run_dir.join("gateway.sock");
+    loop {
+        if let Ok(stream) = UnixStream::connect(&path).await {
+            let _ = converse(&control, stream).await;
+            // What it said of instances holds no longer than the line.
+            tracing::warn!("the line to the gateway broke; connecting again");
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+async fn converse(control: &Control, stream: UnixStream) -> std::io::Result<()> {
+    let (mut reader, mut writer) = stream.into_split();
+    let nudge = channel::encode(&Nudge::Reload)?;
+    writer.write_all(&nudge).await?;
+    let speak = async {
+        loop {
+            control.published.notified().await;
+            writer.write_all(&nudge).await?;
+        }
+    };
+    let listen = async {
+        loop {
+            let mut header = [0; 4];
+            reader.read_exact(&mut header).await?;
+            let mut body = vec![0; channel::frame_length(header)?];
+            reader.read_exact(&mut body).await?;
+            take(control, channel::decode(&body)?);
+        }
+    };
+    tokio::select! {
+        result = speak => result,
+        result = listen => result,
+    }
+}
+
+fn take(control: &Control, event: Event) {
+    {
+        let mut observed = lock(&control.observed);
+        match event {
+            Event::Serving { version } => observed.gateway_version = version,
+            Event::Health {
+                instance,
+                healthy,
+                detail,
+            } => observed.note_health(instance, healthy, detail),
+            Event::Drained { instance, version } => {
+                let since = observed.draining.get(&instance);
+                if since.is_some_and(|(_, published)| version >= *published) {
+                    observed.drained.insert(instance);
+                }
+            }
+            Event::Gone { .. } => {}
+            Event::Rejected { reason } => tracing::error!("the gateway rejects: {reason}"),
+        }
+    }
+    control.wake.notify_one();
+}

@@ -1,0 +1,369 @@
+//! Apps: list, show, start, stop, restart, scale, environment, remove.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use hutong_api::{
+    App, AppState, Deployment, EnvChange, EnvEntry, Instance, Problem, ScaleRequest,
+};
+use hutong_core::plan::{Health, Serve};
+use hutong_core::spec::{self, AppSpec, Run};
+
+use super::deploy::{to_wire, wire_deployment};
+use super::{ApiError, Result};
+use crate::store::{self, Goal};
+use crate::{Control, controller, ids, lock};
+
+/// The app's row, or 404; removed ones only where asked for.
+pub fn find(control: &Control, name: &str) -> Result<store::App> {
+    let app = control.store.app(name)?;
+    app.filter(|app| app.goal != Goal::Removed).ok_or_else(|| {
+        ApiError::not_found(format!("there is no app {name}")).hint("`hutong apps` lists them")
+    })
+}
+
+/// The specification that counts now.
+pub fn current_spec(control: &Control, app: &store::App) -> Result<Option<(u64, AppSpec)>> {
+    let active = match app.active {
+        Some(id) => control.store.deployment(id)?,
+        None => None,
+    };
+    let deployment = match active {
+        Some(active) => Some(active),
+        None => control.store.under_way(&app.name)?,
+    };
+    let number = match deployment {
+        Some(deployment) => Some(deployment.release),
+        None => control.store.releases(&app.name)?.first().map(|r| r.number),
+    };
+    let Some(number) = number else { return Ok(None) };
+    let Some(release) = control.store.release(&app.name, number)? else {
+        return Ok(None);
+    };
+    Ok(Some((number, release.parse()?)))
+}
+
+/// Every app.
+#[utoipa::path(get, path = "/v1/apps", responses((status = 200, body = Vec<App>)))]
+pub async fn list(State(control): State<Arc<Control>>) -> Result<Json<Vec<App>>> {
+    let mut apps = Vec::new();
+    for app in control.store.apps()? {
+        if app.goal != Goal::Removed {
+            apps.push(describe(&control, &app)?);
+        }
+    }
+    Ok(Json(apps))
+}
+
+/// One app.
+#[utoipa::path(get, path = "/v1/apps/{app}", responses((status = 200, body = App), (status = 404, body = Problem)))]
+pub async fn show(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+) -> Result<Json<App>> {
+    let app = find(&control, &name)?;
+    Ok(Json(describe(&control, &app)?))
+}
+
+fn describe(control: &Control, app: &store::App) -> Result<App> {
+    let current = current_spec(control, app)?;
+    let active = match app.active {
+        Some(id) => control.store.deployment(id)?,
+        None => None,
+    };
+    let deploying = control.store.under_way(&app.name)?;
+    let instances = instances(control, &app.name)?;
+    let observed = lock(&control.observed);
+    let serve = observed.serving.get(&app.name).cloned();
+    let warnings = observed.warnings.get(&app.name).cloned().unwrap_or_default();
+    drop(observed);
+    let is_static = current
+        .as_ref()
+        .is_some_and(|(_, spec)| matches!(spec.run, Run::Static { .. }));
+    let state = match (app.goal, &serve) {
+        (Goal::Stopped, _) => AppState::Stopped,
+        (Goal::Removed, _) => AppState::Removed,
+        (_, Some(Serve::Targets | Serve::Static)) => AppState::Running,
+        (_, Some(Serve::Down { .. })) => AppState::Failing,
+        (_, Some(Serve::Hold) | None) => AppState::Starting,
+    };
+    let message = match state {
+        AppState::Failing => app
+            .last_failure
+            .clone()
+            .or_else(|| controller::describe(serve.as_ref())),
+        _ => None,
+    };
+    let spec = current.as_ref().map(|(_, spec)| spec);
+    Ok(App {
+        name: app.name.clone(),
+        state,
+        domains: spec.map_or_else(Vec::new, |spec| {
+            spec.domains.iter().map(ToString::to_string).collect()
+        }),
+        release: active.map(|deployment| deployment.release),
+        memory_bytes: instances.iter().map(|i| i.memory_bytes).sum(),
+        memory_limit_bytes: spec.filter(|_| !is_static).map_or(0, |s| s.memory_bytes),
+        instances,
+        kind: if is_static { "static" } else { "command" }.into(),
+        wanted_instances: match spec {
+            Some(spec) if !is_static => app.scale.unwrap_or(spec.instances),
+            _ => 0,
+        },
+        deploying: deploying.map(|deployment| wire_deployment(control, &deployment)),
+        message,
+        warnings,
+    })
+}
+
+fn instances(control: &Control, app: &str) -> Result<Vec<Instance>> {
+    let (list, health, stopping, draining) = {
+        let observed = lock(&control.observed);
+        let mine: Vec<_> = observed
+            .instances
+            .values()
+            .filter(|i| i.app == app)
+            .cloned()
+            .collect();
+        let health: Vec<_> = mine.iter().map(|i| observed.health_of(&i.instance)).collect();
+        let stopping: Vec<_> = mine
+            .iter()
+            .map(|i| observed.stopping.contains_key(&i.instance))
+            .collect();
+        let draining: Vec<_> = mine
+            .iter()
+            .map(|i| observed.draining.contains_key(&i.instance))
+            .collect();
+        (mine, health, stopping, draining)
+    };
+    let mut all = Vec::new();
+    for (index, instance) in list.into_iter().enumerate() {
+        let (state, detail) = match (&health[index], stopping[index], draining[index]) {
+            (_, true, _) => ("stopping", None),
+            (_, _, true) => ("draining", None),
+            (Health::Healthy, ..) => ("healthy", None),
+            (Health::Starting(detail), ..) => ("starting", Some(detail.clone())),
+            (Health::Failing(detail), ..) => ("failing", Some(detail.clone())),
+        };
+        let deployment = control.store.deployment(instance.deployment)?;
+        all.push(Instance {
+            deployment: instance.deployment,
+            release: deployment.map(|d| d.release),
+            state: state.into(),
+            started_at: instance.started_at,
+            memory_bytes: instance.memory,
+            cpu_usec: instance.cpu_usec,
+            detail,
+            id: instance.instance,
+        });
+    }
+    all.sort_by_key(|instance| instance.started_at);
+    Ok(all)
+}
+
+/// Starts a stopped app, or one that gave up.
+#[utoipa::path(post, path = "/v1/apps/{app}/start", responses((status = 200, body = App)))]
+pub async fn start(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+) -> Result<Json<App>> {
+    let app = find(&control, &name)?;
+    if app.active.is_none() {
+        return Err(ApiError::conflict(format!("{name} has no release that ever got healthy"))
+            .hint("deploy one"));
+    }
+    control.store.set_goal(&name, Goal::Running, false)?;
+    next_pass(&control).await;
+    show(State(control), Path(name)).await
+}
+
+/// Stops an app; its data, releases and domains stay.
+#[utoipa::path(post, path = "/v1/apps/{app}/stop", responses((status = 200, body = App)))]
+pub async fn stop(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+) -> Result<Json<App>> {
+    find(&control, &name)?;
+    control.store.set_goal(&name, Goal::Stopped, false)?;
+    next_pass(&control).await;
+    show(State(control), Path(name)).await
+}
+
+/// Replaces every instance, as a deployment of the same release.
+#[utoipa::path(post, path = "/v1/apps/{app}/restart", responses((status = 200, body = Deployment)))]
+pub async fn restart(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+) -> Result<Json<Deployment>> {
+    let app = find(&control, &name)?;
+    redeploy_current(&control, &app, "restart").map(Json)
+}
+
+/// The active release once more; for `restart` and changed variables.
+pub fn redeploy_current(control: &Control, app: &store::App, kind: &str) -> Result<Deployment> {
+    let active = match app.active {
+        Some(id) => control.store.deployment(id)?,
+        None => None,
+    };
+    let release = active.ok_or_else(|| {
+        ApiError::conflict(format!("{} has no release that ever got healthy", app.name))
+            .hint("deploy one")
+    })?;
+    let deployment = control.store.redeploy(&app.name, release.release, kind)?;
+    control.wake.notify_one();
+    Ok(to_wire(&deployment))
+}
+
+/// How many instances run, until the next deploy.
+#[utoipa::path(post, path = "/v1/apps/{app}/scale", request_body = ScaleRequest, responses((status = 200, body = App), (status = 422, body = Problem)))]
+pub async fn scale(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    Json(request): Json<ScaleRequest>,
+) -> Result<Json<App>> {
+    let app = find(&control, &name)?;
+    if !(1..=64).contains(&request.instances) {
+        return Err(ApiError::bad("an app has 1 to 64 instances").hint("`hutong stop` stops it"));
+    }
+    if let Some((_, spec)) = current_spec(&control, &app)? {
+        if matches!(spec.run, Run::Static { .. }) {
+            return Err(ApiError::bad(
+                "a static app is served by the gateway itself and has no instances",
+            ));
+        }
+        if spec.data && request.instances > 1 && spec.instances == 1 {
+            return Err(ApiError::bad(
+                "its /data has a single writer, so it stays at one instance",
+            )
+            .hint("name a strategy and `instances` in hutong.toml if several may share /data"));
+        }
+    }
+    control.store.scale(&name, request.instances)?;
+    next_pass(&control).await;
+    show(State(control), Path(name)).await
+}
+
+/// The variables' names; never their values.
+#[utoipa::path(get, path = "/v1/apps/{app}/env", responses((status = 200, body = Vec<EnvEntry>)))]
+pub async fn env(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+) -> Result<Json<Vec<EnvEntry>>> {
+    let app = find(&control, &name)?;
+    let mut entries: Vec<EnvEntry> = control
+        .store
+        .env_keys(&name)?
+        .into_iter()
+        .map(|(key, updated)| EnvEntry {
+            key,
+            source: "secret".into(),
+            updated_at: Some(updated),
+        })
+        .collect();
+    if let Some((_, spec)) = current_spec(&control, &app)? {
+        for key in spec.env.into_keys() {
+            if !entries.iter().any(|entry| entry.key == key) {
+                entries.push(EnvEntry {
+                    key,
+                    source: "file".into(),
+                    updated_at: None,
+                });
+            }
+        }
+    }
+    entries.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(Json(entries))
+}
+
+/// Sets and unsets variables; a running app gets them by a deployment of the same release.
+#[utoipa::path(post, path = "/v1/apps/{app}/env", request_body = EnvChange, responses((status = 200, body = Option<Deployment>), (status = 422, body = Problem)))]
+pub async fn change_env(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    Json(change): Json<EnvChange>,
+) -> Result<Json<Option<Deployment>>> {
+    let app = find(&control, &name)?;
+    for (key, value) in &change.set {
+        spec::check_env(key, value).map_err(ApiError::bad)?;
+    }
+    let known = control.store.env(&name)?;
+    for key in &change.unset {
+        if !known.iter().any(|(k, _)| k == key) {
+            return Err(ApiError::not_found(format!("{name} has no variable {key}"))
+                .hint("`hutong env list` names them; those of hutong.toml change with a deploy"));
+        }
+    }
+    let total: usize = known
+        .iter()
+        .filter(|(key, _)| !change.set.contains_key(key))
+        .map(|(key, value)| key.len() + value.len())
+        .chain(change.set.iter().map(|(key, value)| key.len() + value.len()))
+        .sum();
+    if total > spec::MAX_ENV {
+        return Err(ApiError::bad("the environment would be over 64K"));
+    }
+    control.store.change_env(&name, &change.set, &change.unset)?;
+    let runs = app.goal == Goal::Running && app.active.is_some();
+    let is_program = current_spec(&control, &app)?
+        .is_some_and(|(_, spec)| matches!(spec.run, Run::Command(_)));
+    if !runs || !is_program {
+        return Ok(Json(None));
+    }
+    redeploy_current(&control, &app, "env").map(|deployment| Json(Some(deployment)))
+}
+
+#[derive(serde::Deserialize)]
+pub struct Removal {
+    #[serde(default)]
+    purge: bool,
+}
+
+/// Removes an app. Its data is kept for seven days, unless `purge=true`.
+#[utoipa::path(delete, path = "/v1/apps/{app}", params(("purge" = Option<bool>, Query)), responses((status = 200), (status = 404, body = Problem)))]
+pub async fn remove(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    Query(removal): Query<Removal>,
+) -> Result<Json<()>> {
+    // A purge also ends the week of one that was removed before.
+    match control.store.app(&name)? {
+        Some(app) if app.goal != Goal::Removed || removal.purge => {}
+        _ => find(&control, &name).map(drop)?,
+    }
+    control.store.set_goal(&name, Goal::Removed, removal.purge)?;
+    control.wake.notify_one();
+    Ok(Json(()))
+}
+
+/// Waits until the controller looked at what was just declared.
+pub async fn next_pass(control: &Control) {
+    let mut passes = control.passes.subscribe();
+    control.wake.notify_one();
+    // The pass under way may have begun before the change: so two.
+    for _ in 0..2 {
+        let wait = tokio::time::timeout(std::time::Duration::from_secs(1), passes.changed());
+        control.wake.notify_one();
+        if wait.await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The running, healthy instance that `exec` goes to.
+pub fn any_instance(control: &Control, app: &str) -> Option<String> {
+    let observed = lock(&control.observed);
+    let mut mine: Vec<_> = observed
+        .instances
+        .values()
+        .filter(|i| i.app == app && !observed.stopping.contains_key(&i.instance))
+        .map(|i| {
+            let healthy = observed.health_of(&i.instance) == Health::Healthy;
+            (!healthy, std::cmp::Reverse(i.started_at), i.instance.clone())
+        })
+        .collect();
+    mine.sort();
+    mine.into_iter()
+        .map(|(_, _, instance)| instance)
+        .find(|instance| ids::parse(instance).is_some())
+}

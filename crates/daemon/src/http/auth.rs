@@ -1,0 +1,95 @@
+//! The one place where it is decided who may do what. Today there is one kind of caller, the owner of
+//! the server: known by the kernel's word on a unix socket, by a token on TCP loopback.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::extract::connect_info::{ConnectInfo, Connected};
+use axum::extract::{Request, State};
+use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
+use axum::middleware::Next;
+use axum::response::Response;
+use axum::serve::IncomingStream;
+use hutong_runtime::paths::atomic_write;
+use subtle::ConstantTimeEq;
+use tokio::net::{TcpListener, UnixListener};
+
+use super::error::{ApiError, Result};
+use crate::Control;
+
+/// Who is at the other end.
+#[derive(Clone, Debug)]
+pub enum Peer {
+    /// SO_PEERCRED's uid; `None` if the kernel does not say.
+    Unix(Option<u32>),
+    Tcp,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Peer {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Peer::Unix(stream.io().peer_cred().ok().map(|peer| peer.uid()))
+    }
+}
+
+impl Connected<IncomingStream<'_, TcpListener>> for Peer {
+    fn connect_info(_: IncomingStream<'_, TcpListener>) -> Self {
+        Peer::Tcp
+    }
+}
+
+pub async fn authorize(
+    State(control): State<Arc<Control>>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    request: Request,
+    next: Next,
+) -> Result<Response> {
+    match peer {
+        Peer::Unix(Some(uid)) if control.admins.contains(&uid) => {}
+        Peer::Unix(_) => {
+            return Err(ApiError::new(403, "this user may not manage the server")
+                .hint("use sudo, or the user that runs `hutong serve`"));
+        }
+        Peer::Tcp => check_tcp(&control, &request)?,
+    }
+    Ok(next.run(request).await)
+}
+
+/// A web page must not get here: neither by its own name (Host) nor from elsewhere (Origin).
+fn check_tcp(control: &Control, request: &Request) -> Result<()> {
+    let header = |name| request.headers().get(name).and_then(|v| v.to_str().ok());
+    let host = header(HOST).unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
+    if !matches!(name, "127.0.0.1" | "localhost" | "[::1]") {
+        return Err(ApiError::new(403, "the Host header does not name this machine"));
+    }
+    if let Some(origin) = header(ORIGIN)
+        && origin.strip_prefix("http://") != Some(host)
+    {
+        return Err(ApiError::new(403, "requests from other origins are refused"));
+    }
+    let given = header(AUTHORIZATION)
+        .and_then(|value| value.strip_prefix("Bearer "))
+        .unwrap_or_default();
+    let token = control.token.as_deref().unwrap_or_default();
+    if token.is_empty() || !bool::from(given.as_bytes().ct_eq(token.as_bytes())) {
+        return Err(ApiError::new(401, "a token is needed")
+            .hint("it is in the file control/token of the data folder"));
+    }
+    Ok(())
+}
+
+/// The token, made on a new server; 0600, and only its path is ever printed.
+pub fn token(path: &Path) -> std::result::Result<String, String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(text.trim().to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let mut random = [0; 32];
+            getrandom::fill(&mut random).map_err(|error| error.to_string())?;
+            let token = hutong_core::tree::hex(&random);
+            atomic_write(path, token.as_bytes(), 0o600).map_err(failed)?;
+            Ok(token)
+        }
+        Err(error) => Err(failed(error)),
+    }
+}

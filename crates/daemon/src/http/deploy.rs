@@ -1,0 +1,416 @@
+//! Uploads, deployments, releases, rollback.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use futures_util::TryStreamExt;
+use hutong_api::{
+    DeployRequest, Deployment, DeploymentState, PlanAnswer, Problem, Release, ReleaseState,
+    RollbackRequest,
+};
+use hutong_core::name::is_digest;
+use hutong_core::spec::{self, AppSpec, Run, Strategy};
+use hutong_core::{route, units};
+
+use super::{ApiError, Result, apps};
+use crate::store::{self, Goal};
+use crate::{Control, builds, lock, unpack};
+
+fn tree(control: &Control, digest: &str) -> Result<PathBuf> {
+    if !is_digest(digest) {
+        return Err(ApiError::bad("a digest is 64 hex digits"));
+    }
+    Ok(control.data_dir.join("trees").join(digest))
+}
+
+/// Whether the server has a tree already.
+#[utoipa::path(head, path = "/v1/trees/{digest}", responses((status = 200), (status = 404)))]
+pub async fn has_tree(
+    State(control): State<Arc<Control>>,
+    Path(digest): Path<String>,
+) -> Result<()> {
+    if tree(&control, &digest)?.is_dir() {
+        Ok(())
+    } else {
+        Err(ApiError::not_found("the server does not have this tree"))
+    }
+}
+
+/// Uploads a tree as a gzipped tar; its content must have the digest. The same content is kept once.
+#[utoipa::path(put, path = "/v1/trees/{digest}", request_body(content = Vec<u8>, content_type = "application/gzip"), responses((status = 200), (status = 400, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem)))]
+pub async fn upload(
+    State(control): State<Arc<Control>>,
+    Path(digest): Path<String>,
+    body: Body,
+) -> Result<()> {
+    tree(&control, &digest)?;
+    let stream = body.into_data_stream().map_err(std::io::Error::other);
+    let (sender, receiver) = std::sync::mpsc::sync_channel(8);
+    let trees = control.data_dir.join("trees");
+    let (bound, group) = (control.settings.upload_bytes, control.gateway_gid);
+    let work = tokio::task::spawn_blocking(move || {
+        unpack::unpack(Received::new(receiver), &trees, &digest, bound, group)
+    });
+    let feed = async {
+        let mut stream = std::pin::pin!(stream);
+        loop {
+            let chunk = match stream.try_next().await {
+                Ok(Some(chunk)) => Ok(chunk),
+                Ok(None) => return,
+                Err(error) => Err(error),
+            };
+            let (sender, failed) = (sender.clone(), chunk.is_err());
+            // The other side unpacks on a thread of its own; a full channel holds the sender back.
+            let sent = tokio::task::spawn_blocking(move || sender.send(chunk)).await;
+            if failed || !matches!(sent, Ok(Ok(()))) {
+                return;
+            }
+        }
+    };
+    feed.await;
+    drop(sender);
+    work.await.map_err(|e| ApiError::new(500, e.to_string()))??;
+    Ok(())
+}
+
+/// Chunks of an upload as a reader.
+struct Received {
+    chunks: std::sync::mpsc::Receiver<std::io::Result<bytes::Bytes>>,
+    current: bytes::Bytes,
+}
+
+impl Received {
+    fn new(chunks: std::sync::mpsc::Receiver<std::io::Result<bytes::Bytes>>) -> Self {
+        Received {
+            chunks,
+            current: bytes::Bytes::new(),
+        }
+    }
+}
+
+impl std::io::Read for Received {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.current.is_empty() {
+            match self.chunks.recv() {
+                Ok(chunk) => self.current = chunk?,
+                Err(_) => return Ok(0),
+            }
+        }
+        let count = buffer.len().min(self.current.len());
+        buffer[..count].copy_from_slice(&self.current.split_to(count));
+        Ok(count)
+    }
+}
+
+/// Deploys a tree that was uploaded, or only says what that would do.
+#[utoipa::path(post, path = "/v1/apps/{app}/deployments", request_body = DeployRequest, responses((status = 200, body = PlanAnswer), (status = 404, body = Problem), (status = 409, body = Problem), (status = 422, body = Problem)))]
+pub async fn deploy(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    Json(request): Json<DeployRequest>,
+) -> Result<Json<PlanAnswer>> {
+    let folder = tree(&control, &request.digest)?;
+    let there = folder.is_dir();
+    let text = if there {
+        std::fs::read_to_string(folder.join("hutong.toml"))
+            .map_err(|_| ApiError::bad("there is no hutong.toml in the folder"))?
+    } else {
+        match (&request.spec, request.dry_run) {
+            (Some(spec), true) => spec.clone(),
+            _ => {
+                return Err(ApiError::not_found("the server does not have this tree")
+                    .kind("unknown-tree")
+                    .hint("upload it first: PUT /v1/trees/DIGEST"));
+            }
+        }
+    };
+    let spec =
+        spec::parse("hutong.toml", &text).map_err(|problems| ApiError::bad(problems.to_string()))?;
+    if spec.name.as_str() != name {
+        return Err(ApiError::bad(format!(
+            "hutong.toml names the app {}, the request {name}",
+            spec.name
+        )));
+    }
+    let others = other_specs(&control, &name)?;
+    if let Some(conflict) = route::conflict(&others, &spec) {
+        return Err(ApiError::conflict(conflict));
+    }
+    let mut warnings = waiting_routes(&others, &spec);
+    let before = control.store.app(&name)?;
+    let steps = if there {
+        check_tree(&spec, &folder)?;
+        warnings.extend(builds::advice(&spec, &folder));
+        builds::recipe(&spec, &folder)
+    } else {
+        Vec::new()
+    };
+    let plan = outline(&control, &spec, before.as_ref(), &request.digest, there, &steps)?;
+    if request.dry_run {
+        return Ok(Json(PlanAnswer {
+            deployment: None,
+            steps: plan,
+            warnings,
+        }));
+    }
+    let state = if steps.is_empty() { "rolling" } else { "building" };
+    let deployment = control.store.deploy(&name, &request.digest, &text, state)?;
+    if steps.is_empty() {
+        control.wake.notify_one();
+    } else {
+        builds::start(&control, deployment.clone());
+    }
+    Ok(Json(PlanAnswer {
+        deployment: Some(to_wire(&deployment)),
+        steps: plan,
+        warnings,
+    }))
+}
+
+/// A static app without a build must bring its folder.
+fn check_tree(spec: &AppSpec, tree: &std::path::Path) -> Result<()> {
+    let Run::Static { folder, .. } = &spec.run else {
+        return Ok(());
+    };
+    if spec.build.is_none() && !tree.join(folder).is_dir() {
+        return Err(ApiError::bad(format!(
+            "the folder `{folder}` that `static` names is not there"
+        ))
+        .hint("build it first, or let Hutong do it: [build] command = \"npm run build\""));
+    }
+    Ok(())
+}
+
+fn other_specs(control: &Control, name: &str) -> Result<BTreeMap<String, AppSpec>> {
+    let mut specs = BTreeMap::new();
+    for app in control.store.apps()? {
+        if app.goal != Goal::Removed && app.name != name {
+            // One under way counts too: two first deployments must not win the same host.
+            for version in [control.store.under_way(&app.name)?, active(control, &app)?] {
+                let Some(deployment) = version else { continue };
+                if let Some(release) = control.store.release(&app.name, deployment.release)? {
+                    specs.insert(app.name.clone(), release.parse()?);
+                }
+            }
+        }
+    }
+    Ok(specs)
+}
+
+fn active(control: &Control, app: &store::App) -> Result<Option<store::Deployment>> {
+    Ok(match app.active {
+        Some(id) => control.store.deployment(id)?,
+        None => None,
+    })
+}
+
+fn waiting_routes(others: &BTreeMap<String, AppSpec>, spec: &AppSpec) -> Vec<String> {
+    let mut all = others.clone();
+    all.insert(spec.name.to_string(), spec.clone());
+    spec.domains
+        .iter()
+        .filter_map(|domain| route::holds(&all, spec.name.as_str(), domain).err())
+        .collect()
+}
+
+/// What a deployment does, in the words of the planner's steps.
+fn outline(
+    control: &Control,
+    spec: &AppSpec,
+    before: Option<&store::App>,
+    digest: &str,
+    there: bool,
+    build: &[builds::Recipe],
+) -> Result<Vec<String>> {
+    let mut steps = Vec::new();
+    let running = match before {
+        Some(app) => active(control, app)?,
+        None => None,
+    };
+    if before.is_none() {
+        steps.push(format!("make the app {}", spec.name));
+    }
+    steps.push(if there {
+        format!("use the content {} that is there already", &digest[..12])
+    } else {
+        format!("upload the content {}", &digest[..12])
+    });
+    steps.extend(build.iter().map(|step| format!("build: {}", step.argv.join(" "))));
+    if !there && spec.build.is_some() {
+        steps.push("build as [build] says".into());
+    }
+    match (&spec.run, &running, spec.strategy) {
+        (Run::Static { folder, .. }, _, _) => steps.push(format!("serve the files of /{folder}")),
+        (Run::Command(_), Some(_), Strategy::Recreate) => {
+            steps.push("hold requests; let those under way finish; stop the old release".into());
+            steps.push(start_words(spec));
+        }
+        (Run::Command(_), running, _) => {
+            steps.push(start_words(spec));
+            if running.is_some() {
+                steps.push("move requests over; let those under way finish; stop the old release".into());
+            }
+        }
+    }
+    let domains: Vec<String> = spec.domains.iter().map(ToString::to_string).collect();
+    if !domains.is_empty() {
+        steps.push(format!("answer for {}", domains.join(", ")));
+    }
+    Ok(steps)
+}
+
+fn start_words(spec: &AppSpec) -> String {
+    let health = match &spec.health.path {
+        Some(path) => format!("GET {path} on port {}", spec.port),
+        None => format!("port {} to open", spec.port),
+    };
+    format!(
+        "start {} instance(s) with {} of memory each; wait up to {} for {health}",
+        spec.instances,
+        units::show_size(spec.memory_bytes),
+        units::show_time(spec.start_timeout)
+    )
+}
+
+#[derive(serde::Deserialize)]
+pub struct Watch {
+    /// Seconds to wait for something new, at most 30.
+    #[serde(default)]
+    wait: u64,
+    /// What the caller knows already.
+    #[serde(default)]
+    known: Option<String>,
+}
+
+/// A deployment; with `wait` it is answered when there is something new (`known` is the last `doing`).
+#[utoipa::path(get, path = "/v1/apps/{app}/deployments/{id}", params(("wait" = Option<u64>, Query), ("known" = Option<String>, Query)), responses((status = 200, body = Deployment), (status = 404, body = Problem)))]
+pub async fn watch(
+    State(control): State<Arc<Control>>,
+    Path((name, id)): Path<(String, u64)>,
+    Query(watch): Query<Watch>,
+) -> Result<Json<Deployment>> {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(watch.wait.min(30));
+    let mut passes = control.passes.subscribe();
+    loop {
+        let found = control.store.deployment(id)?;
+        let deployment = found
+            .filter(|deployment| deployment.app == name)
+            .ok_or_else(|| ApiError::not_found("there is no such deployment"))?;
+        let wire = wire_deployment(&control, &deployment);
+        if deployment.is_over()
+            || wire.doing != watch.known
+            || tokio::time::Instant::now() >= deadline
+        {
+            return Ok(Json(wire));
+        }
+        let tick = Duration::from_millis(250);
+        let _ = tokio::time::timeout(tick, passes.changed()).await;
+    }
+}
+
+pub fn to_wire(deployment: &store::Deployment) -> Deployment {
+    Deployment {
+        id: deployment.id,
+        app: deployment.app.clone(),
+        release: deployment.release,
+        kind: deployment.kind.clone(),
+        state: match deployment.state.as_str() {
+            "building" => DeploymentState::Building,
+            "rolling" => DeploymentState::Rolling,
+            "done" => DeploymentState::Done,
+            "superseded" => DeploymentState::Superseded,
+            _ => DeploymentState::Failed,
+        },
+        doing: None,
+        reason: deployment.reason.clone(),
+        log: deployment.log.clone(),
+        created_at: deployment.created_ms,
+        finished_at: deployment.finished_ms,
+        warnings: Vec::new(),
+    }
+}
+
+/// With what it does now, and which routes wait.
+pub fn wire_deployment(control: &Control, deployment: &store::Deployment) -> Deployment {
+    let mut wire = to_wire(deployment);
+    let observed = lock(&control.observed);
+    wire.doing = match wire.state {
+        DeploymentState::Building => Some("building".into()),
+        DeploymentState::Rolling => observed
+            .doing
+            .get(&deployment.app)
+            .and_then(|steps| steps.first().cloned()),
+        _ => None,
+    };
+    wire.warnings = observed
+        .warnings
+        .get(&deployment.app)
+        .cloned()
+        .unwrap_or_default();
+    wire
+}
+
+/// The releases that are kept, newest first.
+#[utoipa::path(get, path = "/v1/apps/{app}/releases", responses((status = 200, body = Vec<Release>)))]
+pub async fn releases(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+) -> Result<Json<Vec<Release>>> {
+    let app = apps::find(&control, &name)?;
+    let serving = active(&control, &app)?.map(|deployment| deployment.release);
+    let under_way = control.store.under_way(&name)?.map(|d| d.release);
+    let list = control
+        .store
+        .releases(&name)?
+        .into_iter()
+        .map(|release| Release {
+            id: release.number,
+            state: match () {
+                () if serving == Some(release.number) => ReleaseState::Active,
+                () if under_way == Some(release.number) => ReleaseState::Deploying,
+                () if release.served => ReleaseState::Kept,
+                () => ReleaseState::Failed,
+            },
+            digest: release.digest,
+            created_at: release.created_ms,
+        })
+        .collect();
+    Ok(Json(list))
+}
+
+/// Makes a kept release serve again.
+#[utoipa::path(post, path = "/v1/apps/{app}/rollback", request_body = RollbackRequest, responses((status = 200, body = Deployment), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub async fn rollback(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    Json(request): Json<RollbackRequest>,
+) -> Result<Json<Deployment>> {
+    let app = apps::find(&control, &name)?;
+    let serving = active(&control, &app)?.map(|deployment| deployment.release);
+    let releases = control.store.releases(&name)?;
+    let chosen = match request.release {
+        Some(number) => releases.iter().find(|r| r.number == number).ok_or_else(|| {
+            ApiError::not_found(format!("{name} keeps no release {number}"))
+                .hint(format!("`hutong releases {name}` lists those it keeps"))
+        })?,
+        None => releases
+            .iter()
+            .find(|r| r.served && serving.is_some_and(|serving| r.number < serving))
+            .ok_or_else(|| {
+                ApiError::conflict(format!("{name} keeps no earlier release that ever served"))
+            })?,
+    };
+    let spec = chosen.parse()?;
+    let others = other_specs(&control, &name)?;
+    if let Some(conflict) = route::conflict(&others, &spec) {
+        return Err(ApiError::conflict(conflict));
+    }
+    let deployment = control.store.redeploy(&name, chosen.number, "rollback")?;
+    control.wake.notify_one();
+    Ok(Json(to_wire(&deployment)))
+}

@@ -1,0 +1,87 @@
+//! Errors of the API: one type, one place where it becomes a response (RFC 9457).
+
+use axum::Json;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hutong_api::Problem;
+use hutong_runtime::client::DriverError;
+
+use crate::store::StoreError;
+use crate::unpack::UnpackError;
+
+pub type Result<T> = std::result::Result<T, ApiError>;
+
+#[derive(Debug)]
+pub struct ApiError(Box<Problem>);
+
+impl ApiError {
+    pub fn new(status: u16, detail: impl Into<String>) -> Self {
+        let code = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        ApiError(Box::new(Problem {
+            kind: "about:blank".into(),
+            title: code.canonical_reason().unwrap_or_default().into(),
+            status,
+            detail: detail.into(),
+            hint: None,
+        }))
+    }
+
+    pub fn not_found(detail: impl Into<String>) -> Self {
+        Self::new(404, detail)
+    }
+
+    pub fn bad(detail: impl Into<String>) -> Self {
+        Self::new(422, detail)
+    }
+
+    pub fn conflict(detail: impl Into<String>) -> Self {
+        Self::new(409, detail)
+    }
+
+    pub fn kind(mut self, kind: &str) -> Self {
+        self.0.kind = kind.into();
+        self
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.0.hint = Some(hint.into());
+        self
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.status);
+        let status = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+        (status, kind, Json(self.0)).into_response()
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        tracing::error!("{error}");
+        ApiError::new(500, error.to_string())
+    }
+}
+
+impl From<DriverError> for ApiError {
+    fn from(error: DriverError) -> Self {
+        match &error {
+            DriverError::Refused(reason) => ApiError::conflict(reason.clone()),
+            _ => ApiError::new(503, error.to_string()).hint("the warden restarts by itself; try again"),
+        }
+    }
+}
+
+impl From<UnpackError> for ApiError {
+    fn from(error: UnpackError) -> Self {
+        let status = match &error {
+            UnpackError::Bad(_) | UnpackError::Mismatch { .. } => 422,
+            UnpackError::Broken(_) => 400,
+            UnpackError::TooLarge(_) => 413,
+            UnpackError::Disk(_) => 507,
+        };
+        ApiError::new(status, error.to_string())
+    }
+}

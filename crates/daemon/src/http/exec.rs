@@ -1,0 +1,261 @@
+//! A program beside an app, in its own sandbox: frames over an upgraded connection, pipes or a
+//! terminal on the other side.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{FromRequest, Path, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hutong_api::{ExecRequest, Problem, frame};
+use hutong_ipc::channel;
+use hutong_ipc::shim::{self, Answer, Exit};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use super::{ApiError, Result, apps};
+use crate::Control;
+
+/// Runs a program in one of the app's instances. The answer is an upgrade to `hutong-exec` frames.
+#[utoipa::path(post, path = "/v1/apps/{app}/exec", request_body = ExecRequest, responses((status = 101), (status = 409, body = Problem)))]
+pub async fn exec(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    mut request: Request,
+) -> Result<Response> {
+    let app = apps::find(&control, &name)?;
+    let upgrade = hyper::upgrade::on(&mut request);
+    let Json(wanted) = Json::<ExecRequest>::from_request(request, &())
+        .await
+        .map_err(|error| ApiError::bad(error.body_text()))?;
+    if wanted.command.is_empty() || wanted.command.iter().any(|word| word.contains('\0')) {
+        return Err(ApiError::bad("a command is needed").hint("hutong exec APP -- ls /app"));
+    }
+    let instance = apps::any_instance(&control, &name).ok_or_else(|| {
+        ApiError::conflict(format!("no instance of {name} runs")).hint(format!("hutong start {name}"))
+    })?;
+    let env = environment(&control, &app, &instance, wanted.terminal.is_some())?;
+    let ours = control.clone();
+    let started = tokio::task::spawn_blocking(move || start(&ours, &instance, &wanted, env));
+    let session = started
+        .await
+        .map_err(|error| ApiError::new(500, error.to_string()))??;
+    tokio::spawn(async move {
+        if let Ok(upgraded) = upgrade.await {
+            session.run(TokioIo::new(upgraded)).await;
+        }
+    });
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("hutong-exec"));
+    Ok(response)
+}
+
+/// The same variables as the app's own.
+fn environment(
+    control: &Control,
+    app: &crate::store::App,
+    instance: &str,
+    terminal: bool,
+) -> Result<Vec<(String, String)>> {
+    let Some((release, spec)) = apps::current_spec(control, app)? else {
+        return Err(ApiError::conflict("the app has no release"));
+    };
+    let home = if spec.data { "/data" } else { "/tmp" };
+    let mut env: Vec<(String, String)> =
+        hutong_runtime::base_env(&app.name, instance, home);
+    env.extend(spec.env);
+    env.extend(control.store.env(&app.name)?);
+    env.push(("PORT".into(), spec.port.to_string()));
+    env.push(("HUTONG_RELEASE".into(), release.to_string()));
+    if spec.data {
+        env.push(("DATA_DIR".into(), "/data".into()));
+    }
+    if terminal {
+        env.push(("TERM".into(), "xterm-256color".into()));
+    }
+    Ok(env)
+}
+
+struct Session {
+    /// Says when the program ended; its closing does not end the program.
+    line: std::os::unix::net::UnixStream,
+    input: Option<File>,
+    /// (kind of frame, where it comes from)
+    outputs: Vec<(u8, File)>,
+    terminal: Option<OwnedFd>,
+}
+
+fn start(
+    control: &Control,
+    instance: &str,
+    wanted: &ExecRequest,
+    env: Vec<(String, String)>,
+) -> Result<Session> {
+    let exec = shim::Exec {
+        argv: wanted.command.clone(),
+        env,
+        terminal: wanted.terminal.is_some(),
+    };
+    let failed = |error: std::io::Error| ApiError::new(500, error.to_string());
+    if let Some((rows, columns)) = wanted.terminal {
+        let (ours, theirs) = open_terminal(rows, columns).map_err(failed)?;
+        let stdio = [theirs.as_fd(), theirs.as_fd(), theirs.as_fd()];
+        let line = control.warden.exec(instance, exec, stdio)?;
+        let input = File::from(ours.try_clone().map_err(failed)?);
+        let output = File::from(ours.try_clone().map_err(failed)?);
+        return Ok(Session {
+            line,
+            input: Some(input),
+            outputs: vec![(frame::OUTPUT, output)],
+            terminal: Some(ours),
+        });
+    }
+    let (stdin, input) = std::io::pipe().map_err(failed)?;
+    let (output, stdout) = std::io::pipe().map_err(failed)?;
+    let (errors, stderr) = std::io::pipe().map_err(failed)?;
+    let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let line = control.warden.exec(instance, exec, stdio)?;
+    Ok(Session {
+        line,
+        input: Some(File::from(OwnedFd::from(input))),
+        outputs: vec![
+            (frame::OUTPUT, File::from(OwnedFd::from(output))),
+            (frame::ERROR, File::from(OwnedFd::from(errors))),
+        ],
+        terminal: None,
+    })
+}
+
+fn open_terminal(rows: u16, columns: u16) -> std::io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let name = ptsname(&ours, Vec::new())?;
+    let theirs = rustix::fs::open(
+        name.as_c_str(),
+        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    resize(&ours, rows, columns);
+    Ok((ours, theirs))
+}
+
+fn resize(terminal: &OwnedFd, rows: u16, columns: u16) {
+    let size = rustix::termios::Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    let _ = rustix::termios::tcsetwinsize(terminal, size);
+}
+
+impl Session {
+    async fn run(self, connection: TokioIo<hyper::upgrade::Upgraded>) {
+        let (mut reader, mut writer) = tokio::io::split(connection);
+        // Frames on their way out: bounded, so a program waits for a slow reader.
+        let (frames, mut outgoing) = mpsc::channel::<Vec<u8>>(16);
+        let mut pumps = Vec::new();
+        for (kind, file) in self.outputs {
+            let frames = frames.clone();
+            pumps.push(tokio::task::spawn_blocking(move || pump(kind, file, &frames)));
+        }
+        let line = self.line;
+        let ended = tokio::task::spawn_blocking(move || {
+            let exit = match channel::receive::<Answer>(&line) {
+                Ok(Some((Answer::ExecEnded(exit), _))) => exit,
+                _ => Exit::Signal(9),
+            };
+            let _ = line.shutdown(std::net::Shutdown::Both);
+            exit
+        });
+        tokio::spawn(async move {
+            let exit = ended.await.unwrap_or(Exit::Signal(9));
+            // A terminal's output has no end of its own; what is left of it comes at once.
+            for pump in pumps {
+                let _ = tokio::time::timeout(std::time::Duration::from_millis(500), pump).await;
+            }
+            let _ = frames.send(frame::encode(frame::EXIT, &last_frame(&exit))).await;
+        });
+        let (mut input, terminal) = (self.input, self.terminal);
+        let listen = async {
+            while let Ok((kind, payload)) = read_frame(&mut reader).await {
+                match kind {
+                    frame::INPUT if payload.is_empty() => input = None,
+                    frame::INPUT => {
+                        if let Some(file) = input.take() {
+                            let written =
+                                tokio::task::spawn_blocking(move || write_all(file, &payload));
+                            input = written.await.ok().flatten();
+                        }
+                    }
+                    frame::RESIZE => {
+                        if let (Some(terminal), [a, b, c, d]) = (&terminal, payload.as_slice()) {
+                            resize(terminal, u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]));
+                        }
+                    }
+                    _ => return,
+                }
+            }
+        };
+        let speak = async {
+            while let Some(bytes) = outgoing.recv().await {
+                let last = bytes.first() == Some(&frame::EXIT);
+                if writer.write_all(&bytes).await.is_err() || last {
+                    break;
+                }
+            }
+            let _ = writer.shutdown().await;
+        };
+        tokio::pin!(speak);
+        tokio::select! {
+            () = listen => {}
+            () = &mut speak => {}
+        }
+    }
+}
+
+fn write_all(mut file: File, payload: &[u8]) -> Option<File> {
+    file.write_all(payload).ok().map(|()| file)
+}
+
+fn pump(kind: u8, mut file: File, frames: &mpsc::Sender<Vec<u8>>) {
+    let mut buffer = vec![0; 16 << 10];
+    while let Ok(count) = std::io::Read::read(&mut file, &mut buffer) {
+        let sent = frames.blocking_send(frame::encode(kind, &buffer[..count]));
+        if count == 0 || sent.is_err() {
+            return;
+        }
+    }
+}
+
+fn last_frame(exit: &Exit) -> Vec<u8> {
+    let code = match exit {
+        Exit::Code(code) => *code as u8,
+        Exit::Signal(signal) => 128 + *signal as u8,
+        Exit::NotStarted(_) => 127,
+    };
+    let mut payload = exit.to_string().into_bytes();
+    payload.push(code);
+    payload
+}
+
+async fn read_frame(
+    reader: &mut (impl tokio::io::AsyncRead + Unpin),
+) -> std::io::Result<(u8, Vec<u8>)> {
+    let kind = reader.read_u8().await?;
+    let length = reader.read_u32().await? as usize;
+    if length > frame::MAX {
+        return Err(std::io::ErrorKind::InvalidData.into());
+    }
+    let mut payload = vec![0; length];
+    reader.read_exact(&mut payload).await?;
+    Ok((kind, payload))
+}

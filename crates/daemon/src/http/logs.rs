@@ -1,0 +1,84 @@
+//! Logs over the API: JSON lines, as stored.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+
+use super::{ApiError, Result, apps};
+use crate::Control;
+use crate::logs;
+
+const MAX_LINES: usize = 100_000;
+
+#[derive(serde::Deserialize)]
+pub struct Wanted {
+    #[serde(default)]
+    lines: Option<usize>,
+    /// Microseconds since 1970.
+    #[serde(default)]
+    since: Option<u64>,
+    #[serde(default)]
+    follow: bool,
+    /// `app` (default) or `access`.
+    #[serde(default)]
+    kind: Option<String>,
+}
+
+/// An app's output (`kind=app`, each line a LogLine) or its access records (`kind=access`).
+#[utoipa::path(get, path = "/v1/apps/{app}/logs", params(("lines" = Option<usize>, Query), ("since" = Option<u64>, Query), ("follow" = Option<bool>, Query), ("kind" = Option<String>, Query)), responses((status = 200, body = String, content_type = "application/x-ndjson")))]
+pub async fn logs(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    Query(wanted): Query<Wanted>,
+) -> Result<Response> {
+    apps::find(&control, &name)?;
+    let kind = match wanted.kind.as_deref() {
+        None | Some("app") => "app",
+        Some("access") => "access",
+        Some(other) => {
+            return Err(ApiError::bad(format!("there is no log `{other}`; it is app or access")));
+        }
+    };
+    let query = logs::Query {
+        kind,
+        lines: wanted.lines.unwrap_or(100).min(MAX_LINES),
+        since: wanted.since,
+    };
+    let (ours, app) = (control.clone(), name.clone());
+    let (lines, mut position) = tokio::task::spawn_blocking(move || {
+        ours.logs.ingest();
+        ours.logs.last(&app, &query)
+    })
+    .await
+    .map_err(|error| ApiError::new(500, error.to_string()))?;
+    let header = [(CONTENT_TYPE, "application/x-ndjson")];
+    if !wanted.follow {
+        return Ok((header, joined(&lines)).into_response());
+    }
+    let stream = async_stream::stream! {
+        yield Ok::<_, std::convert::Infallible>(Bytes::from(joined(&lines)));
+        loop {
+            let changed = control.logs.changed.notified();
+            let lines = control.logs.next(&name, kind, &mut position);
+            if !lines.is_empty() {
+                yield Ok(Bytes::from(joined(&lines)));
+                continue;
+            }
+            let _ = tokio::time::timeout(Duration::from_secs(1), changed).await;
+        }
+    };
+    Ok((header, Body::from_stream(stream)).into_response())
+}
+
+fn joined(lines: &[String]) -> String {
+    let mut text = lines.join("\n");
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,60 @@
+//! The server itself: version, our own processes, walls.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use hutong_api::{SystemProcess, Version, Wall};
+
+use super::{ApiError, Result};
+use crate::Control;
+
+/// The server's version, and where visitors arrive.
+#[utoipa::path(get, path = "/v1/version", responses((status = 200, body = Version)))]
+pub async fn version(State(control): State<Arc<Control>>) -> Json<Version> {
+    Json(Version {
+        version: env!("CARGO_PKG_VERSION").into(),
+        http: control.http.clone(),
+    })
+}
+
+/// Our own processes: warden, control, gateway, and a shim for each instance.
+#[utoipa::path(get, path = "/v1/system", responses((status = 200, body = Vec<SystemProcess>)))]
+pub async fn system(State(control): State<Arc<Control>>) -> Result<Json<Vec<SystemProcess>>> {
+    let list = blocking(move || control.warden.system()).await??;
+    let list = list
+        .into_iter()
+        .map(|process| SystemProcess {
+            role: process.role,
+            pid: process.pid,
+            uid: process.uid,
+            memory_bytes: process.memory_bytes,
+            app: process.app,
+            instance: process.instance,
+        })
+        .collect();
+    Ok(Json(list))
+}
+
+/// Every wall of isolation, and whether it stands on this host.
+#[utoipa::path(get, path = "/v1/doctor", responses((status = 200, body = Vec<Wall>)))]
+pub async fn doctor(State(control): State<Arc<Control>>) -> Result<Json<Vec<Wall>>> {
+    let walls = blocking(move || control.warden.doctor()).await??;
+    let walls = walls
+        .into_iter()
+        .map(|wall| Wall {
+            wall: wall.wall,
+            what: wall.what,
+            stands: wall.stands,
+            found: wall.found,
+            remedy: wall.remedy,
+        })
+        .collect();
+    Ok(Json(walls))
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| ApiError::new(500, error.to_string()))
+}

@@ -1,0 +1,36 @@
+//! Ids that carry where they come from: `APP-dDEPLOYMENT-RANDOM`.
+
+/// A new instance id of a deployment.
+pub fn instance(app: &str, deployment: u64) -> String {
+    let mut random = [0; 4];
+    // Without randomness the clock still tells two starts apart.
+    if getrandom::fill(&mut random).is_err() {
+        random = (hutong_runtime::processes::now_ms() as u32).to_le_bytes();
+    }
+    format!("{app}-d{deployment}-{:08x}", u32::from_le_bytes(random))
+}
+
+/// The app and deployment of an instance id.
+pub fn parse(instance: &str) -> Option<(&str, u64)> {
+    let (rest, _) = instance.rsplit_once('-')?;
+    let (app, deployment) = rest.rsplit_once("-d")?;
+    Some((app, deployment.parse().ok()?))
+}
+
+/// A step of a deployment's build.
+pub fn build_step(app: &str, deployment: u64, step: usize) -> String {
+    format!("build-{app}-d{deployment}-s{step}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_say_where_they_come_from() {
+        let id = instance("my-d1-app", 42);
+        assert_eq!(parse(&id), Some(("my-d1-app", 42)));
+        assert!(hutong_core::name::is_instance_id(&id));
+        assert_eq!(parse("x"), None);
+    }
+}

@@ -1,0 +1,130 @@
+//! The control plane: remembers what users want ([`store`]), makes it true ([`controller`]), tells the
+//! gateway ([`publish`], [`gateway_link`]), keeps output ([`logs`]), and answers the API ([`http`]).
+//! It runs without privileges and asks the warden for everything that needs them.
+
+mod builds;
+mod cipher;
+mod controller;
+mod gateway_link;
+mod http;
+mod ids;
+mod logs;
+mod observed;
+mod publish;
+mod store;
+mod unpack;
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use hutong_ipc::channel;
+use hutong_ipc::warden::{ControlSetup, ServerSettings};
+use hutong_runtime::client::WardenClient;
+use tokio::sync::Notify;
+
+pub use http::openapi;
+
+/// What every part of the control plane shares.
+struct Control {
+    data_dir: PathBuf,
+    run_dir: PathBuf,
+    http: String,
+    settings: ServerSettings,
+    admins: Vec<u32>,
+    /// The API's bearer token, where it listens on TCP.
+    token: Option<String>,
+    gateway_gid: Option<u32>,
+    store: store::Store,
+    warden: WardenClient,
+    observed: Mutex<observed::Observed>,
+    logs: logs::Logs,
+    /// The controller looks again.
+    wake: Notify,
+    /// A new snapshot is there.
+    published: Notify,
+    /// One build at a time: two freeze a small machine.
+    building: tokio::sync::Semaphore,
+    /// How many passes the controller made; whoever asks waits for the next one.
+    passes: tokio::sync::watch::Sender<u64>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The process's main. `line` is its standard input; `drop_privileges` gets (uid, gid, groups) before
+/// any thread is started.
+pub fn main(
+    line: &UnixStream,
+    drop_privileges: impl FnOnce(u32, u32, &[u32]) -> std::io::Result<()>,
+) -> Result<(), String> {
+    let (setup, fds): (ControlSetup, Vec<OwnedFd>) = channel::receive(line)
+        .map_err(|error| error.to_string())?
+        .ok_or("the warden went away")?;
+    let api = fds.into_iter().next().ok_or("the API's socket is missing")?;
+    if let Some((uid, gid)) = setup.drop_to {
+        let groups: Vec<u32> = setup.gateway_gid.into_iter().collect();
+        drop_privileges(uid, gid, &groups)
+            .map_err(|error| format!("cannot drop privileges: {error}"))?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(32)
+        .enable_all()
+        .build()
+        .map_err(|error| error.to_string())?;
+    runtime.block_on(run(setup, api))
+}
+
+async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
+    let data_dir = PathBuf::from(&setup.data_dir);
+    let run_dir = PathBuf::from(&setup.run_dir);
+    let own = data_dir.join("control");
+    let cipher = cipher::Cipher::open(&own.join("key"))?;
+    let token = if setup.api_is_tcp {
+        Some(http::token(&own.join("token"))?)
+    } else {
+        None
+    };
+    let control = Arc::new(Control {
+        store: store::Store::open(&own.join("state.db"), cipher).map_err(|e| e.to_string())?,
+        warden: WardenClient::new(&run_dir),
+        observed: Mutex::default(),
+        logs: logs::Logs::new(&own),
+        wake: Notify::new(),
+        published: Notify::new(),
+        building: tokio::sync::Semaphore::new(1),
+        passes: tokio::sync::watch::channel(0).0,
+        http: setup.http,
+        settings: setup.settings,
+        admins: setup.admins,
+        gateway_gid: setup.gateway_gid,
+        token,
+        data_dir,
+        run_dir,
+    });
+    unpack::sweep(&control.data_dir.join("trees"));
+    builds::resume(&control);
+    tokio::spawn(gateway_link::run(control.clone()));
+    tokio::spawn(logs::run(control.clone()));
+    tokio::spawn(controller::run(control.clone()));
+    let api_is_tcp = setup.api_is_tcp;
+    tokio::select! {
+        served = http::serve(control, api, api_is_tcp) => served,
+        () = terminated() => Ok(()),
+    }
+}
+
+async fn terminated() {
+    use tokio::signal::unix::{SignalKind, signal};
+    // Ctrl-C reaches the whole terminal; it is the warden's to decide when we end.
+    let _interrupt = signal(SignalKind::interrupt());
+    match signal(SignalKind::terminate()) {
+        Ok(mut signal) => {
+            signal.recv().await;
+        }
+        Err(_) => std::future::pending().await,
+    }
+}

@@ -1,0 +1,59 @@
+//! What is seen and not stored: asked again after a restart.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use hutong_core::plan::Health;
+use hutong_ipc::warden::Instance;
+
+#[derive(Default)]
+pub struct Observed {
+    /// The warden's last list, without builds.
+    pub instances: BTreeMap<String, Instance>,
+    /// What the gateway said of each instance.
+    pub health: HashMap<String, Health>,
+    /// Instances that were told to stop, and when (milliseconds since 1970).
+    pub stopping: HashMap<String, u64>,
+    /// When an instance's role became draining, and under which version.
+    pub draining: HashMap<String, (u64, u64)>,
+    pub drained: HashSet<String>,
+    /// What went wrong with an instance of a deployment that was under way.
+    pub rollout_failures: HashMap<u64, String>,
+    /// The last plan of each app, in words.
+    pub doing: HashMap<String, Vec<String>>,
+    /// Routes that wait, by app.
+    pub warnings: HashMap<String, Vec<String>>,
+    /// What the gateway does with each app.
+    pub serving: HashMap<String, hutong_core::plan::Serve>,
+    /// The snapshot that every worker of the gateway serves.
+    pub gateway_version: u64,
+}
+
+impl Observed {
+    pub fn health_of(&self, instance: &str) -> Health {
+        let unknown = || Health::Starting("it was not probed yet".into());
+        self.health.get(instance).cloned().unwrap_or_else(unknown)
+    }
+
+    /// Takes a probe's result in.
+    pub fn note_health(&mut self, instance: String, healthy: bool, detail: String) {
+        let was_starting = !matches!(
+            self.health.get(&instance),
+            Some(Health::Healthy | Health::Failing(_))
+        );
+        let health = match (healthy, was_starting) {
+            (true, _) => Health::Healthy,
+            (false, true) => Health::Starting(detail),
+            (false, false) => Health::Failing(detail),
+        };
+        self.health.insert(instance, health);
+    }
+
+    /// Forgets instances that are gone.
+    pub fn forget(&mut self, instance: &str) {
+        self.instances.remove(instance);
+        self.health.remove(instance);
+        self.stopping.remove(instance);
+        self.draining.remove(instance);
+        self.drained.remove(instance);
+    }
+}

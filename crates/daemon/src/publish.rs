@@ -1,0 +1,95 @@
+//! The snapshot for the gateway: what is declared and seen, as routes and targets.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use hutong_core::plan::{Plan, Role, Serve};
+use hutong_core::route;
+use hutong_core::spec::{AppSpec, Run};
+use hutong_ipc::gateway as wire;
+use hutong_runtime::paths::atomic_write;
+
+/// One app's part of the snapshot. `specs` are those of every app, for consents.
+pub fn app(
+    spec: &AppSpec,
+    plan: &Plan,
+    static_root: Option<&str>,
+    specs: &BTreeMap<String, AppSpec>,
+) -> (wire::App, Vec<String>) {
+    let mut warnings = Vec::new();
+    let mut routes = Vec::new();
+    for domain in &spec.domains {
+        match route::holds(specs, spec.name.as_str(), domain) {
+            Ok(()) => routes.push(wire::Route {
+                host: domain.host.clone(),
+                prefix: domain.prefix.clone(),
+                strip_prefix: spec.strip_prefix,
+            }),
+            Err(reason) => warnings.push(reason),
+        }
+    }
+    let serve = match (&plan.serve, static_root) {
+        (Serve::Targets, _) => wire::Serve::Targets,
+        (Serve::Hold, _) | (Serve::Static, None) => wire::Serve::Hold,
+        (Serve::Static, Some(root)) => wire::Serve::Static {
+            root: root.to_owned(),
+            index: None,
+            spa: matches!(spec.run, Run::Static { spa: true, .. }),
+        },
+        (
+            Serve::Down {
+                reason,
+                retry_after_s,
+            },
+            _,
+        ) => wire::Serve::Down {
+            reason: reason.clone(),
+            retry_after_s: *retry_after_s,
+        },
+    };
+    let targets = plan
+        .roles
+        .iter()
+        .map(|(instance, role)| wire::Target {
+            instance: instance.clone(),
+            port: spec.port,
+            role: match role {
+                Role::Candidate => wire::Role::Candidate,
+                Role::Active => wire::Role::Active,
+                Role::Draining => wire::Role::Draining,
+            },
+        })
+        .collect();
+    let milliseconds = |time: std::time::Duration| time.as_millis() as u64;
+    let app = wire::App {
+        routes,
+        serve,
+        targets,
+        health: wire::Health {
+            path: spec.health.path.clone(),
+            interval_ms: milliseconds(spec.health.interval),
+            timeout_ms: milliseconds(spec.health.timeout),
+            retries: spec.health.retries,
+        },
+        response_timeout_ms: milliseconds(spec.response_timeout),
+        // Long enough for a recreate: drain, stop, start.
+        hold_timeout_ms: milliseconds(spec.start_timeout + spec.stop_timeout + spec.drain_timeout),
+    };
+    (app, warnings)
+}
+
+/// The version of the snapshot that a control plane before us wrote.
+pub fn last(data_dir: &Path) -> wire::Snapshot {
+    std::fs::read(data_dir.join("gateway").join("snapshot.json"))
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default()
+}
+
+pub fn write(data_dir: &Path, snapshot: &wire::Snapshot, gid: Option<u32>) -> std::io::Result<()> {
+    let path = data_dir.join("gateway").join("snapshot.json");
+    let text = serde_json::to_vec(snapshot)?;
+    // The folder lets only the gateway's group in; the file itself may be read by whoever is in.
+    let mode = if gid.is_some() { 0o644 } else { 0o600 };
+    atomic_write(&path, &text, mode)
+}

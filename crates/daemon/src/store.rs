@@ -1,0 +1,563 @@
+//! What users declared, in SQLite (WAL, one writer). Never asked while a visitor waits.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
+
+use hutong_core::spec::{self, AppSpec};
+use hutong_runtime::processes::now_ms;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+use thiserror::Error;
+
+use crate::cipher::Cipher;
+use crate::lock;
+
+/// The schema that this program writes.
+const VERSION: i64 = 1;
+
+const SCHEMA: &str = "
+CREATE TABLE apps (
+  name TEXT PRIMARY KEY,
+  goal TEXT NOT NULL CHECK (goal IN ('running', 'stopped', 'removed')),
+  purge INTEGER NOT NULL DEFAULT 0,
+  active INTEGER,
+  scale INTEGER,
+  failures INTEGER NOT NULL DEFAULT 0,
+  last_failure_ms INTEGER NOT NULL DEFAULT 0,
+  last_failure TEXT,
+  halted TEXT,
+  next_release INTEGER NOT NULL DEFAULT 1,
+  changed_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE releases (
+  app TEXT NOT NULL REFERENCES apps(name) ON DELETE CASCADE,
+  number INTEGER NOT NULL,
+  digest TEXT NOT NULL,
+  built TEXT,
+  spec TEXT NOT NULL,
+  created_ms INTEGER NOT NULL,
+  served INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (app, number)
+) STRICT;
+CREATE TABLE deployments (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  app TEXT NOT NULL REFERENCES apps(name) ON DELETE CASCADE,
+  release INTEGER NOT NULL,
+  kind TEXT NOT NULL,
+  state TEXT NOT NULL,
+  reason TEXT,
+  log TEXT NOT NULL DEFAULT '[]',
+  created_ms INTEGER NOT NULL,
+  finished_ms INTEGER
+) STRICT;
+CREATE INDEX deployments_by_app ON deployments(app, id);
+CREATE TABLE env (
+  app TEXT NOT NULL REFERENCES apps(name) ON DELETE CASCADE,
+  key TEXT NOT NULL,
+  sealed BLOB NOT NULL,
+  updated_ms INTEGER NOT NULL,
+  PRIMARY KEY (app, key)
+) STRICT;
+";
+
+#[derive(Debug, Error)]
+pub enum StoreError {
+    #[error("the store cannot be used: {0}")]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("the store {path} is of version {found}, this program knows {VERSION}: install a newer hutong")]
+    Newer { path: String, found: i64 },
+    #[error("{0}")]
+    Cipher(String),
+    #[error("the stored configuration of {app} is not understood: {problem}")]
+    Spec { app: String, problem: String },
+}
+
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+pub struct Store {
+    connection: Mutex<Connection>,
+    cipher: Cipher,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Goal {
+    Running,
+    Stopped,
+    Removed,
+}
+
+impl Goal {
+    fn word(self) -> &'static str {
+        match self {
+            Goal::Running => "running",
+            Goal::Stopped => "stopped",
+            Goal::Removed => "removed",
+        }
+    }
+
+    fn parse(word: &str) -> Self {
+        match word {
+            "running" => Goal::Running,
+            "stopped" => Goal::Stopped,
+            _ => Goal::Removed,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct App {
+    pub name: String,
+    pub goal: Goal,
+    pub purge: bool,
+    pub active: Option<u64>,
+    pub scale: Option<u32>,
+    pub failures: u32,
+    pub last_failure_ms: u64,
+    pub last_failure: Option<String>,
+    pub halted: Option<String>,
+    pub changed_ms: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Release {
+    pub app: String,
+    pub number: u64,
+    pub digest: String,
+    pub built: Option<String>,
+    pub spec: String,
+    pub created_ms: u64,
+    pub served: bool,
+}
+
+impl Release {
+    pub fn parse(&self) -> Result<AppSpec> {
+        spec::parse("hutong.toml", &self.spec).map_err(|problems| StoreError::Spec {
+            app: self.app.clone(),
+            problem: problems.to_string(),
+        })
+    }
+}
+
+/// `building`, `rolling`, `done`, `failed` or `superseded`.
+#[derive(Clone, Debug)]
+pub struct Deployment {
+    pub id: u64,
+    pub app: String,
+    pub release: u64,
+    pub kind: String,
+    pub state: String,
+    pub reason: Option<String>,
+    pub log: Vec<String>,
+    pub created_ms: u64,
+    pub finished_ms: Option<u64>,
+}
+
+impl Deployment {
+    pub fn is_over(&self) -> bool {
+        !matches!(self.state.as_str(), "building" | "rolling")
+    }
+}
+
+impl Store {
+    pub fn open(path: &Path, cipher: Cipher) -> Result<Self> {
+        let connection = Connection::open(path)?;
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        // A page cache of 512 KiB: the whole store of a hundred apps.
+        connection.pragma_update(None, "cache_size", -512)?;
+        let found: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if found > VERSION {
+            return Err(StoreError::Newer {
+                path: path.display().to_string(),
+                found,
+            });
+        }
+        if found == 0 {
+            connection.execute_batch(&format!(
+                "BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
+            ))?;
+        }
+        Ok(Store {
+            connection: Mutex::new(connection),
+            cipher,
+        })
+    }
+
+    fn write<T>(&self, work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T>) -> Result<T> {
+        let mut connection = lock(&self.connection);
+        let transaction = connection.transaction()?;
+        let result = work(&transaction)?;
+        transaction.commit()?;
+        Ok(result)
+    }
+
+    fn read<T>(&self, work: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        Ok(work(&lock(&self.connection))?)
+    }
+
+    pub fn apps(&self) -> Result<Vec<App>> {
+        self.read(|c| {
+            c.prepare_cached("SELECT * FROM apps ORDER BY name")?
+                .query_map([], app_from)?
+                .collect()
+        })
+    }
+
+    pub fn app(&self, name: &str) -> Result<Option<App>> {
+        self.read(|c| {
+            c.prepare_cached("SELECT * FROM apps WHERE name = ?")?
+                .query_row([name], app_from)
+                .optional()
+        })
+    }
+
+    pub fn releases(&self, app: &str) -> Result<Vec<Release>> {
+        self.read(|c| {
+            c.prepare_cached("SELECT * FROM releases WHERE app = ? ORDER BY number DESC")?
+                .query_map([app], release_from)?
+                .collect()
+        })
+    }
+
+    pub fn release(&self, app: &str, number: u64) -> Result<Option<Release>> {
+        self.read(|c| {
+            c.prepare_cached("SELECT * FROM releases WHERE app = ? AND number = ?")?
+                .query_row(params![app, number], release_from)
+                .optional()
+        })
+    }
+
+    pub fn deployment(&self, id: u64) -> Result<Option<Deployment>> {
+        self.read(|c| {
+            c.prepare_cached("SELECT * FROM deployments WHERE id = ?")?
+                .query_row([id], deployment_from)
+                .optional()
+        })
+    }
+
+    /// The app's deployment that is not over, if any.
+    pub fn under_way(&self, app: &str) -> Result<Option<Deployment>> {
+        self.read(|c| {
+            c.prepare_cached(
+                "SELECT * FROM deployments WHERE app = ? AND state IN ('building', 'rolling') ORDER BY id DESC LIMIT 1",
+            )?
+            .query_row([app], deployment_from)
+            .optional()
+        })
+    }
+
+    pub fn building(&self) -> Result<Vec<Deployment>> {
+        self.read(|c| {
+            c.prepare_cached("SELECT * FROM deployments WHERE state = 'building' ORDER BY id")?
+                .query_map([], deployment_from)?
+                .collect()
+        })
+    }
+
+    /// Every digest that some release uses.
+    pub fn digests(&self) -> Result<Vec<String>> {
+        self.read(|c| {
+            c.prepare_cached("SELECT DISTINCT digest FROM releases")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        })
+    }
+
+    /// A new release with its deployment. The app is made if it is new; what was under way is
+    /// superseded, because the newest wish counts.
+    pub fn deploy(&self, app: &str, digest: &str, spec: &str, state: &str) -> Result<Deployment> {
+        self.write(|t| {
+            let now = now_ms();
+            t.execute(
+                "INSERT INTO apps (name, goal, changed_ms) VALUES (?1, 'running', ?2)
+                 ON CONFLICT (name) DO UPDATE SET goal = 'running', purge = 0, changed_ms = ?2",
+                params![app, now],
+            )?;
+            let number: u64 = t.query_row(
+                "UPDATE apps SET next_release = next_release + 1, scale = NULL WHERE name = ? RETURNING next_release - 1",
+                [app],
+                |row| row.get(0),
+            )?;
+            t.execute(
+                "INSERT INTO releases (app, number, digest, spec, created_ms) VALUES (?, ?, ?, ?, ?)",
+                params![app, number, digest, spec, now],
+            )?;
+            add_deployment(t, app, number, "deploy", state)
+        })
+    }
+
+    /// Rolls an existing release out (again).
+    pub fn redeploy(&self, app: &str, release: u64, kind: &str) -> Result<Deployment> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE apps SET goal = 'running', changed_ms = ? WHERE name = ?",
+                params![now_ms(), app],
+            )?;
+            add_deployment(t, app, release, kind, "rolling")
+        })
+    }
+
+    /// A build is done: its deployment goes on.
+    pub fn built(&self, deployment: u64, key: Option<&str>) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE releases SET built = ?2 WHERE (app, number) = (SELECT app, release FROM deployments WHERE id = ?1)",
+                params![deployment, key],
+            )?;
+            t.execute(
+                "UPDATE deployments SET state = 'rolling' WHERE id = ? AND state = 'building'",
+                [deployment],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// The deployment serves from now on.
+    pub fn promote(&self, deployment: u64) -> Result<()> {
+        self.write(|t| {
+            let now = now_ms();
+            t.execute(
+                "UPDATE apps SET active = ?1, failures = 0, last_failure = NULL, halted = NULL WHERE name = (SELECT app FROM deployments WHERE id = ?1)",
+                [deployment],
+            )?;
+            t.execute(
+                "UPDATE releases SET served = 1 WHERE (app, number) = (SELECT app, release FROM deployments WHERE id = ?)",
+                [deployment],
+            )?;
+            t.execute(
+                "UPDATE deployments SET state = 'done', finished_ms = ?2 WHERE id = ?1",
+                params![deployment, now],
+            )?;
+            Ok(())
+        })
+    }
+
+    pub fn fail(&self, deployment: u64, reason: &str, log: &[String]) -> Result<()> {
+        let log = serde_json::to_string(log).unwrap_or_default();
+        self.write(|t| {
+            t.execute(
+                "UPDATE deployments SET state = 'failed', reason = ?2, log = ?3, finished_ms = ?4 WHERE id = ?1 AND state IN ('building', 'rolling')",
+                params![deployment, reason, log, now_ms()],
+            )?;
+            Ok(())
+        })
+    }
+
+    pub fn set_goal(&self, app: &str, goal: Goal, purge: bool) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE apps SET goal = ?2, purge = ?3, halted = NULL, failures = 0, changed_ms = ?4 WHERE name = ?1",
+                params![app, goal.word(), purge, now_ms()],
+            )?;
+            if goal != Goal::Running {
+                supersede(t, app)?;
+            }
+            Ok(())
+        })
+    }
+
+    pub fn scale(&self, app: &str, instances: u32) -> Result<()> {
+        self.write(|t| {
+            t.execute("UPDATE apps SET scale = ?2 WHERE name = ?1", params![app, instances])?;
+            Ok(())
+        })
+    }
+
+    /// The active version ended by itself.
+    pub fn note_failure(&self, app: &str, failures: u32, why: &str, halt: bool) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE apps SET failures = ?2, last_failure_ms = ?3, last_failure = ?4, halted = ?5 WHERE name = ?1",
+                params![app, failures, now_ms(), why, halt.then_some(why)],
+            )?;
+            Ok(())
+        })
+    }
+
+    pub fn forget_app(&self, app: &str) -> Result<()> {
+        self.write(|t| {
+            t.execute("DELETE FROM apps WHERE name = ?", [app])?;
+            Ok(())
+        })
+    }
+
+    pub fn forget_release(&self, app: &str, number: u64) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "DELETE FROM releases WHERE app = ? AND number = ?",
+                params![app, number],
+            )?;
+            Ok(())
+        })
+    }
+
+    pub fn change_env(
+        &self,
+        app: &str,
+        set: &BTreeMap<String, String>,
+        unset: &[String],
+    ) -> Result<()> {
+        let mut sealed = Vec::new();
+        for (key, value) in set {
+            let value = self.cipher.seal(app, key, value).map_err(StoreError::Cipher)?;
+            sealed.push((key, value));
+        }
+        self.write(|t| {
+            for (key, value) in sealed {
+                t.execute(
+                    "INSERT OR REPLACE INTO env (app, key, sealed, updated_ms) VALUES (?, ?, ?, ?)",
+                    params![app, key, value, now_ms()],
+                )?;
+            }
+            for key in unset {
+                t.execute("DELETE FROM env WHERE app = ? AND key = ?", params![app, key])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Names and times; no values.
+    pub fn env_keys(&self, app: &str) -> Result<Vec<(String, u64)>> {
+        self.read(|c| {
+            c.prepare_cached("SELECT key, updated_ms FROM env WHERE app = ? ORDER BY key")?
+                .query_map([app], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        })
+    }
+
+    /// The values, decrypted: for the app's own environment and nothing else.
+    pub fn env(&self, app: &str) -> Result<Vec<(String, String)>> {
+        let sealed: Vec<(String, Vec<u8>)> = self.read(|c| {
+            c.prepare_cached("SELECT key, sealed FROM env WHERE app = ? ORDER BY key")?
+                .query_map([app], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        })?;
+        sealed
+            .into_iter()
+            .map(|(key, value)| {
+                let value = self.cipher.open_value(app, &key, &value);
+                Ok((key, value.map_err(StoreError::Cipher)?))
+            })
+            .collect()
+    }
+}
+
+fn add_deployment(
+    t: &rusqlite::Transaction<'_>,
+    app: &str,
+    release: u64,
+    kind: &str,
+    state: &str,
+) -> Result<Deployment> {
+    supersede(t, app)?;
+    let now = now_ms();
+    t.execute(
+        "INSERT INTO deployments (app, release, kind, state, created_ms) VALUES (?, ?, ?, ?, ?)",
+        params![app, release, kind, state, now],
+    )?;
+    let id = t.last_insert_rowid() as u64;
+    Ok(t.query_row("SELECT * FROM deployments WHERE id = ?", [id], deployment_from)?)
+}
+
+fn supersede(t: &rusqlite::Transaction<'_>, app: &str) -> Result<()> {
+    t.execute(
+        "UPDATE deployments SET state = 'superseded', finished_ms = ?2 WHERE app = ?1 AND state IN ('building', 'rolling')",
+        params![app, now_ms()],
+    )?;
+    Ok(())
+}
+
+fn app_from(row: &Row<'_>) -> rusqlite::Result<App> {
+    Ok(App {
+        name: row.get("name")?,
+        goal: Goal::parse(&row.get::<_, String>("goal")?),
+        purge: row.get("purge")?,
+        active: row.get("active")?,
+        scale: row.get("scale")?,
+        failures: row.get("failures")?,
+        last_failure_ms: row.get("last_failure_ms")?,
+        last_failure: row.get("last_failure")?,
+        halted: row.get("halted")?,
+        changed_ms: row.get("changed_ms")?,
+    })
+}
+
+fn release_from(row: &Row<'_>) -> rusqlite::Result<Release> {
+    Ok(Release {
+        app: row.get("app")?,
+        number: row.get("number")?,
+        digest: row.get("digest")?,
+        built: row.get("built")?,
+        spec: row.get("spec")?,
+        created_ms: row.get("created_ms")?,
+        served: row.get("served")?,
+    })
+}
+
+fn deployment_from(row: &Row<'_>) -> rusqlite::Result<Deployment> {
+    let log: String = row.get("log")?;
+    Ok(Deployment {
+        id: row.get("id")?,
+        app: row.get("app")?,
+        release: row.get("release")?,
+        kind: row.get("kind")?,
+        state: row.get("state")?,
+        reason: row.get("reason")?,
+        log: serde_json::from_str(&log).unwrap_or_default(),
+        created_ms: row.get("created_ms")?,
+        finished_ms: row.get("finished_ms")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store(dir: &Path) -> Store {
+        let cipher = Cipher::open(&dir.join("key")).expect("key");
+        Store::open(&dir.join("state.db"), cipher).expect("store")
+    }
+
+    #[test]
+    fn what_was_declared_is_there_after_a_restart() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let first = store(dir.path());
+        let spec = "name='a'\ncommand='x'";
+        let one = first.deploy("a", "d1", spec, "building").expect("deploy");
+        first.built(one.id, Some("k")).expect("built");
+        first.promote(one.id).expect("promote");
+        let two = first.deploy("a", "d2", spec, "rolling").expect("deploy");
+        let three = first.deploy("a", "d3", spec, "rolling").expect("deploy");
+        first.fail(three.id, "no", &["line".into()]).expect("fail");
+        let set = BTreeMap::from([("K".to_owned(), "secret".to_owned())]);
+        first.change_env("a", &set, &[]).expect("env");
+        drop(first);
+        let again = store(dir.path());
+        let app = again.app("a").expect("read").expect("there");
+        assert_eq!((app.goal, app.active), (Goal::Running, Some(one.id)));
+        let numbers: Vec<u64> = again.releases("a").expect("read").iter().map(|r| r.number).collect();
+        assert_eq!(numbers, [3, 2, 1]);
+        let state = |id| again.deployment(id).expect("read").expect("there").state;
+        assert_eq!(state(two.id), "superseded");
+        assert_eq!(state(three.id), "failed");
+        assert!(again.under_way("a").expect("read").is_none());
+        assert_eq!(again.env("a").expect("env"), [("K".into(), "secret".into())]);
+        let raw = std::fs::read(dir.path().join("state.db")).expect("file");
+        let wal = std::fs::read(dir.path().join("state.db-wal")).unwrap_or_default();
+        let has = |bytes: &[u8]| bytes.windows(6).any(|w| w == b"secret");
+        assert!(!has(&raw) && !has(&wal));
+    }
+
+    #[test]
+    fn a_newer_store_is_refused() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        drop(store(dir.path()));
+        let raw = Connection::open(dir.path().join("state.db")).expect("open");
+        raw.pragma_update(None, "user_version", 99).expect("pragma");
+        drop(raw);
+        let cipher = Cipher::open(&dir.path().join("key")).expect("key");
+        let error = Store::open(&dir.path().join("state.db"), cipher).err().expect("refused");
+        assert!(error.to_string().contains("newer hutong"), "{error}");
+    }
+}

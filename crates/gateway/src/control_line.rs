@@ -1,0 +1,179 @@
+//! The line to control: it says when there is a new snapshot; we say what we serve and what we see.
+//! Without it, the last snapshot is served on.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hutong_ipc::channel;
+use hutong_ipc::gateway::{Event, Nudge, Role, Snapshot};
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::Shared;
+use crate::probe::Probes;
+use crate::table::Table;
+
+/// Events on their way to control; what does not fit is told when it asks again.
+const MAX_EVENTS: usize = 1024;
+
+/// Runs until SIGTERM.
+pub async fn run(shared: Arc<Shared>, listener: UnixListener) -> Result<(), String> {
+    let failed = |error: io::Error| error.to_string();
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let (events, mut heard) = tokio::sync::mpsc::channel(MAX_EVENTS);
+    let mut line = ControlLine {
+        probes: Probes::new(shared.clone(), events),
+        shared,
+        stream: None,
+        input: Vec::new(),
+        drained: Vec::new(),
+    };
+    // A gateway that was restarted serves at once what the one before it served.
+    let _ = line.load();
+    let shared = line.shared.clone();
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => return Ok(()),
+            _ = interrupt.recv() => {}
+            Ok((stream, _)) = listener.accept() => line.greet(stream).await,
+            Some(event) = heard.recv() => line.say(&event).await,
+            () = shared.drained.notified() => line.report_drained().await,
+            readable = readable(line.stream.as_ref()) => {
+                if readable.is_err() || !line.hear().await {
+                    line.stream = None;
+                }
+            }
+        }
+    }
+}
+
+async fn readable(stream: Option<&UnixStream>) -> io::Result<()> {
+    match stream {
+        Some(stream) => stream.readable().await,
+        None => std::future::pending().await,
+    }
+}
+
+struct ControlLine {
+    shared: Arc<Shared>,
+    probes: Probes,
+    stream: Option<UnixStream>,
+    input: Vec<u8>,
+    /// Draining targets that were reported, and the version they drained under.
+    drained: Vec<(String, u64)>,
+}
+
+impl ControlLine {
+    /// A new connection takes the place of the old one: control was restarted.
+    async fn greet(&mut self, stream: UnixStream) {
+        let known = channel::peer(&stream)
+            .is_ok_and(|(_, uid)| uid == self.shared.control_uid || uid == 0);
+        if known {
+            self.stream = Some(stream);
+            self.input.clear();
+            self.drained.clear();
+        }
+    }
+
+    async fn say(&mut self, event: &Event) {
+        let Some(stream) = &mut self.stream else { return };
+        let sent = match channel::encode(event) {
+            Ok(frame) => stream.write_all(&frame).await,
+            Err(error) => Err(error),
+        };
+        if sent.is_err() {
+            self.stream = None;
+        }
+    }
+
+    /// Reads what control said; false when it is gone or talks nonsense.
+    async fn hear(&mut self) -> bool {
+        let Some(stream) = &mut self.stream else {
+            return false;
+        };
+        let mut chunk = [0; 4096];
+        match stream.try_read(&mut chunk) {
+            Ok(0) => return false,
+            Ok(count) => self.input.extend_from_slice(&chunk[..count]),
+            Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+        }
+        while let Some(header) = self.input.first_chunk::<4>() {
+            let Ok(length) = channel::frame_length(*header) else {
+                return false;
+            };
+            if self.input.len() < 4 + length {
+                break;
+            }
+            let nudge = channel::decode(&self.input[4..4 + length]);
+            self.input.drain(..4 + length);
+            match nudge {
+                Ok(Nudge::Reload) => self.reload().await,
+                Err(_) => return false,
+            }
+        }
+        true
+    }
+
+    async fn reload(&mut self) {
+        match self.load() {
+            Ok(version) => {
+                self.say(&Event::Serving { version }).await;
+                for event in self.probes.known() {
+                    self.say(&event).await;
+                }
+                self.report_drained().await;
+            }
+            Err(reason) => self.say(&Event::Rejected { reason }).await,
+        }
+    }
+
+    /// Reads the snapshot file and makes it the table of all workers.
+    fn load(&mut self) -> Result<u64, String> {
+        let path = self.shared.data_dir.join("gateway").join("snapshot.json");
+        let text = match std::fs::read(&path) {
+            // A new server: nothing was published yet.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+            other => other.map_err(|error| format!("{}: {error}", path.display()))?,
+        };
+        let snapshot: Snapshot = serde_json::from_slice(&text)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        let version = snapshot.version;
+        let table = Table::build(snapshot, &self.shared.table.load(), &self.shared.data_dir);
+        self.shared.table.store(Arc::new(table));
+        self.shared.version.send_replace(version);
+        self.probes.follow(&self.shared.table.load());
+        Ok(version)
+    }
+
+    /// Says which draining targets have no request left under the current table.
+    async fn report_drained(&mut self) {
+        let table = self.shared.table.load_full();
+        let draining: Vec<String> = table
+            .apps
+            .iter()
+            .flat_map(|app| &app.targets)
+            .filter(|(role, target)| {
+                *role == Role::Draining && target.in_flight.load(Ordering::SeqCst) == 0
+            })
+            .map(|(_, target)| target.instance.clone())
+            .collect();
+        self.drained.retain(|(instance, _)| draining.contains(instance));
+        for instance in draining {
+            let report = (instance.clone(), table.version);
+            if !self.drained.iter().any(|(known, _)| *known == instance) {
+                self.drained.push(report);
+                let event = Event::Drained {
+                    instance,
+                    version: table.version,
+                };
+                self.say(&event).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,417 @@
+//! Static apps: files of an immutable tree, opened beneath a directory handle and never through a link
+//! (openat2(2)). Conditional requests and ranges per RFC 9110 §13 and §14.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use hyper::header::{
+    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue,
+    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE,
+};
+use hyper::http::request::Parts;
+use hyper::{Method, Response, StatusCode};
+use percent_encoding::percent_decode_str;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+
+use crate::pages::Page;
+use crate::pipeline::{Answer, Reply, from_file, full};
+
+/// Read in one go, on the worker: they come from the page cache.
+const SMALL: u64 = 128 << 10;
+const CHUNK: u64 = 256 << 10;
+
+/// The folder of one release.
+pub struct Root {
+    path: PathBuf,
+    folder: OnceLock<Arc<OwnedFd>>,
+}
+
+impl Root {
+    pub fn new(path: PathBuf) -> Self {
+        Root {
+            path,
+            folder: OnceLock::new(),
+        }
+    }
+
+    fn folder(&self) -> io::Result<Arc<OwnedFd>> {
+        if let Some(folder) = self.folder.get() {
+            return Ok(folder.clone());
+        }
+        let opened = rustix::fs::openat2(
+            CWD,
+            &self.path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+            ResolveFlags::NO_MAGICLINKS,
+        )?;
+        Ok(self.folder.get_or_init(|| Arc::new(opened)).clone())
+    }
+
+    fn open(&self, path: &str) -> io::Result<File> {
+        let fd = rustix::fs::openat2(
+            &*self.folder()?,
+            if path.is_empty() { "." } else { path },
+            OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
+            Mode::empty(),
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+        )?;
+        Ok(File::from(fd))
+    }
+}
+
+/// Answers from the tree. `fallback` is what a single-page app answers with where there is no file.
+pub async fn serve(
+    root: &Root,
+    path: &str,
+    head: &Parts,
+    index: Option<&str>,
+    fallback: Option<&str>,
+) -> Result<Answer, Page> {
+    if head.method != Method::GET && head.method != Method::HEAD {
+        let page = Page::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "This app serves files; they can only be read.",
+        );
+        let mut response = page.render(&head.headers);
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return Ok(Answer::plain(response));
+    }
+    let decoded = percent_decode_str(path)
+        .decode_utf8()
+        .map_err(|_| Page::new(StatusCode::BAD_REQUEST, "The path is not UTF-8."))?;
+    let relative = decoded.trim_start_matches('/');
+    let index = index.unwrap_or("index.html");
+    match find(root, relative, index) {
+        Found::File(file, name) => respond(file, &name, head, StatusCode::OK),
+        Found::Folder => Ok(redirect(path, head)),
+        Found::Nothing => {
+            // An asset that is missing must not look like a page.
+            let page = fallback.filter(|_| !looks_like_asset(relative));
+            let (name, status) = match page {
+                Some(page) => (page, StatusCode::OK),
+                None => ("404.html", StatusCode::NOT_FOUND),
+            };
+            match find(root, name, index) {
+                Found::File(file, name) => respond(file, &name, head, status),
+                _ => Err(Page::new(StatusCode::NOT_FOUND, "There is nothing here.")),
+            }
+        }
+    }
+}
+
+enum Found {
+    File(File, String),
+    /// A folder, asked for without the slash at its end.
+    Folder,
+    Nothing,
+}
+
+fn find(root: &Root, relative: &str, index: &str) -> Found {
+    let hidden = |segment: &str| segment.starts_with('.') && segment != ".well-known";
+    if relative.split('/').any(hidden) || relative.contains('\0') {
+        return Found::Nothing;
+    }
+    let trimmed = relative.trim_end_matches('/');
+    let Ok(file) = root.open(trimmed) else {
+        return Found::Nothing;
+    };
+    let Ok(metadata) = file.metadata() else {
+        return Found::Nothing;
+    };
+    if metadata.is_file() && trimmed.len() == relative.len() {
+        return Found::File(file, relative.to_owned());
+    }
+    if !metadata.is_dir() {
+        return Found::Nothing;
+    }
+    let separator = if trimmed.is_empty() { "" } else { "/" };
+    let name = format!("{trimmed}{separator}{index}");
+    match root.open(&name) {
+        Ok(file) if file.metadata().is_ok_and(|m| m.is_file()) => {
+            if trimmed.len() == relative.len() && !trimmed.is_empty() {
+                Found::Folder
+            } else {
+                Found::File(file, name)
+            }
+        }
+        _ => Found::Nothing,
+    }
+}
+
+fn looks_like_asset(path: &str) -> bool {
+    let name = path.rsplit('/').next().unwrap_or_default();
+    name.rsplit_once('.')
+        .is_some_and(|(_, ending)| !ending.is_empty() && ending != "html")
+}
+
+fn redirect(path: &str, head: &Parts) -> Answer {
+    let query = head.uri.query().map_or(String::new(), |q| format!("?{q}"));
+    // One leading slash only: `//host` would be another site.
+    let location = format!("/{}/{query}", path.trim_start_matches('/'));
+    let mut response = Response::new(full(Bytes::new()));
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    if let Ok(location) = HeaderValue::from_str(&location) {
+        response.headers_mut().insert(LOCATION, location);
+    }
+    Answer::plain(response)
+}
+
+/// Names that carry a hash of their content may be kept for good.
+fn is_hashed(name: &str) -> bool {
+    let name = name.rsplit('/').next().unwrap_or_default();
+    let Some((stem, _)) = name.rsplit_once('.') else {
+        return false;
+    };
+    let Some(at) = stem.rfind(['-', '.', '_']) else {
+        return false;
+    };
+    let hash = &stem[at + 1..];
+    hash.len() >= 8
+        && hash.len() <= 64
+        && hash.bytes().all(|c| c.is_ascii_alphanumeric())
+        && hash.bytes().any(|c| c.is_ascii_digit())
+}
+
+fn respond(file: File, name: &str, head: &Parts, status: StatusCode) -> Result<Answer, Page> {
+    let broken = |_| Page::new(StatusCode::INTERNAL_SERVER_ERROR, "The file cannot be read.");
+    let metadata = file.metadata().map_err(broken)?;
+    let size = metadata.len();
+    let etag = format!(
+        "\"{:x}-{:x}-{:x}\"",
+        metadata.ino(),
+        metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec(),
+        size
+    );
+    let modified = UNIX_EPOCH + Duration::from_secs(metadata.mtime().max(0) as u64);
+    let mut headers = HeaderMap::new();
+    let kind = mime_guess::from_path(name).first_or_octet_stream();
+    let kind = match (kind.type_(), kind.subtype()) {
+        (mime_guess::mime::TEXT, _) | (_, mime_guess::mime::JAVASCRIPT) => {
+            format!("{}; charset=utf-8", kind.essence_str())
+        }
+        _ => kind.essence_str().to_owned(),
+    };
+    let mut set = |name, value: &str| {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(name, value);
+        }
+    };
+    set(CONTENT_TYPE, &kind);
+    set(ETAG, &etag);
+    set(LAST_MODIFIED, &httpdate::fmt_http_date(modified));
+    set(ACCEPT_RANGES, "bytes");
+    set(
+        CACHE_CONTROL,
+        if is_hashed(name) && status == StatusCode::OK {
+            "public, max-age=31536000, immutable"
+        } else {
+            "no-cache"
+        },
+    );
+    if status == StatusCode::OK && not_modified(&head.headers, &etag, modified) {
+        headers.remove(CONTENT_TYPE);
+        return Ok(Answer::plain(build(
+            StatusCode::NOT_MODIFIED,
+            headers,
+            full(Bytes::new()),
+        )));
+    }
+    let range = match head.headers.get(RANGE) {
+        Some(range) if status == StatusCode::OK && range_applies(&head.headers, &etag, modified) => {
+            parse_range(range, size)
+        }
+        _ => Ok(None),
+    };
+    let (status, from, length) = match range {
+        Ok(None) => (status, 0, size),
+        Ok(Some((first, last))) => {
+            let value = format!("bytes {first}-{last}/{size}");
+            if let Ok(value) = HeaderValue::from_str(&value) {
+                headers.insert(CONTENT_RANGE, value);
+            }
+            (StatusCode::PARTIAL_CONTENT, first, last - first + 1)
+        }
+        Err(()) => {
+            if let Ok(value) = HeaderValue::from_str(&format!("bytes */{size}")) {
+                headers.insert(CONTENT_RANGE, value);
+            }
+            let body = full(Bytes::new());
+            return Ok(Answer::plain(build(
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                headers,
+                body,
+            )));
+        }
+    };
+    let body = if length <= SMALL {
+        let mut buffer = vec![0; length as usize];
+        file.read_exact_at(&mut buffer, from).map_err(broken)?;
+        full(buffer.into())
+    } else {
+        from_file(FileStream::new(file, from, length))
+    };
+    Ok(Answer::plain(build(status, headers, body)))
+}
+
+fn build(status: StatusCode, headers: HeaderMap, body: Reply) -> Response<Reply> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// RFC 9110 §13.1.2 and §13.1.3: If-None-Match wins.
+fn not_modified(headers: &HeaderMap, etag: &str, modified: SystemTime) -> bool {
+    if let Some(tags) = headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()) {
+        let same = |tag: &str| tag.trim().trim_start_matches("W/") == etag;
+        return tags.trim() == "*" || tags.split(',').any(same);
+    }
+    headers
+        .get(IF_MODIFIED_SINCE)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| httpdate::parse_http_date(v).ok())
+        .is_some_and(|since| modified <= since)
+}
+
+/// RFC 9110 §13.1.5: a range of something else is no range.
+fn range_applies(headers: &HeaderMap, etag: &str, modified: SystemTime) -> bool {
+    let Some(condition) = headers.get(IF_RANGE).and_then(|v| v.to_str().ok()) else {
+        return true;
+    };
+    condition == etag || httpdate::parse_http_date(condition).is_ok_and(|date| date == modified)
+}
+
+/// One byte range, inclusive. `Ok(None)`: to be ignored; `Err`: not satisfiable.
+fn parse_range(value: &HeaderValue, size: u64) -> Result<Option<(u64, u64)>, ()> {
+    let Some(spec) = value.to_str().ok().and_then(|v| v.strip_prefix("bytes=")) else {
+        return Ok(None);
+    };
+    let Some((first, last)) = spec.split_once('-').filter(|_| !spec.contains(',')) else {
+        return Ok(None);
+    };
+    let number = |text: &str| text.trim().parse::<u64>();
+    match (first.trim(), last.trim()) {
+        ("", suffix) => match number(suffix) {
+            Ok(0) => Err(()),
+            Ok(count) if size > 0 => Ok(Some((size.saturating_sub(count), size - 1))),
+            Ok(_) => Err(()),
+            Err(_) => Ok(None),
+        },
+        (first, last) => {
+            let Ok(first) = number(first) else { return Ok(None) };
+            let last = match last {
+                "" => u64::MAX,
+                last => match number(last) {
+                    Ok(last) if last >= first => last,
+                    _ => return Ok(None),
+                },
+            };
+            if first >= size {
+                return Err(());
+            }
+            Ok(Some((first, last.min(size - 1))))
+        }
+    }
+}
+
+/// A large file on its way out; each chunk is read off the worker's thread.
+pub struct FileStream {
+    file: Arc<File>,
+    at: u64,
+    left: u64,
+    reading: Option<tokio::task::JoinHandle<io::Result<Bytes>>>,
+}
+
+impl FileStream {
+    fn new(file: File, at: u64, left: u64) -> Self {
+        FileStream {
+            file: Arc::new(file),
+            at,
+            left,
+            reading: None,
+        }
+    }
+
+    pub fn left(&self) -> u64 {
+        self.left
+    }
+
+    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+        if self.left == 0 {
+            return Poll::Ready(None);
+        }
+        let (file, at, length) = (self.file.clone(), self.at, self.left.min(CHUNK));
+        let reading = self.reading.get_or_insert_with(|| {
+            tokio::task::spawn_blocking(move || {
+                let mut buffer = vec![0; length as usize];
+                file.read_exact_at(&mut buffer, at)?;
+                Ok(buffer.into())
+            })
+        });
+        let result = std::task::ready!(std::pin::Pin::new(reading).poll(context));
+        self.reading = None;
+        let chunk = result.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()));
+        if let Ok(chunk) = &chunk {
+            self.at += chunk.len() as u64;
+            self.left -= chunk.len() as u64;
+        }
+        Poll::Ready(Some(chunk))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        let parse = |text: &str| parse_range(&HeaderValue::from_str(text).expect("text"), 10);
+        assert_eq!(parse("bytes=0-3"), Ok(Some((0, 3))));
+        assert_eq!(parse("bytes=4-"), Ok(Some((4, 9))));
+        assert_eq!(parse("bytes=-3"), Ok(Some((7, 9))));
+        assert_eq!(parse("bytes=-99"), Ok(Some((0, 9))));
+        assert_eq!(parse("bytes=8-99"), Ok(Some((8, 9))));
+        assert_eq!(parse("bytes=10-"), Err(()));
+        assert_eq!(parse("bytes=-0"), Err(()));
+        for ignored in ["bytes=3-1", "lines=1-2", "bytes=a-b", "bytes=0-1,3-4", "bytes"] {
+            assert_eq!(parse(ignored), Ok(None), "{ignored}");
+        }
+    }
+
+    #[test]
+    fn hashed_names_are_told_from_plain_ones() {
+        for name in ["assets/app-3f9c1d2ab8.js", "index.B1x9k2Lq.css", "a_0123456789abcdef.png"] {
+            assert!(is_hashed(name), "{name}");
+        }
+        for name in ["index.html", "app.js", "my-component.js", "bootstrap-5.js", "a-verylongword.js"] {
+            assert!(!is_hashed(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn no_link_and_no_hidden_file_is_followed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        std::fs::write(dir.path().join("a.txt"), "a").expect("write");
+        std::fs::write(dir.path().join(".env"), "secret").expect("write");
+        std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link")).expect("symlink");
+        std::fs::create_dir(dir.path().join("sub")).expect("mkdir");
+        std::fs::write(dir.path().join("sub/index.html"), "i").expect("write");
+        let root = Root::new(dir.path().to_owned());
+        let is_file = |path: &str| matches!(find(&root, path, "index.html"), Found::File(..));
+        assert!(is_file("a.txt") && is_file("sub/"));
+        assert!(matches!(find(&root, "sub", "index.html"), Found::Folder));
+        for bad in [".env", "link", "../x", "a.txt/", "sub/../../x", "", "nothing"] {
+            assert!(matches!(find(&root, bad, "index.html"), Found::Nothing), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! The data plane: every visitor's request. Serves from the last snapshot that control published, and
+//! goes on when control is gone. It never opens the store, asks nobody for leave, and holds no secret.
+//!
+//! Start at [`main`], then [`worker`] (a connection), [`pipeline`] (a request, stage by stage, with the
+//! reason for the order), [`table`] (what is served), [`target`] (an instance).
+
+mod access;
+mod balance;
+mod control_line;
+mod files;
+mod headers;
+mod pages;
+mod pipeline;
+mod probe;
+mod proxy;
+mod sanity;
+mod table;
+mod target;
+mod upgrade;
+mod worker;
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use hutong_ipc::channel;
+use hutong_ipc::spool::Writer;
+use hutong_ipc::warden::GatewaySetup;
+use tokio::sync::{Notify, watch};
+
+use table::Table;
+
+/// What all threads share.
+struct Shared {
+    table: ArcSwap<Table>,
+    /// The table's version: requests that wait for another table wait on this.
+    version: watch::Sender<u64>,
+    /// Poked when a draining target may have finished.
+    drained: Notify,
+    ending: watch::Sender<bool>,
+    data_dir: PathBuf,
+    run_dir: PathBuf,
+    control_uid: u32,
+}
+
+/// The process's main. `line` is its standard input; `drop_privileges` is called with (uid, gid)
+/// before any thread is started.
+pub fn main(
+    line: &UnixStream,
+    drop_privileges: impl FnOnce(u32, u32) -> std::io::Result<()>,
+) -> Result<(), String> {
+    let (setup, fds): (GatewaySetup, Vec<OwnedFd>) = channel::receive(line)
+        .map_err(|error| error.to_string())?
+        .ok_or("the warden went away")?;
+    let mut fds = fds.into_iter();
+    let mut take = || fds.next().ok_or("a descriptor is missing");
+    let control = UnixListener::from(take()?);
+    let mut listeners = Vec::new();
+    for _ in 0..setup.workers {
+        listeners.push(TcpListener::from(take()?));
+    }
+    let mut spools = Vec::new();
+    for _ in 0..setup.workers {
+        let files = [File::from(take()?), File::from(take()?)];
+        spools.push(Writer::new(files, setup.spool_bytes).map_err(|error| error.to_string())?);
+    }
+    if let Some((uid, gid)) = setup.drop_to {
+        drop_privileges(uid, gid).map_err(|error| format!("cannot drop privileges: {error}"))?;
+    }
+    raise_file_limit();
+    let shared = Arc::new(Shared {
+        table: ArcSwap::from_pointee(Table::default()),
+        version: watch::channel(0).0,
+        drained: Notify::new(),
+        ending: watch::channel(false).0,
+        data_dir: setup.data_dir.into(),
+        run_dir: setup.run_dir.into(),
+        control_uid: setup.control_uid,
+    });
+    let mut workers = Vec::new();
+    for (index, (listener, spool)) in listeners.into_iter().zip(spools).enumerate() {
+        let shared = shared.clone();
+        let worker = std::thread::Builder::new()
+            .name(format!("worker-{index}"))
+            .spawn(move || worker::run(&shared, listener, spool))
+            .map_err(|error| error.to_string())?;
+        workers.push(worker);
+    }
+    let runtime = runtime()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, control_line::run(shared.clone(), control))?;
+    shared.ending.send_replace(true);
+    for worker in workers {
+        let _ = worker.join();
+    }
+    Ok(())
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(16)
+        .thread_keep_alive(std::time::Duration::from_secs(10))
+        .build()
+        .map_err(|error| error.to_string())
+}
+
+/// As many descriptors as the hard limit allows.
+fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let _ = setrlimit(Resource::Nofile, raised);
+}

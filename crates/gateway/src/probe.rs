@@ -1,0 +1,227 @@
+//! Whether targets can serve: real requests on the way that visitors' requests take, and a line to each
+//! shim whose end is the instance's end.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hutong_ipc::gateway::{Event, Health};
+use hyper::Request;
+use hyper::client::conn::http1;
+use hyper::header::{HOST, USER_AGENT};
+use hyper_util::rt::TokioIo;
+use tokio::task::JoinHandle;
+
+use crate::Shared;
+use crate::table::Table;
+use crate::target::{Line, Target};
+
+/// While an instance starts it is asked often: at first every 10 ms, then every 250.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+const LAST_PAUSE: Duration = Duration::from_millis(250);
+
+/// Somewhere to tell what happened; bounded, and never waited for.
+pub type Events = tokio::sync::mpsc::Sender<Event>;
+
+struct Probe {
+    task: JoinHandle<()>,
+    /// What was said last, for a control plane that connects later.
+    last: Rc<RefCell<Option<Event>>>,
+}
+
+/// One task per target of the current table.
+pub struct Probes {
+    shared: Arc<Shared>,
+    events: Events,
+    running: HashMap<String, Probe>,
+}
+
+impl Probes {
+    pub fn new(shared: Arc<Shared>, events: Events) -> Self {
+        Probes {
+            shared,
+            events,
+            running: HashMap::new(),
+        }
+    }
+
+    /// Begins to probe new targets, ends for those that are gone from the table.
+    pub fn follow(&mut self, table: &Table) {
+        let mut wanted = HashMap::new();
+        for app in &table.apps {
+            let host = table.host_of(&app.name);
+            for (_, target) in &app.targets {
+                wanted.insert(target.instance.as_str(), (target, app, host.clone()));
+            }
+        }
+        self.running.retain(|instance, probe| {
+            let keep = wanted.contains_key(instance.as_str());
+            if !keep {
+                probe.task.abort();
+            }
+            keep
+        });
+        for (instance, (target, app, host)) in wanted {
+            if self.running.contains_key(instance) {
+                continue;
+            }
+            let last = Rc::new(RefCell::new(None));
+            let probing = Probing {
+                shared: self.shared.clone(),
+                events: self.events.clone(),
+                target: target.clone(),
+                health: app.health.clone(),
+                host,
+                last: last.clone(),
+            };
+            let task = tokio::task::spawn_local(probing.run());
+            self.running.insert(instance.to_owned(), Probe { task, last });
+        }
+    }
+
+    /// What each target's state is now.
+    pub fn known(&self) -> Vec<Event> {
+        let last = |probe: &Probe| probe.last.borrow().clone();
+        self.running.values().filter_map(last).collect()
+    }
+}
+
+struct Probing {
+    shared: Arc<Shared>,
+    events: Events,
+    target: Arc<Target>,
+    health: Health,
+    host: String,
+    last: Rc<RefCell<Option<Event>>>,
+}
+
+impl Probing {
+    async fn run(self) {
+        let watch = async {
+            // The shim listens before the instance is announced; if it does not, it is gone.
+            if let Ok(mut line) = Line::open(&self.shared.run_dir, &self.target.instance).await {
+                line.closed().await;
+            }
+        };
+        tokio::select! {
+            () = watch => {}
+            () = self.probe() => {}
+        }
+        self.target.gone.store(true, Ordering::SeqCst);
+        self.wake();
+        self.tell(Event::Gone {
+            instance: self.target.instance.clone(),
+        });
+    }
+
+    async fn probe(&self) {
+        let mut line = None;
+        let mut pause = FIRST_PAUSE;
+        let mut failures = 0;
+        loop {
+            let result = self.once(&mut line).await;
+            let healthy = self.target.healthy.load(Ordering::SeqCst);
+            match result {
+                Ok(()) => {
+                    failures = 0;
+                    if !healthy {
+                        self.set(true, String::new());
+                    }
+                    pause = Duration::from_millis(self.health.interval_ms);
+                }
+                Err(detail) if !healthy => {
+                    self.set(false, detail);
+                    pause = (pause * 3 / 2).min(LAST_PAUSE);
+                }
+                Err(detail) => {
+                    failures += 1;
+                    if failures >= self.health.retries {
+                        self.set(false, detail);
+                        pause = LAST_PAUSE;
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn set(&self, healthy: bool, detail: String) {
+        self.target.healthy.store(healthy, Ordering::SeqCst);
+        self.wake();
+        self.tell(Event::Health {
+            instance: self.target.instance.clone(),
+            healthy,
+            detail,
+        });
+    }
+
+    /// Waiting requests look again.
+    fn wake(&self) {
+        self.shared.version.send_modify(|_| {});
+    }
+
+    fn tell(&self, event: Event) {
+        let mut last = self.last.borrow_mut();
+        if last.as_ref() != Some(&event) {
+            // A full channel loses it; control asks for everything when it connects, and by timer.
+            let _ = self.events.try_send(event.clone());
+            *last = Some(event);
+        }
+    }
+
+    async fn once(&self, line: &mut Option<Line>) -> Result<(), String> {
+        let timeout = Duration::from_millis(self.health.timeout_ms);
+        match tokio::time::timeout(timeout, self.ask(line)).await {
+            Ok(result) => result,
+            Err(_) => Err(format!(
+                "no answer within {} ms on port {}",
+                self.health.timeout_ms, self.target.port
+            )),
+        }
+    }
+
+    async fn ask(&self, line: &mut Option<Line>) -> Result<(), String> {
+        let port = self.target.port;
+        if line.is_none() {
+            let opened = Line::open(&self.shared.run_dir, &self.target.instance).await;
+            *line = Some(opened.map_err(|error| format!("its shim does not answer: {error}"))?);
+        }
+        let Some(open) = line else { return Ok(()) };
+        let stream = match open.connect(&self.target).await {
+            Ok(stream) => stream,
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                return Err(format!("nothing listens on port {port}"));
+            }
+            Err(error) => {
+                *line = None;
+                return Err(format!("port {port}: {error}"));
+            }
+        };
+        let Some(path) = &self.health.path else {
+            return Ok(());
+        };
+        let broken = |error| format!("GET {path} on port {port}: {error}");
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(broken)?;
+        let driver = tokio::task::spawn_local(connection);
+        let request = Request::get(path.as_str())
+            .header(HOST, &self.host)
+            .header(USER_AGENT, "hutong-probe")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| error.to_string())?;
+        let response = sender.send_request(request).await;
+        driver.abort();
+        let status = response.map_err(broken)?.status();
+        if status.is_success() || status.is_redirection() {
+            Ok(())
+        } else {
+            Err(format!("GET {path} answered {status}"))
+        }
+    }
+}

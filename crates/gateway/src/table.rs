@@ -1,0 +1,222 @@
+//! The table: a snapshot made ready for look-ups. Immutable; replaced as a whole; targets keep their
+//! counters across tables.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use hutong_ipc::gateway::{App as WireApp, Health, Role, Serve, Snapshot};
+
+use crate::files::Root;
+use crate::target::Target;
+
+#[derive(Default)]
+pub struct Table {
+    pub version: u64,
+    exact: HashMap<String, Vec<Entry>>,
+    /// By the suffix behind `*.`.
+    wildcard: HashMap<String, Vec<Entry>>,
+    pub apps: Vec<Arc<App>>,
+}
+
+#[derive(Clone)]
+struct Entry {
+    prefix: String,
+    strip: bool,
+    app: Arc<App>,
+}
+
+/// One app as the gateway sees it.
+pub struct App {
+    pub name: String,
+    pub serve: Serve,
+    pub root: Option<Root>,
+    pub targets: Vec<(Role, Arc<Target>)>,
+    pub health: Health,
+    pub response_timeout: Duration,
+    pub hold_timeout: Duration,
+    /// Requests that wait; kept across tables.
+    pub held: Arc<AtomicUsize>,
+}
+
+/// Where a request goes.
+pub struct Match {
+    pub app: Arc<App>,
+    /// How many bytes of the path the app does not see.
+    pub strip: usize,
+}
+
+impl Table {
+    /// Builds a table; what `old` knows of targets and waiting requests is carried on.
+    pub fn build(snapshot: Snapshot, old: &Table, data_dir: &Path) -> Self {
+        let known: HashMap<&str, &Arc<Target>> = old
+            .apps
+            .iter()
+            .flat_map(|app| &app.targets)
+            .map(|(_, target)| (target.instance.as_str(), target))
+            .collect();
+        let mut table = Table {
+            version: snapshot.version,
+            ..Table::default()
+        };
+        for (name, wire) in snapshot.apps {
+            let before = old.apps.iter().find(|app| app.name == name);
+            let routes = wire.routes.clone();
+            let app = Arc::new(App::new(name, wire, &known, before, data_dir));
+            table.apps.push(app.clone());
+            for route in routes {
+                let entry = Entry {
+                    prefix: route.prefix,
+                    strip: route.strip_prefix,
+                    app: app.clone(),
+                };
+                let (map, host) = match route.host.strip_prefix("*.") {
+                    Some(suffix) => (&mut table.wildcard, suffix.to_owned()),
+                    None => (&mut table.exact, route.host),
+                };
+                map.entry(host).or_default().push(entry);
+            }
+        }
+        for entries in table.exact.values_mut().chain(table.wildcard.values_mut()) {
+            entries.sort_by_key(|entry| std::cmp::Reverse(entry.prefix.len()));
+        }
+        table
+    }
+
+    /// A host that an app answers for, so that its probes look like visitors.
+    pub fn host_of(&self, app: &str) -> String {
+        let mut exact: Vec<&String> = self
+            .exact
+            .iter()
+            .filter(|(_, entries)| entries.iter().any(|entry| entry.app.name == app))
+            .map(|(host, _)| host)
+            .collect();
+        exact.sort();
+        exact.first().map_or("localhost".to_owned(), |host| (*host).clone())
+    }
+
+    /// The app for a host (lower case, no port) and a normalised path: exact hosts before wildcards,
+    /// the longest prefix first.
+    pub fn find(&self, host: &str, path: &str) -> Option<Match> {
+        let among = |entries: &Vec<Entry>| {
+            let entry = entries.iter().find(|e| matches_prefix(&e.prefix, path))?;
+            let strip = if entry.strip && entry.prefix != "/" {
+                entry.prefix.len()
+            } else {
+                0
+            };
+            Some(Match {
+                app: entry.app.clone(),
+                strip,
+            })
+        };
+        if let Some(found) = self.exact.get(host).and_then(among) {
+            return Some(found);
+        }
+        let mut rest = host;
+        while let Some((_, suffix)) = rest.split_once('.') {
+            if let Some(found) = self.wildcard.get(suffix).and_then(among) {
+                return Some(found);
+            }
+            rest = suffix;
+        }
+        None
+    }
+}
+
+impl App {
+    fn new(
+        name: String,
+        wire: WireApp,
+        known: &HashMap<&str, &Arc<Target>>,
+        before: Option<&Arc<App>>,
+        data_dir: &Path,
+    ) -> Self {
+        let targets = wire
+            .targets
+            .iter()
+            .map(|target| {
+                let kept = known.get(target.instance.as_str()).map(|t| (*t).clone());
+                let fresh = || Arc::new(Target::new(target.instance.clone(), target.port));
+                (target.role, kept.unwrap_or_else(fresh))
+            })
+            .collect();
+        let root = match &wire.serve {
+            Serve::Static { root, .. } => Some(Root::new(data_dir.join(root))),
+            _ => None,
+        };
+        App {
+            name,
+            serve: wire.serve,
+            root,
+            targets,
+            health: wire.health,
+            response_timeout: Duration::from_millis(wire.response_timeout_ms),
+            hold_timeout: Duration::from_millis(wire.hold_timeout_ms),
+            held: before.map_or_else(Arc::default, |app| app.held.clone()),
+        }
+    }
+}
+
+/// Prefixes match at segment borders: `/api` covers `/api` and `/api/x`, not `/apix`.
+fn matches_prefix(prefix: &str, path: &str) -> bool {
+    prefix == "/"
+        || path
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hutong_ipc::gateway::Route;
+    use std::collections::BTreeMap;
+
+    fn app(routes: &[(&str, &str, bool)]) -> WireApp {
+        WireApp {
+            routes: routes
+                .iter()
+                .map(|(host, prefix, strip)| Route {
+                    host: (*host).into(),
+                    prefix: (*prefix).into(),
+                    strip_prefix: *strip,
+                })
+                .collect(),
+            serve: Serve::Targets,
+            targets: Vec::new(),
+            health: Health {
+                path: None,
+                interval_ms: 1,
+                timeout_ms: 1,
+                retries: 1,
+            },
+            response_timeout_ms: 1,
+            hold_timeout_ms: 1,
+        }
+    }
+
+    #[test]
+    fn the_exact_host_and_the_longest_prefix_win() {
+        let apps = BTreeMap::from([
+            ("web".to_owned(), app(&[("a.test", "/", false)])),
+            ("api".to_owned(), app(&[("a.test", "/api", true)])),
+            ("any".to_owned(), app(&[("*.test", "/", false)])),
+            ("deep".to_owned(), app(&[("*.b.test", "/", false)])),
+        ]);
+        let table = Table::build(Snapshot { version: 1, apps }, &Table::default(), Path::new("/"));
+        let find = |host, path| {
+            let found = table.find(host, path)?;
+            Some((found.app.name.clone(), found.strip))
+        };
+        let is = |name: &str, strip| Some((name.to_owned(), strip));
+        assert_eq!(find("a.test", "/"), is("web", 0));
+        assert_eq!(find("a.test", "/api"), is("api", 4));
+        assert_eq!(find("a.test", "/api/x"), is("api", 4));
+        assert_eq!(find("a.test", "/apix"), is("web", 0));
+        assert_eq!(find("b.test", "/"), is("any", 0));
+        assert_eq!(find("x.b.test", "/"), is("deep", 0));
+        assert_eq!(find("test", "/"), None);
+    }
+}

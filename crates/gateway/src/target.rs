@@ -1,0 +1,160 @@
+//! A target: an instance as the gateway sees it. Counters are shared by all workers; sockets and idle
+//! connections are each worker's own ([`Line`], [`crate::proxy`]).
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use hutong_ipc::channel;
+use hutong_ipc::shim::{Answer, Request};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
+
+/// How many sockets a shim is asked for at once.
+const BATCH: u8 = 8;
+
+pub struct Target {
+    pub instance: String,
+    pub port: u16,
+    /// Its last probes said so.
+    pub healthy: AtomicBool,
+    /// Its shim is gone: nothing will ever answer.
+    pub gone: AtomicBool,
+    /// Requests under way, upgraded connections included.
+    pub in_flight: AtomicUsize,
+    /// It answered on ::1 and not on 127.0.0.1.
+    v6: AtomicBool,
+}
+
+impl Target {
+    pub fn new(instance: String, port: u16) -> Self {
+        Target {
+            instance,
+            port,
+            healthy: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            in_flight: AtomicUsize::new(0),
+            v6: AtomicBool::new(false),
+        }
+    }
+
+    pub fn can_serve(&self) -> bool {
+        self.healthy.load(Ordering::SeqCst) && !self.gone.load(Ordering::SeqCst)
+    }
+}
+
+/// One worker's line to a target's shim, and the unconnected sockets that came over it.
+pub struct Line {
+    stream: UnixStream,
+    v4: Vec<OwnedFd>,
+    v6: Vec<OwnedFd>,
+}
+
+impl Line {
+    pub async fn open(run_dir: &Path, instance: &str) -> io::Result<Self> {
+        let path = run_dir.join("i").join(format!("{instance}.sock"));
+        Ok(Line {
+            stream: UnixStream::connect(path).await?,
+            v4: Vec::new(),
+            v6: Vec::new(),
+        })
+    }
+
+    /// A connection to the target's port: 127.0.0.1 first, then ::1, whichever answered last time first.
+    pub async fn connect(&mut self, target: &Target) -> io::Result<TcpStream> {
+        let v6_first = target.v6.load(Ordering::Relaxed);
+        match self.connect_by(target.port, v6_first).await {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                let stream = self.connect_by(target.port, !v6_first).await?;
+                target.v6.store(!v6_first, Ordering::Relaxed);
+                Ok(stream)
+            }
+            other => other,
+        }
+    }
+
+    async fn connect_by(&mut self, port: u16, v6: bool) -> io::Result<TcpStream> {
+        let socket = match if v6 { self.v6.pop() } else { self.v4.pop() } {
+            Some(socket) => socket,
+            None => self.more(v6).await?,
+        };
+        let address = if v6 {
+            SocketAddr::from((Ipv6Addr::LOCALHOST, port))
+        } else {
+            SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+        };
+        let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
+        socket.set_nodelay(true)?;
+        socket.connect(address).await
+    }
+
+    async fn more(&mut self, v6: bool) -> io::Result<OwnedFd> {
+        let request = if v6 {
+            Request::Sockets { v4: 0, v6: 2 }
+        } else {
+            Request::Sockets { v4: BATCH, v6: 0 }
+        };
+        self.stream.write_all(&channel::encode(&request)?).await?;
+        let mut fds = Vec::new();
+        let mut header = [0; 4];
+        self.read_exact(&mut header, &mut fds).await?;
+        let mut body = vec![0; channel::frame_length(header)?];
+        self.read_exact(&mut body, &mut fds).await?;
+        match channel::decode(&body)? {
+            Answer::Sockets => {}
+            Answer::Refused(reason) => return Err(io::Error::other(reason)),
+            _ => return Err(io::ErrorKind::InvalidData.into()),
+        }
+        let one = fds.pop().ok_or(io::ErrorKind::InvalidData)?;
+        if v6 {
+            self.v6 = fds;
+        } else {
+            self.v4 = fds;
+        }
+        Ok(one)
+    }
+
+    async fn read_exact(&mut self, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            let stream = &self.stream;
+            let rest = &mut buffer[filled..];
+            let read = || channel::receive_some(stream.as_fd(), rest, fds);
+            let count = read_when_ready(stream, read).await?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            filled += count;
+        }
+        Ok(())
+    }
+
+    /// Completes when the shim is gone; it says nothing unasked.
+    pub async fn closed(&mut self) {
+        let mut byte = [0; 1];
+        let _ = self.stream.read(&mut byte).await;
+    }
+}
+
+async fn read_when_ready(
+    stream: &UnixStream,
+    read: impl FnMut() -> io::Result<usize>,
+) -> io::Result<usize> {
+    stream.async_io(Interest::READABLE, read).await
+}
+
+/// Counts a request of a target for as long as it lives.
+pub struct InFlight {
+    pub target: std::sync::Arc<Target>,
+    pub shared: std::sync::Arc<crate::Shared>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.target.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.shared.drained.notify_one();
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! One thread of the data plane: its own listener, runtime, connections, pools and access spool.
+
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hutong_ipc::spool::Writer;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio::task::LocalSet;
+
+use crate::access::{Log, TICK};
+use crate::pipeline::{self, Worker};
+use crate::proxy::Upstreams;
+use crate::{Shared, runtime};
+
+/// Visitors' connections per worker; more wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 16384;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
+const MAX_HEAD: usize = 64 << 10;
+const MAX_HEADERS: usize = 100;
+const SWEEP: Duration = Duration::from_secs(5);
+/// How long requests under way may go on when the gateway ends.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+pub fn run(shared: &Arc<Shared>, listener: TcpListener, spool: Writer) {
+    let Ok(runtime) = runtime() else { return };
+    let local = LocalSet::new();
+    local.block_on(&runtime, serve(shared.clone(), listener, spool));
+}
+
+async fn serve(shared: Arc<Shared>, listener: TcpListener, spool: Writer) {
+    if listener.set_nonblocking(true).is_err() {
+        return;
+    }
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
+        return;
+    };
+    let worker = Rc::new(Worker {
+        shared: shared.clone(),
+        upstreams: Upstreams::default(),
+        log: Log::new(spool),
+    });
+    tokio::task::spawn_local(housekeeping(worker.clone()));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut ending = shared.ending.subscribe();
+    loop {
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let (worker, ending) = (worker.clone(), shared.ending.subscribe());
+                    tokio::task::spawn_local(async move {
+                        connection(worker, stream, ending).await;
+                        drop(place);
+                    });
+                }
+                // Out of descriptors, most likely: those that end free some.
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            },
+            _ = ending.wait_for(|ending| *ending) => break,
+        }
+    }
+    let all = places.acquire_many(MAX_CONNECTIONS as u32);
+    let _ = tokio::time::timeout(LAST_WORDS, all).await;
+    worker.log.flush();
+}
+
+async fn connection(
+    worker: Rc<Worker>,
+    stream: TcpStream,
+    mut ending: tokio::sync::watch::Receiver<bool>,
+) {
+    let Ok(peer) = stream.peer_addr() else { return };
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| pipeline::handle(worker.clone(), peer.ip(), request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
+        .max_headers(MAX_HEADERS)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        _ = connection.as_mut() => {}
+        _ = ending.wait_for(|ending| *ending) => {
+            connection.as_mut().graceful_shutdown();
+            let _ = connection.await;
+        }
+    }
+}
+
+async fn housekeeping(worker: Rc<Worker>) {
+    let mut since_sweep = Duration::ZERO;
+    let mut version = 0;
+    loop {
+        tokio::time::sleep(TICK).await;
+        worker.log.flush();
+        since_sweep += TICK;
+        let table = worker.shared.table.load_full();
+        if since_sweep >= SWEEP || table.version != version {
+            since_sweep = Duration::ZERO;
+            version = table.version;
+            worker.upstreams.sweep(|instance| {
+                let targets = table.apps.iter().flat_map(|app| &app.targets);
+                targets.into_iter().any(|(_, target)| target.instance == instance)
+            });
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! What warden and shim, and then anyone and a shim, say to each other.
+//!
+//! Launch (over the socketpair that is the shim's standard input, warden ↔ shim):
+//! `Launch` → `Step::Namespaces` → `Go` → `Step::Child` → `Go` → `Step::Running` or `Step::Failed`.
+//! After that the shim serves [`Request`]s on its listening socket until the instance is over.
+
+use serde::{Deserialize, Serialize};
+
+/// Where each descriptor of the launch frame stands.
+pub const FD_LISTENER: usize = 0;
+pub const FD_SPOOL_A: usize = 1;
+pub const FD_SPOOL_B: usize = 2;
+
+/// The user that plain programs run as, inside the app's user namespace.
+pub const APP_UID: u32 = 1000;
+/// The user that init (pid 1) runs as, inside; no program of the app may signal or trace it.
+pub const INIT_UID: u32 = 65533;
+/// How many ids an app's range has.
+pub const UID_RANGE: u32 = 65536;
+
+/// All a shim needs to build one sandbox and run one program in it.
+#[derive(Serialize, Deserialize)]
+pub struct Launch {
+    /// Instance id, for messages.
+    pub instance: String,
+    pub hostname: String,
+    /// First host id of the app's range; `None` in ordinary-user mode, where one id is all there is.
+    pub uid_base: Option<u32>,
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub cwd: String,
+    pub mounts: Vec<Mount>,
+    /// Files with made-up content: path inside, content.
+    pub files: Vec<(String, String)>,
+    /// Size of the private /tmp, in bytes.
+    pub tmp_bytes: u64,
+    /// The seccomp program, one `sock_filter` as `code | jt << 16 | jf << 24 | k << 32`; empty: none.
+    pub seccomp: Vec<u64>,
+    /// Host uids that may connect to the shim's socket.
+    pub peers: Vec<u32>,
+    /// Bound of each of the two spool files, in bytes.
+    pub spool_bytes: u64,
+    /// Whether the warden will put an interface into the network namespace.
+    pub egress: Option<Egress>,
+    /// Walls left out: by `doctor` to find the guilty one, and for builds in development mode.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without: Vec<Wall>,
+}
+
+/// A wall of the sandbox that can be left out, one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wall {
+    /// The allow-list root: without it the app sees the host's files.
+    Root,
+    /// The pid namespace.
+    Pid,
+    /// The network namespace.
+    Net,
+    /// The ids: user namespace, uid range, capabilities.
+    User,
+    /// The seccomp filter and no_new_privs.
+    Seccomp,
+}
+
+/// A folder or file of the host that the app sees.
+#[derive(Serialize, Deserialize)]
+pub struct Mount {
+    /// Where it is on the host; opened without following links.
+    pub source: String,
+    /// Where it appears, absolute.
+    pub target: String,
+    pub writable: bool,
+    /// A missing source is passed over.
+    pub optional: bool,
+}
+
+/// The instance's leg of the egress bridge.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Egress {
+    /// The interface's name inside.
+    pub interface: String,
+    pub address: [u8; 4],
+    pub prefix: u8,
+    pub gateway: [u8; 4],
+}
+
+/// How far a launch is.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// The network namespace exists (the shim is in it); an interface may be moved in now.
+    Namespaces,
+    /// Pid 1 of the instance, as the host counts; it waits to be put into its cgroups.
+    Child(i32),
+    /// The program was executed.
+    Running,
+    /// What went wrong, for a person.
+    Failed(String),
+}
+
+/// The warden's answer to `Namespaces` and `Child`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Go {
+    On,
+    Abort,
+}
+
+/// Asked on the shim's socket. Each is answered by one [`Answer`]; `Exec` by two.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Unconnected TCP sockets of the instance's network namespace: how many for IPv4 and IPv6.
+    Sockets { v4: u8, v6: u8 },
+    Status,
+    /// SIGTERM now, SIGKILL after the time-out.
+    Stop { timeout_ms: u64 },
+    /// Run a program beside the app; descriptors 0, 1, 2 come along.
+    Exec(Exec),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Exec {
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    /// Make descriptor 0 the controlling terminal.
+    pub terminal: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// As many descriptors come along, IPv4 first.
+    Sockets,
+    Status(Status),
+    Stopping,
+    ExecStarted,
+    ExecEnded(Exit),
+    Refused(String),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Pid 1 of the instance, as the host counts.
+    pub init: i32,
+    pub stopping: bool,
+    /// Every TCP port of the namespace that is listened on, for "it listens on 8000, not on 3000".
+    pub listening: Vec<Listening>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listening {
+    pub address: std::net::IpAddr,
+    pub port: u16,
+}
+
+/// How a program ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+    /// It never ran: why.
+    NotStarted(String),
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Exit::Code(code) => write!(f, "exited with code {code}"),
+            Exit::Signal(9) => write!(f, "was killed (SIGKILL)"),
+            Exit::Signal(11) => write!(f, "crashed (SIGSEGV)"),
+            Exit::Signal(6) => write!(f, "aborted (SIGABRT)"),
+            Exit::Signal(15) => write!(f, "ended on SIGTERM"),
+            Exit::Signal(31) => write!(f, "was killed for a forbidden system call (SIGSYS)"),
+            Exit::Signal(signal) => write!(f, "was ended by signal {signal}"),
+            Exit::NotStarted(why) => write!(f, "could not start: {why}"),
+        }
+    }
+}

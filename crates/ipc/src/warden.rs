@@ -1,0 +1,178 @@
+//! What `control` may ask of the warden, the only process of ours that is root. No request holds a
+//! host path, a uid or shell text: names and digests only, which the warden checks and resolves itself.
+
+use serde::{Deserialize, Serialize};
+
+/// Which folder becomes `/app`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tree {
+    /// An uploaded folder, by its content digest (64 hex digits).
+    Source { digest: String },
+    /// The result of a build, by its key (64 hex digits).
+    Built { key: String },
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Limits {
+    /// Bytes.
+    pub memory: u64,
+    /// Thousandths of a core.
+    pub cpu_millis: u32,
+    pub pids: u32,
+}
+
+/// One instance to start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Start {
+    pub instance: String,
+    pub app: String,
+    pub deployment: u64,
+    pub tree: Tree,
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub limits: Limits,
+    pub data: bool,
+    pub egress: bool,
+}
+
+/// One build to run: a writable copy of `source` at `/app`, `argv` in it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Build {
+    pub instance: String,
+    pub app: String,
+    pub source: String,
+    pub argv: Vec<String>,
+    pub env: Vec<(String, String)>,
+    pub limits: Limits,
+    /// It may reach the internet.
+    pub egress: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    Start(Box<Start>),
+    /// Starts a build; it shows up in `List` like an instance and ends with an exit record.
+    Build(Box<Build>),
+    /// The next step of a build goes on in the folder that the step before left.
+    BuildStep(Box<Build>),
+    /// Keeps what the build left as the built tree `key`.
+    BuildKeep { instance: String, app: String, key: String },
+    /// Throws away what a build left.
+    BuildDrop { instance: String },
+    /// SIGKILL to everything of the instance.
+    Kill { instance: String },
+    List,
+    /// Our own processes.
+    System,
+    Doctor,
+    /// Deletes a built tree.
+    DropBuilt { app: String, key: String },
+    HasBuilt { app: String, key: String },
+    /// Deletes an app's `/data`.
+    DropData { app: String },
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Done,
+    Yes(bool),
+    Instances(Vec<Instance>),
+    System(Vec<Process>),
+    Doctor(Vec<Wanted>),
+    Failed(String),
+}
+
+/// An instance as the warden finds it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Instance {
+    pub instance: String,
+    pub app: String,
+    pub deployment: u64,
+    pub build: bool,
+    /// The shim's process id.
+    pub pid: i32,
+    /// Milliseconds since 1970.
+    pub started_at: u64,
+    /// What the app's processes use, as the kernel charges it, in bytes.
+    pub memory: u64,
+    pub oom_kills: u64,
+    pub cpu_usec: u64,
+}
+
+/// One of our own processes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Process {
+    pub role: String,
+    pub pid: i32,
+    pub uid: u32,
+    /// PSS, in bytes (proc_pid_smaps(5)).
+    pub memory_bytes: u64,
+    pub app: Option<String>,
+    pub instance: Option<String>,
+}
+
+/// A wall of isolation on this host.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Wanted {
+    /// The word for `--accept-missing`.
+    pub wall: String,
+    pub what: String,
+    pub stands: bool,
+    /// What was found.
+    pub found: String,
+    /// What to do where it does not stand; empty where it does.
+    pub remedy: String,
+}
+
+/// The first frame that the warden sends to `control`, over its standard input.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ControlSetup {
+    pub data_dir: String,
+    pub run_dir: String,
+    /// uid and gid to take on; `None` in ordinary-user mode.
+    pub drop_to: Option<(u32, u32)>,
+    /// The group whose members may read static trees.
+    pub gateway_gid: Option<u32>,
+    /// uids that may use the API's socket.
+    pub admins: Vec<u32>,
+    pub http: String,
+    /// How the API is reached, for messages: `unix:PATH` or `ADDR`.
+    pub api: String,
+    /// The API listens on TCP: callers need the token.
+    pub api_is_tcp: bool,
+    pub workers: usize,
+    pub settings: ServerSettings,
+}
+
+/// The keys of the server file that `control` uses.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ServerSettings {
+    pub keep_releases: usize,
+    pub upload_bytes: u64,
+    pub pip_index: Option<String>,
+    pub npm_registry: Option<String>,
+    pub proxy: Option<String>,
+    pub ca_bundle: Option<String>,
+}
+
+/// The first frame that the warden sends to the gateway. Descriptors: the control socket's listener,
+/// then `workers` HTTP listeners, then two spool files per worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct GatewaySetup {
+    pub data_dir: String,
+    pub run_dir: String,
+    pub drop_to: Option<(u32, u32)>,
+    pub control_uid: u32,
+    pub workers: usize,
+    pub spool_bytes: u64,
+}
+
+/// The first frame for the resolver. Descriptors: a UDP socket and a TCP listener on the bridge.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ResolverSetup {
+    pub drop_to: Option<(u32, u32)>,
+    pub upstreams: Vec<std::net::SocketAddr>,
+}

@@ -1,0 +1,245 @@
+//! Caps by control groups, v2 where it has the controllers, else v1 (then a v2 tree, if there is one,
+//! tracks and kills). See the kernel's admin-guide/cgroup-v2 and cgroup-v1.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use hutong_ipc::warden::Limits;
+
+/// What this host offers, found once at start.
+#[derive(Clone, Debug, Default)]
+pub struct Cgroups {
+    /// Our folder in the v2 tree.
+    unified: Option<PathBuf>,
+    /// Whether the v2 tree has memory, cpu and pids.
+    unified_limits: bool,
+    /// Our folders in the v1 trees: (controller, folder).
+    v1: Vec<(&'static str, PathBuf)>,
+}
+
+const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+
+impl Cgroups {
+    /// Looks for trees that this process may write to and makes our folder `name` in each.
+    pub fn find(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mut found = Cgroups::default();
+        for (kind, mount_point, options) in mounts.lines().filter_map(parse_mount) {
+            let ours = Path::new(&mount_point).join(name);
+            if kind == "cgroup2" {
+                found.add_unified(Path::new(&mount_point), &ours);
+            } else if kind == "cgroup" {
+                for controller in CONTROLLERS {
+                    let has = options.split(',').any(|option| option == controller);
+                    let known = found.v1.iter().any(|(c, _)| *c == controller);
+                    if has && !known && make(&ours).is_ok() {
+                        found.v1.push((controller, ours.clone()));
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    fn add_unified(&mut self, root: &Path, ours: &Path) {
+        let available = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        let has_all = CONTROLLERS
+            .iter()
+            .all(|c| available.split_whitespace().any(|a| a == *c));
+        let enable = |folder: &Path| {
+            fs::write(folder.join("cgroup.subtree_control"), "+memory +cpu +pids")
+        };
+        if has_all && enable(root).is_err() {
+            return;
+        }
+        if make(ours).is_err() {
+            return;
+        }
+        self.unified_limits = has_all && enable(ours).is_ok();
+        self.unified = Some(ours.to_owned());
+    }
+
+    /// Whether `controller` caps here, and by which version.
+    pub fn caps(&self, controller: &str) -> Option<&'static str> {
+        if self.unified_limits {
+            return Some("v2");
+        }
+        let v1 = self.v1.iter().any(|(c, _)| *c == controller);
+        v1.then_some("v1")
+    }
+
+    pub fn all_caps(&self) -> bool {
+        CONTROLLERS.iter().all(|c| self.caps(c).is_some())
+    }
+
+    fn folders(&self, instance: &str) -> Vec<PathBuf> {
+        let mut folders: Vec<PathBuf> = self.v1.iter().map(|(_, f)| f.join(instance)).collect();
+        folders.extend(self.unified.iter().map(|folder| folder.join(instance)));
+        folders.dedup();
+        folders
+    }
+
+    /// Makes the cgroups of one launch and puts `pid` into them. `extra_pids` are ours (init).
+    pub fn enter(&self, instance: &str, limits: &Limits, pid: i32) -> io::Result<()> {
+        let pids = (limits.pids + 1).to_string();
+        let quota = u64::from(limits.cpu_millis) * 100;
+        if self.unified_limits {
+            let folder = self.unified.as_ref().expect("limits come with it").join(instance);
+            make(&folder)?;
+            fs::write(folder.join("memory.max"), limits.memory.to_string())?;
+            // Swap would only hide that the memory is used up.
+            let _ = fs::write(folder.join("memory.swap.max"), "0");
+            fs::write(folder.join("cpu.max"), format!("{quota} 100000"))?;
+            fs::write(folder.join("pids.max"), pids)?;
+            return fs::write(folder.join("cgroup.procs"), pid.to_string());
+        }
+        for (controller, folder) in &self.v1 {
+            let folder = folder.join(instance);
+            make(&folder)?;
+            let set = |file: &str, value: &str| fs::write(folder.join(file), value);
+            match *controller {
+                "memory" => {
+                    set("memory.limit_in_bytes", &limits.memory.to_string())?;
+                    let _ = set("memory.memsw.limit_in_bytes", &limits.memory.to_string());
+                }
+                "cpu" => {
+                    set("cpu.cfs_period_us", "100000")?;
+                    set("cpu.cfs_quota_us", &quota.to_string())?;
+                }
+                _ => set("pids.max", &pids)?,
+            }
+            set("cgroup.procs", &pid.to_string())?;
+        }
+        if let Some(unified) = &self.unified {
+            let folder = unified.join(instance);
+            make(&folder)?;
+            fs::write(folder.join("cgroup.procs"), pid.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// SIGKILL to every process of the instance.
+    pub fn kill(&self, instance: &str) {
+        if let Some(unified) = &self.unified
+            && fs::write(unified.join(instance).join("cgroup.kill"), "1").is_ok()
+        {
+            return;
+        }
+        for folder in self.folders(instance) {
+            let procs = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            for pid in procs.lines().filter_map(|line| line.parse().ok()) {
+                crate::sys::kill(pid, libc::SIGKILL);
+            }
+        }
+    }
+
+    /// Removes the cgroups of an instance; false while processes are still in one.
+    pub fn remove(&self, instance: &str) -> bool {
+        self.folders(instance).iter().all(|folder| {
+            match fs::remove_dir(folder) {
+                Ok(()) => true,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            }
+        })
+    }
+
+    /// Removes our own folders; for a server that leaves nothing behind.
+    pub fn remove_all(&self) {
+        let folders = self.v1.iter().map(|(_, folder)| folder);
+        for folder in folders.chain(&self.unified) {
+            let _ = fs::remove_dir(folder);
+        }
+    }
+
+    /// The names of the instances that have a cgroup.
+    pub fn instances(&self) -> Vec<String> {
+        let folders = self.v1.iter().map(|(_, folder)| folder);
+        let mut names: Vec<String> = folders
+            .chain(&self.unified)
+            .filter_map(|folder| fs::read_dir(folder).ok())
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    pub fn usage(&self, instance: &str) -> Usage {
+        let number = |folder: &Path, file: &str| -> u64 {
+            let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+            text.trim().parse().unwrap_or(0)
+        };
+        let keyed = |folder: &Path, file: &str, key: &str| -> u64 {
+            let text = fs::read_to_string(folder.join(file)).unwrap_or_default();
+            text.lines()
+                .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
+                .unwrap_or(0)
+        };
+        if self.unified_limits {
+            let Some(unified) = &self.unified else {
+                return Usage::default();
+            };
+            let folder = unified.join(instance);
+            return Usage {
+                memory: number(&folder, "memory.current"),
+                oom_kills: keyed(&folder, "memory.events", "oom_kill "),
+                cpu_usec: keyed(&folder, "cpu.stat", "usage_usec "),
+            };
+        }
+        let memory = self.v1.iter().find(|(c, _)| *c == "memory");
+        let folder = memory.map(|(_, folder)| folder.join(instance));
+        let cpu = self.unified.as_ref().map(|folder| folder.join(instance));
+        Usage {
+            memory: folder
+                .as_deref()
+                .map_or(0, |f| number(f, "memory.usage_in_bytes")),
+            oom_kills: folder
+                .as_deref()
+                .map_or(0, |f| keyed(f, "memory.oom_control", "oom_kill ")),
+            cpu_usec: cpu.as_deref().map_or(0, |f| keyed(f, "cpu.stat", "usage_usec ")),
+        }
+    }
+}
+
+#[derive(Default)]
+pub struct Usage {
+    pub memory: u64,
+    pub oom_kills: u64,
+    pub cpu_usec: u64,
+}
+
+fn make(folder: &Path) -> io::Result<()> {
+    match fs::create_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
+/// (file system, mount point, super options) of a line of proc_pid_mountinfo(5).
+fn parse_mount(line: &str) -> Option<(String, String, String)> {
+    let (left, right) = line.split_once(" - ")?;
+    let mount_point = left.split(' ').nth(4)?;
+    let mut right = right.split(' ');
+    let kind = right.next()?;
+    let options = right.nth(1)?;
+    Some((kind.into(), mount_point.into(), options.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_is_read() {
+        let line = "33 27 0:29 / /sys/fs/cgroup/memory rw,relatime shared:1 - cgroup cgroup rw,memory";
+        let (kind, point, options) = parse_mount(line).expect("a mount");
+        assert_eq!(
+            (kind.as_str(), point.as_str(), options.as_str()),
+            ("cgroup", "/sys/fs/cgroup/memory", "rw,memory")
+        );
+    }
+}

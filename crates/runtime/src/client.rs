@@ -1,0 +1,225 @@
+//! The other end: what `control` uses to reach the warden and the shims. Blocking and short; call it
+//! from a blocking thread.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use hutong_ipc::channel;
+use hutong_ipc::shim;
+use hutong_ipc::warden::{Answer, Build, Instance, Process, Request, Start, Wanted};
+use thiserror::Error;
+
+#[derive(Debug, Error)]
+pub enum DriverError {
+    #[error("the warden cannot be reached at {path}")]
+    Unreachable {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// What the warden says, for a person.
+    #[error("{0}")]
+    Refused(String),
+    #[error("the warden gave an answer that does not fit the question")]
+    Unexpected,
+}
+
+/// What can run apps. Each method is idempotent or fails without a trace.
+pub trait Driver: Send + Sync {
+    fn start(&self, start: Start) -> Result<(), DriverError>;
+    fn list(&self) -> Result<Vec<Instance>, DriverError>;
+    /// SIGTERM, and SIGKILL after the time-out; returns at once.
+    fn stop(&self, instance: &str, timeout: Duration) -> Result<(), DriverError>;
+    fn kill(&self, instance: &str) -> Result<(), DriverError>;
+    /// TCP ports that something in the instance listens on.
+    fn listening(&self, instance: &str) -> Result<Vec<shim::Listening>, DriverError>;
+}
+
+/// A connection to the warden, made anew when it breaks.
+pub struct WardenClient {
+    path: PathBuf,
+    instances: PathBuf,
+    line: Mutex<Option<UnixStream>>,
+}
+
+impl WardenClient {
+    pub fn new(run_dir: &Path) -> Self {
+        WardenClient {
+            path: run_dir.join("warden.sock"),
+            instances: run_dir.join("i"),
+            line: Mutex::new(None),
+        }
+    }
+
+    /// One request; a broken line is mended once, because the warden may have been restarted.
+    fn ask(&self, request: &Request) -> Result<Answer, DriverError> {
+        let unreachable = |source| DriverError::Unreachable {
+            path: self.path.clone(),
+            source,
+        };
+        let mut line = self.line.lock().unwrap_or_else(|broken| broken.into_inner());
+        if let Some(open) = line.as_ref()
+            && let Ok((answer, _)) = channel::call(open, request, &[])
+        {
+            return refused(answer);
+        }
+        let fresh = UnixStream::connect(&self.path).map_err(unreachable)?;
+        let _ = fresh.set_read_timeout(Some(Duration::from_secs(120)));
+        let (answer, _) = channel::call(&fresh, request, &[]).map_err(unreachable)?;
+        *line = Some(fresh);
+        refused(answer)
+    }
+
+    fn done(&self, request: &Request) -> Result<(), DriverError> {
+        match self.ask(request)? {
+            Answer::Done => Ok(()),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    fn shim(&self, instance: &str) -> Result<UnixStream, DriverError> {
+        connect_shim(&self.instances, instance)
+    }
+
+    pub fn build(&self, build: Build, goes_on: bool) -> Result<(), DriverError> {
+        let build = Box::new(build);
+        self.done(&if goes_on {
+            Request::BuildStep(build)
+        } else {
+            Request::Build(build)
+        })
+    }
+
+    pub fn build_keep(&self, instance: &str, app: &str, key: &str) -> Result<(), DriverError> {
+        self.done(&Request::BuildKeep {
+            instance: instance.into(),
+            app: app.into(),
+            key: key.into(),
+        })
+    }
+
+    pub fn build_drop(&self, instance: &str) -> Result<(), DriverError> {
+        self.done(&Request::BuildDrop {
+            instance: instance.into(),
+        })
+    }
+
+    pub fn has_built(&self, app: &str, key: &str) -> Result<bool, DriverError> {
+        match self.ask(&Request::HasBuilt {
+            app: app.into(),
+            key: key.into(),
+        })? {
+            Answer::Yes(there) => Ok(there),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    pub fn drop_built(&self, app: &str, key: &str) -> Result<(), DriverError> {
+        self.done(&Request::DropBuilt {
+            app: app.into(),
+            key: key.into(),
+        })
+    }
+
+    pub fn drop_data(&self, app: &str) -> Result<(), DriverError> {
+        self.done(&Request::DropData { app: app.into() })
+    }
+
+    pub fn system(&self) -> Result<Vec<Process>, DriverError> {
+        match self.ask(&Request::System)? {
+            Answer::System(list) => Ok(list),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    pub fn doctor(&self) -> Result<Vec<Wanted>, DriverError> {
+        match self.ask(&Request::Doctor)? {
+            Answer::Doctor(list) => Ok(list),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    /// Starts a program in a running instance; the connection says when it ended.
+    pub fn exec(
+        &self,
+        instance: &str,
+        exec: shim::Exec,
+        stdio: [impl AsFd; 3],
+    ) -> Result<UnixStream, DriverError> {
+        let line = self.shim(instance)?;
+        let fds = stdio.each_ref().map(|fd| fd.as_fd());
+        match call_shim(&line, &shim::Request::Exec(exec), &fds)? {
+            shim::Answer::ExecStarted => {
+                let _ = line.set_read_timeout(None);
+                Ok(line)
+            }
+            shim::Answer::ExecEnded(exit) => Err(DriverError::Refused(exit.to_string())),
+            shim::Answer::Refused(reason) => Err(DriverError::Refused(reason)),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+}
+
+impl Driver for WardenClient {
+    fn start(&self, start: Start) -> Result<(), DriverError> {
+        self.done(&Request::Start(Box::new(start)))
+    }
+
+    fn list(&self) -> Result<Vec<Instance>, DriverError> {
+        match self.ask(&Request::List)? {
+            Answer::Instances(list) => Ok(list),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    fn stop(&self, instance: &str, timeout: Duration) -> Result<(), DriverError> {
+        let request = shim::Request::Stop {
+            timeout_ms: timeout.as_millis() as u64,
+        };
+        call_shim(&self.shim(instance)?, &request, &[]).map(drop)
+    }
+
+    fn kill(&self, instance: &str) -> Result<(), DriverError> {
+        self.done(&Request::Kill {
+            instance: instance.into(),
+        })
+    }
+
+    fn listening(&self, instance: &str) -> Result<Vec<shim::Listening>, DriverError> {
+        match call_shim(&self.shim(instance)?, &shim::Request::Status, &[])? {
+            shim::Answer::Status(status) => Ok(status.listening),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+}
+
+/// A line to an instance's shim; its end is the instance's end.
+pub fn connect_shim(instances: &Path, instance: &str) -> Result<UnixStream, DriverError> {
+    let path = instances.join(format!("{instance}.sock"));
+    let line = UnixStream::connect(&path).map_err(|source| DriverError::Unreachable {
+        path: path.clone(),
+        source,
+    })?;
+    let _ = line.set_read_timeout(Some(Duration::from_secs(5)));
+    Ok(line)
+}
+
+fn call_shim(
+    line: &UnixStream,
+    request: &shim::Request,
+    fds: &[std::os::fd::BorrowedFd<'_>],
+) -> Result<shim::Answer, DriverError> {
+    channel::call(line, request, fds)
+        .map(|(answer, _)| answer)
+        .map_err(|error| DriverError::Refused(format!("the instance does not answer: {error}")))
+}
+
+fn refused(answer: Answer) -> Result<Answer, DriverError> {
+    match answer {
+        Answer::Failed(reason) => Err(DriverError::Refused(reason)),
+        other => Ok(other),
+    }
+}

@@ -1,0 +1,206 @@
+//! The walls of isolation: which stand on this host, and what to do where one does not.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use hutong_ipc::channel;
+use hutong_ipc::shim::{Go, Launch, Step, Wall};
+use hutong_ipc::warden::Wanted;
+
+use crate::cgroup::Cgroups;
+use crate::{egress, launch, sandbox, seccomp, sys};
+
+/// Looks at the host; makes a throwaway sandbox to see whether one can be made.
+pub fn examine(cgroups: &Cgroups) -> Vec<Wanted> {
+    let root = sys::effective_uid() == 0;
+    let mut walls = vec![ids(root)];
+    walls.extend(sandbox_walls(root));
+    for (controller, what) in [
+        ("memory", "an app cannot use more memory than its cap"),
+        ("cpu", "an app cannot use more processor time than its cap"),
+        ("pids", "an app cannot start more processes than its cap"),
+    ] {
+        walls.push(caps(cgroups, controller, what, root));
+    }
+    walls.push(way_out(root));
+    walls.extend(docker_forward());
+    walls
+}
+
+fn wall(name: &str, what: &str, found: Result<String, (String, String)>) -> Wanted {
+    let stands = found.is_ok();
+    let (found, remedy) = match found {
+        Ok(found) => (found, String::new()),
+        Err(pair) => pair,
+    };
+    Wanted {
+        wall: name.into(),
+        what: what.into(),
+        stands,
+        found,
+        remedy,
+    }
+}
+
+fn ids(root: bool) -> Wanted {
+    let found = if root {
+        Ok("65,536 ids for each app; control and gateway have ids of their own".into())
+    } else {
+        Err((
+            format!("everything runs as uid {}", sys::effective_uid()),
+            "run `hutong serve` as root; it keeps that for the warden alone".into(),
+        ))
+    };
+    wall("ids", "each app has user ids of its own", found)
+}
+
+fn caps(cgroups: &Cgroups, controller: &str, what: &str, root: bool) -> Wanted {
+    let found = match cgroups.caps(controller) {
+        Some(version) => Ok(format!("cgroup {version}")),
+        None if root => Err((
+            format!("no writable {controller} controller"),
+            format!("boot with cgroup v2 and its {controller} controller (systemd does so), or mount the v1 one below /sys/fs/cgroup"),
+        )),
+        None => Err((
+            "an ordinary user may not make cgroups".into(),
+            "run `hutong serve` as root".into(),
+        )),
+    };
+    wall(controller, what, found)
+}
+
+/// Builds one sandbox with all its walls and runs a program in it; then tries them one by one.
+fn sandbox_walls(root: bool) -> Vec<Wanted> {
+    let full = probe(&[], root);
+    let each: [(&str, &str, Option<Wall>); 4] = [
+        ("root", "an app sees an allow-list of the host's files only", Some(Wall::Root)),
+        ("pid", "an app sees its own processes only", Some(Wall::Pid)),
+        ("net", "an app has a network of its own; no port is open outside", Some(Wall::Net)),
+        ("seccomp", "dangerous system calls are refused", Some(Wall::Seccomp)),
+    ];
+    each.into_iter()
+        .map(|(name, what, without)| {
+            let found = match &full {
+                Ok(()) => Ok("stands".to_owned()),
+                // Guilty is the one without which the rest can be built.
+                Err(reason) if probe(without.as_slice(), root).is_ok() => Err((
+                    reason.clone(),
+                    "use Linux 5.12 or later, with user namespaces allowed (user.max_user_namespaces > 0, kernel.unprivileged_userns_clone = 1), not inside a restricted container".to_owned(),
+                )),
+                Err(reason) => Err((
+                    reason.clone(),
+                    "no sandbox can be made here at all; see the reason".to_owned(),
+                )),
+            };
+            wall(name, what, found)
+        })
+        .collect()
+}
+
+fn probe(without: &[Wall], root: bool) -> Result<(), String> {
+    let shim = launch::shim_program().map_err(|error| error.to_string())?;
+    let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
+    let _ = ours.set_read_timeout(Some(std::time::Duration::from_secs(10)));
+    use std::os::fd::{AsFd, AsRawFd};
+    let mut child = Command::new(format!("/proc/self/fd/{}", shim.as_raw_fd()))
+        .arg0("hutong-shim doctor")
+        .env_clear()
+        .stdin(OwnedFd::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| format!("cannot start the shim: {error}"))?;
+    let launch = Launch {
+        instance: "doctor".into(),
+        hostname: "doctor".into(),
+        // Any range serves: the program lives for an instant and owns nothing.
+        uid_base: root.then_some(0x7fff_0000),
+        argv: vec!["/usr/bin/true".into()],
+        env: Vec::new(),
+        cwd: "/".into(),
+        mounts: sandbox::host_mounts(),
+        files: sandbox::files("doctor", "/tmp", None),
+        tmp_bytes: 1 << 20,
+        seccomp: seccomp::program()?,
+        peers: Vec::new(),
+        spool_bytes: 4096,
+        egress: None,
+        without: without.to_vec(),
+    };
+    let folder = std::env::temp_dir();
+    let socket = std::os::unix::net::UnixDatagram::unbound().map_err(|error| error.to_string())?;
+    let spool = [unnamed_file(&folder)?, unnamed_file(&folder)?];
+    let fds = [socket.as_fd(), spool[0].as_fd(), spool[1].as_fd()];
+    let result = (|| {
+        channel::send(&ours, &launch, &fds).map_err(|error| error.to_string())?;
+        loop {
+            match channel::receive::<Step>(&ours).map_err(|error| error.to_string())? {
+                Some((Step::Running, _)) => return Ok(()),
+                Some((Step::Failed(reason), _)) => return Err(reason),
+                Some(_) => {
+                    channel::send(&ours, &Go::On, &[]).map_err(|error| error.to_string())?;
+                }
+                None => return Err("the shim ended without a word".into()),
+            }
+        }
+    })();
+    let _ = child.kill();
+    let _ = child.wait();
+    result
+}
+
+fn unnamed_file(_folder: &std::path::Path) -> Result<OwnedFd, String> {
+    rustix::fs::memfd_create("spool", rustix::fs::MemfdFlags::CLOEXEC)
+        .map_err(|error| error.to_string())
+}
+
+fn way_out(root: bool) -> Wanted {
+    let what = "apps with egress reach the internet only: not the host, not private networks";
+    let tools = egress::tool("nft", "nftables").and_then(|_| egress::tool("ip", "iproute2"));
+    let found = match (root, tools) {
+        (true, Ok(_)) => Ok("nftables; bridge and rules are made when an app asks".into()),
+        (true, Err(reason)) => Err((reason, "apt install nftables iproute2".into())),
+        (false, _) => Err((
+            "an ordinary user may not make bridges; apps with egress do not start".into(),
+            "run `hutong serve` as root".into(),
+        )),
+    };
+    wall("egress", what, found)
+}
+
+/// Docker sets the FORWARD policy to drop, which no table of ours can lift.
+fn docker_forward() -> Option<Wanted> {
+    let nft = egress::tool("nft", "nftables").ok()?;
+    let output = Command::new(nft)
+        .args(["list", "chain", "ip", "filter", "FORWARD"])
+        .env_clear()
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    text.contains("policy drop").then(|| {
+        wall(
+            "forward",
+            "the host's firewall lets the traffic of apps with egress through",
+            Err((
+                "the FORWARD chain drops by default (Docker does that)".into(),
+                "nft insert rule ip filter DOCKER-USER iifname \"ht*\" accept".into(),
+            )),
+        )
+    })
+}
+
+/// Lines for a person: one wall each.
+pub fn missing(walls: &[Wanted]) -> Vec<&Wanted> {
+    walls.iter().filter(|wall| !wall.stands).collect()
+}
+
+/// Whether the kernel has user namespaces at all; quick, for messages.
+pub fn has_user_namespaces() -> bool {
+    fs::read_to_string("/proc/sys/user/max_user_namespaces")
+        .is_ok_and(|text| text.trim().parse::<u64>().is_ok_and(|count| count > 0))
+}

@@ -1,0 +1,265 @@
+//! The way out, for apps that declare it: a bridge with isolated ports, a veth per instance, and
+//! nftables in a table of our own. Blocked: the host itself, private and special ranges, other apps,
+//! IPv6. Inside, the only name server is our resolver on the bridge.
+
+use std::io::Write;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use hutong_ipc::shim::Egress;
+
+/// The bridge's network: a /20, 4,093 instances.
+const PREFIX: u8 = 20;
+const FIRST_INSTANCE: u16 = 2;
+const LAST_INSTANCE: u16 = 4093;
+
+/// What no app may reach (RFC 6890 and Alibaba's metadata address, which lies in 100.64.0.0/10).
+const FORBIDDEN: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
+
+#[derive(Clone)]
+pub struct Network {
+    bridge: String,
+    table: String,
+    /// The bridge's own address; the network is its /20.
+    gateway: Ipv4Addr,
+    ip: PathBuf,
+    nft: PathBuf,
+}
+
+impl Network {
+    /// Finds the tools; makes nothing yet.
+    pub fn new(tag: &str) -> Result<Self, String> {
+        Ok(Network {
+            bridge: format!("ht{}", &tag[..6]),
+            table: format!("hutong_{tag}"),
+            gateway: Ipv4Addr::UNSPECIFIED,
+            ip: tool("ip", "iproute2")?,
+            nft: tool("nft", "nftables")?,
+        })
+    }
+
+    /// Makes bridge and rules; harmless when they are there already.
+    pub fn ensure(&mut self) -> Result<(), String> {
+        self.gateway = match self.present_address() {
+            Some(address) => address,
+            None => free_network()?,
+        };
+        let exists = std::path::Path::new("/sys/class/net")
+            .join(&self.bridge)
+            .exists();
+        if !exists {
+            self.ip(&["link", "add", &self.bridge, "type", "bridge"])?;
+        }
+        let address = format!("{}/{PREFIX}", self.gateway);
+        self.ip(&["addr", "replace", &address, "dev", &self.bridge])?;
+        self.ip(&["link", "set", &self.bridge, "up"])?;
+        let _ = std::fs::write(
+            format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", self.bridge),
+            "1",
+        );
+        // Rules first: forwarding is only ever on behind them.
+        self.nft(&self.rules())?;
+        for interface in [Some(self.bridge.clone()), default_interface()]
+            .into_iter()
+            .flatten()
+        {
+            let path = format!("/proc/sys/net/ipv4/conf/{interface}/forwarding");
+            std::fs::write(&path, "1").map_err(|error| format!("{path}: {error}"))?;
+        }
+        Ok(())
+    }
+
+    fn present_address(&self) -> Option<Ipv4Addr> {
+        let output = Command::new(&self.ip)
+            .args(["-4", "-o", "addr", "show", "dev", &self.bridge])
+            .env_clear()
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let mut words = text.split_ascii_whitespace();
+        words.find(|word| *word == "inet")?;
+        words.next()?.split('/').next()?.parse().ok()
+    }
+
+    fn rules(&self) -> String {
+        let (table, bridge, gateway) = (&self.table, &self.bridge, self.gateway);
+        let network = format!("{}/{PREFIX}", Ipv4Addr::from(u32::from(gateway) & !0xfff));
+        format!(
+            r#"table inet {table} {{}}
+delete table inet {table}
+table inet {table} {{
+  chain input {{
+    type filter hook input priority -10; policy accept;
+    iifname "{bridge}" ip daddr {gateway} udp dport 53 accept
+    iifname "{bridge}" ip daddr {gateway} tcp dport 53 accept
+    iifname "{bridge}" drop
+  }}
+  chain forward {{
+    type filter hook forward priority -10; policy accept;
+    iifname "{bridge}" meta nfproto ipv6 drop
+    iifname "{bridge}" ip saddr != {network} drop
+    iifname "{bridge}" ip daddr {{ {FORBIDDEN} }} drop
+    iifname "{bridge}" oifname "{bridge}" drop
+    iifname "{bridge}" accept
+    oifname "{bridge}" ct state established,related accept
+    oifname "{bridge}" drop
+  }}
+  chain output {{
+    type filter hook output priority -10; policy accept;
+    oifname "{bridge}" ct state established,related accept
+    oifname "{bridge}" drop
+  }}
+  chain postrouting {{
+    type nat hook postrouting priority 100; policy accept;
+    ip saddr {network} oifname != "{bridge}" masquerade
+  }}
+}}
+"#
+        )
+    }
+
+    /// The address of the `index`-th instance.
+    pub fn leg(&self, index: u16) -> Egress {
+        let address = Ipv4Addr::from((u32::from(self.gateway) & !0xfff) + u32::from(index));
+        Egress {
+            interface: "eth0".into(),
+            address: address.octets(),
+            prefix: PREFIX,
+            gateway: self.gateway.octets(),
+        }
+    }
+
+    pub fn free_index(taken: &[u16]) -> Result<u16, String> {
+        (FIRST_INSTANCE..=LAST_INSTANCE)
+            .find(|index| !taken.contains(index))
+            .ok_or_else(|| "no address is left on the egress network".into())
+    }
+
+    /// Puts an interface into the network namespace of `pid`; it goes when the namespace goes.
+    pub fn connect(&self, index: u16, pid: i32) -> Result<(), String> {
+        let outer = format!("{}-{index}", self.bridge);
+        let _ = self.ip(&["link", "del", &outer]);
+        let pid = pid.to_string();
+        self.ip(&[
+            "link", "add", &outer, "type", "veth", "peer", "name", "eth0", "netns", &pid,
+        ])?;
+        self.ip(&["link", "set", &outer, "master", &self.bridge, "up"])?;
+        self.ip(&["link", "set", &outer, "type", "bridge_slave", "isolated", "on"])
+    }
+
+    pub fn resolver_sockets(&self) -> Result<(UdpSocket, TcpListener), String> {
+        let address = SocketAddr::from((self.gateway, 53));
+        let failed = |error| format!("cannot bind the resolver to {address}: {error}");
+        Ok((
+            UdpSocket::bind(address).map_err(failed)?,
+            TcpListener::bind(address).map_err(failed)?,
+        ))
+    }
+
+    /// Removes bridge and rules.
+    pub fn remove(&self) {
+        let _ = self.ip(&["link", "del", &self.bridge]);
+        let _ = self.nft(&format!("delete table inet {}\n", self.table));
+    }
+
+    fn ip(&self, arguments: &[&str]) -> Result<(), String> {
+        let output = Command::new(&self.ip)
+            .args(arguments)
+            .env_clear()
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| format!("{}: {error}", self.ip.display()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(format!("ip {}: {reason}", arguments.join(" ")))
+    }
+
+    fn nft(&self, rules: &str) -> Result<(), String> {
+        let mut child = Command::new(&self.nft)
+            .args(["-f", "-"])
+            .env_clear()
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| format!("{}: {error}", self.nft.display()))?;
+        if let Some(mut input) = child.stdin.take() {
+            let _ = input.write_all(rules.as_bytes());
+        }
+        let output = child.wait_with_output().map_err(|error| error.to_string())?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(format!(
+            "nft: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ))
+    }
+}
+
+/// A program of the system's own folders; `PATH` is not asked.
+pub fn tool(name: &str, package: &str) -> Result<PathBuf, String> {
+    ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
+        .iter()
+        .map(|folder| PathBuf::from(folder).join(name))
+        .find(|path| path.exists())
+        .ok_or_else(|| format!("`{name}` is not installed; apt install {package}"))
+}
+
+/// A /20 of 10.0.0.0/8 that no route of this host overlaps.
+fn free_network() -> Result<Ipv4Addr, String> {
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    let taken: Vec<(u32, u32)> = routes.lines().skip(1).filter_map(parse_route).collect();
+    (0..64u32)
+        .map(|step| u32::from(Ipv4Addr::new(10, 213, 0, 0)) + (step << 12))
+        .find(|base| {
+            taken.iter().all(|(network, mask)| {
+                let mask = mask & 0xffff_f000;
+                mask == 0 || base & mask != network & mask
+            })
+        })
+        .map(|base| Ipv4Addr::from(base + 1))
+        .ok_or_else(|| "no free network for the egress bridge between 10.213 and 10.217".into())
+}
+
+fn parse_route(line: &str) -> Option<(u32, u32)> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let network = u32::from_str_radix(fields.next()?, 16).ok()?;
+    let mask = u32::from_str_radix(fields.nth(5)?, 16).ok()?;
+    Some((u32::from_be(network), u32::from_be(mask)))
+}
+
+fn default_interface() -> Option<String> {
+    let routes = std::fs::read_to_string("/proc/net/route").ok()?;
+    routes.lines().skip(1).find_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let name = fields.next()?;
+        (fields.next()? == "00000000").then(|| name.to_owned())
+    })
+}
+
+/// The host's own name servers (resolv.conf(5)), for the resolver to ask.
+pub fn upstreams() -> Vec<SocketAddr> {
+    let text = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.strip_prefix("nameserver")?.trim().parse().ok())
+        .map(|address: std::net::IpAddr| SocketAddr::from((address, 53)))
+        .take(3)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_of_the_kernel_are_read() {
+        let line = "eth0\t000200C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0";
+        let (network, mask) = parse_route(line).expect("a route");
+        assert_eq!(Ipv4Addr::from(network), Ipv4Addr::new(192, 0, 2, 0));
+        assert_eq!(Ipv4Addr::from(mask), Ipv4Addr::new(255, 255, 255, 0));
+    }
+}

@@ -1,0 +1,134 @@
+//! What runs: one small file per instance in /run, written before its shim is told what to launch, so
+//! that a restarted warden finds everything. The kernel is asked whether it still lives.
+
+use std::fs;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use hutong_core::name::is_instance_id;
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroups;
+use crate::paths::{Layout, atomic_write};
+use crate::processes;
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    pub instance: String,
+    pub app: String,
+    pub deployment: u64,
+    pub build: bool,
+    /// The shim, and when it began (clock ticks since boot).
+    pub pid: i32,
+    pub start_time: u64,
+    /// Milliseconds since 1970.
+    pub started_at: u64,
+    pub egress: Option<u16>,
+}
+
+pub struct Instances {
+    layout: Layout,
+    cgroups: Cgroups,
+}
+
+impl Instances {
+    pub fn new(layout: Layout, cgroups: Cgroups) -> Self {
+        Instances { layout, cgroups }
+    }
+
+    fn path(&self, instance: &str) -> PathBuf {
+        self.layout.instances().join(format!("{instance}.json"))
+    }
+
+    pub fn write(&self, record: &Record) -> Result<(), String> {
+        let text = serde_json::to_vec(record).map_err(|error| error.to_string())?;
+        atomic_write(&self.path(&record.instance), &text, 0o600)
+            .map_err(|error| format!("cannot record the instance: {error}"))
+    }
+
+    pub fn read(&self, instance: &str) -> Option<Record> {
+        serde_json::from_slice(&fs::read(self.path(instance)).ok()?).ok()
+    }
+
+    /// Everything on record that lives; what does not is cleaned up on the way.
+    pub fn live(&self) -> Vec<Record> {
+        let mut live = Vec::new();
+        for record in self.all() {
+            if processes::is_alive(record.pid, record.start_time) {
+                live.push(record);
+            } else {
+                self.clean_up(&record.instance);
+            }
+        }
+        live.sort_by_key(|record| record.started_at);
+        live
+    }
+
+    pub fn all(&self) -> Vec<Record> {
+        let Ok(entries) = fs::read_dir(self.layout.instances()) else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter_map(|name| name.strip_suffix(".json").map(str::to_owned))
+            .filter(|instance| is_instance_id(instance))
+            .filter_map(|instance| self.read(&instance))
+            .collect()
+    }
+
+    /// Kills what is left of an instance and removes its traces. Its file goes last, so that an
+    /// interrupted clean-up is done again.
+    pub fn clean_up(&self, instance: &str) {
+        self.cgroups.kill(instance);
+        if self.cgroups.usage(instance).oom_kills > 0 {
+            self.note_out_of_memory(instance);
+        }
+        // The kernel needs a moment to let go of killed processes.
+        for _ in 0..200 {
+            if self.cgroups.remove(instance) {
+                let _ = fs::remove_file(self.layout.instance_socket(instance));
+                let _ = fs::remove_file(self.path(instance));
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// Said in the spool, behind the shim's last words, because the counter goes with the cgroup.
+    fn note_out_of_memory(&self, instance: &str) {
+        let spool = self.layout.control().join("spool");
+        let open = |half: &str| {
+            fs::OpenOptions::new()
+                .read(true)
+                .append(true)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(spool.join(format!("{instance}.{half}")))
+        };
+        if let (Ok(a), Ok(b)) = (open("a"), open("b"))
+            && let Ok(mut writer) = hutong_ipc::spool::Writer::new([a, b], 4096)
+        {
+            let time = processes::now_ms() * 1000;
+            writer.write(hutong_ipc::spool::Kind::OutOfMemory, time, b"");
+        }
+    }
+
+    /// SIGKILL to shim and app.
+    pub fn kill(&self, instance: &str) {
+        if let Some(record) = self.read(instance)
+            && processes::is_alive(record.pid, record.start_time)
+        {
+            crate::sys::kill(record.pid, libc::SIGKILL);
+        }
+        self.cgroups.kill(instance);
+    }
+
+    /// Cgroups without a record: their launch was interrupted.
+    pub fn sweep(&self) {
+        for instance in self.cgroups.instances() {
+            if self.read(&instance).is_none() {
+                self.clean_up(&instance);
+            }
+        }
+    }
+}

@@ -1,0 +1,136 @@
+//! How an instance comes to be: spawn the shim, tell it what to build, put its child into cgroups,
+//! connect its network, wait until the program was executed.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use hutong_ipc::channel;
+use hutong_ipc::shim::{Go, Launch, Step};
+use hutong_ipc::warden::Limits;
+
+use crate::cgroup::Cgroups;
+use crate::egress::Network;
+use crate::instances::{Instances, Record};
+use crate::paths::Layout;
+use crate::{processes, sys};
+
+static SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hutong-shim"));
+
+/// A launch may take this long, everything included.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The shim's program as an unnamed, sealed file.
+pub fn shim_program() -> std::io::Result<OwnedFd> {
+    sys::executable_in_memory(c"hutong-shim", SHIM)
+}
+
+/// What every launch needs.
+pub struct Launcher<'a> {
+    pub layout: &'a Layout,
+    pub cgroups: &'a Cgroups,
+    pub instances: &'a Instances,
+    pub shim: &'a OwnedFd,
+    /// Who owns the spool files: control.
+    pub control: Option<u32>,
+    /// The network and this instance's place in it.
+    pub network: Option<(&'a Network, u16)>,
+}
+
+impl Launcher<'_> {
+    /// Runs one launch; on failure nothing of it is left.
+    pub fn run(
+        &self,
+        launch: &Launch,
+        mut record: Record,
+        limits: Option<&Limits>,
+    ) -> Result<(), String> {
+        let instance = record.instance.clone();
+        let socket_path = self.layout.instance_socket(&instance);
+        let _ = fs::remove_file(&socket_path);
+        let listener = UnixListener::bind(&socket_path)
+            .map_err(|error| format!("{}: {error}", socket_path.display()))?;
+        // Anyone may connect, the shim asks the kernel who it is; the folder is closed to apps.
+        let _ = fs::set_permissions(&socket_path, fs::Permissions::from_mode(0o666));
+        let spool = [self.spool(&instance, "a")?, self.spool(&instance, "b")?];
+        let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
+        let _ = ours.set_read_timeout(Some(PATIENCE));
+        let child = Command::new(format!("/proc/self/fd/{}", self.shim.as_raw_fd()))
+            .arg0(format!("hutong-shim {instance}"))
+            .env_clear()
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("cannot start the shim: {error}"))?;
+        record.pid = child.id() as i32;
+        record.start_time = processes::start_time(record.pid).unwrap_or(0);
+        let result = self.instances.write(&record).and_then(|()| {
+            let fds = [listener.as_fd(), spool[0].as_fd(), spool[1].as_fd()];
+            self.converse(launch, &record, limits, &ours, &fds)
+        });
+        if result.is_err() {
+            sys::kill(record.pid, libc::SIGKILL);
+            self.instances.clean_up(&instance);
+        }
+        result
+    }
+
+    fn converse(
+        &self,
+        launch: &Launch,
+        record: &Record,
+        limits: Option<&Limits>,
+        line: &UnixStream,
+        fds: &[std::os::fd::BorrowedFd<'_>],
+    ) -> Result<(), String> {
+        let gone = |error: std::io::Error| format!("the shim went away: {error}");
+        channel::send(line, launch, fds).map_err(gone)?;
+        loop {
+            let step = channel::receive::<Step>(line).map_err(gone)?;
+            match step.map(|(step, _)| step) {
+                Some(Step::Namespaces) => {
+                    if let Some((network, index)) = self.network {
+                        network.connect(index, record.pid)?;
+                    }
+                }
+                Some(Step::Child(pid)) => {
+                    if let Some(limits) = limits {
+                        self.cgroups
+                            .enter(&record.instance, limits, pid)
+                            .map_err(|error| format!("cannot set the caps: {error}"))?;
+                    }
+                }
+                Some(Step::Running) => return Ok(()),
+                Some(Step::Failed(reason)) => return Err(reason),
+                None => return Err("the shim ended while it built the sandbox".into()),
+            }
+            channel::send(line, &Go::On, &[]).map_err(gone)?;
+        }
+    }
+
+    fn spool(&self, instance: &str, half: &str) -> Result<File, String> {
+        let path = self
+            .layout
+            .control()
+            .join("spool")
+            .join(format!("{instance}.{half}"));
+        let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(failed)?;
+        if let Some(uid) = self.control {
+            fchown(&file, Some(uid), Some(uid)).map_err(failed)?;
+        }
+        Ok(file)
+    }
+}

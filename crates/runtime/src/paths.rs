@@ -1,0 +1,146 @@
+//! Where things lie on disk and in /run, in one place. Who owns what is written at each.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::{Path, PathBuf};
+
+use crate::sys;
+
+/// The folder of a system server.
+pub const SYSTEM_DATA_DIR: &str = "/var/lib/hutong";
+
+/// The data folder of one server and its runtime folder.
+#[derive(Clone, Debug)]
+pub struct Layout {
+    pub data: PathBuf,
+    pub run: PathBuf,
+    /// Eight hex digits that tell this server's global names from another's.
+    pub tag: String,
+}
+
+impl Layout {
+    /// `data` must exist.
+    pub fn new(data: &Path) -> io::Result<Self> {
+        let data = data.canonicalize()?;
+        let tag = format!("{:08x}", fnv(data.as_os_str().as_encoded_bytes()));
+        let run = run_dir(&data, &tag);
+        Ok(Layout { data, run, tag })
+    }
+
+    pub fn control(&self) -> PathBuf {
+        self.data.join("control")
+    }
+    pub fn trees(&self) -> PathBuf {
+        self.data.join("trees")
+    }
+    pub fn built(&self) -> PathBuf {
+        self.data.join("built")
+    }
+    pub fn builds(&self) -> PathBuf {
+        self.data.join("builds")
+    }
+    pub fn app_data(&self) -> PathBuf {
+        self.data.join("data")
+    }
+    pub fn gateway(&self) -> PathBuf {
+        self.data.join("gateway")
+    }
+    pub fn warden_state(&self) -> PathBuf {
+        self.data.join("warden")
+    }
+    pub fn instances(&self) -> PathBuf {
+        self.run.join("i")
+    }
+    pub fn instance_socket(&self, instance: &str) -> PathBuf {
+        self.instances().join(format!("{instance}.sock"))
+    }
+    pub fn warden_socket(&self) -> PathBuf {
+        self.run.join("warden.sock")
+    }
+    pub fn gateway_socket(&self) -> PathBuf {
+        self.run.join("gateway.sock")
+    }
+    pub fn api_socket(&self) -> PathBuf {
+        self.run.join("api.sock")
+    }
+
+    /// Makes every folder with its owner and mode; `ids` are control's, and the gateway's, in root mode.
+    pub fn create(&self, ids: Option<(u32, u32)>) -> io::Result<()> {
+        let (control, gateway) = ids.unwrap_or((sys::effective_uid(), sys::effective_gid()));
+        let root = sys::effective_uid();
+        let private = |group| if ids.is_some() { group } else { sys::effective_gid() };
+        for (path, owner, group, mode) in [
+            (self.data.clone(), root, private(0), 0o711),
+            (self.run.clone(), root, private(0), 0o711),
+            (self.instances(), root, private(0), 0o711),
+            (self.warden_state(), root, private(0), 0o700),
+            (self.app_data(), root, private(0), 0o700),
+            (self.builds(), root, private(0), 0o700),
+            // The gateway may pass through to files of static apps, nobody else.
+            (self.built(), root, gateway, 0o710),
+            (self.trees(), control, gateway, 0o710),
+            (self.gateway(), control, gateway, 0o750),
+            (self.control(), control, private(control), 0o700),
+            (self.control().join("spool"), control, private(control), 0o700),
+        ] {
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+                _ => {}
+            }
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+            if ids.is_some() {
+                chown(&path, Some(owner), Some(group))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn run_dir(data: &Path, tag: &str) -> PathBuf {
+    if sys::effective_uid() == 0 {
+        return if data == Path::new(SYSTEM_DATA_DIR) {
+            "/run/hutong".into()
+        } else {
+            format!("/run/hutong-{tag}").into()
+        };
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(folder) if Path::new(&folder).is_dir() => {
+            PathBuf::from(folder).join(format!("hutong-{tag}"))
+        }
+        _ => format!("/tmp/hutong-{}-{tag}", sys::effective_uid()).into(),
+    }
+}
+
+/// FNV-1a, 32 bits: names, not security.
+pub fn fnv(bytes: &[u8]) -> u32 {
+    bytes.iter().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+/// Writes a file so that it is there whole or not at all: temporary, fsync, rename, fsync of the folder.
+pub fn atomic_write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .open(&temporary)?;
+    let written = file
+        .write_all(content)
+        .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(&temporary, path));
+    if let Err(error) = written {
+        let _ = fs::remove_file(&temporary);
+        return Err(error);
+    }
+    fs::File::open(folder)?.sync_all()
+}

@@ -1,0 +1,141 @@
+//! Every unsafe call of the runtime, each behind a safe function.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+
+fn check(result: i64) -> io::Result<i64> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+pub fn effective_uid() -> u32 {
+    // SAFETY: cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+pub fn effective_gid() -> u32 {
+    // SAFETY: cannot fail.
+    unsafe { libc::getegid() }
+}
+
+pub fn kill(pid: i32, signal: i32) {
+    // SAFETY: no memory is involved.
+    unsafe { libc::kill(pid, signal) };
+}
+
+/// Becomes an unprivileged user for good; call it before any thread is started.
+pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    // SAFETY: `groups` is as long as said; the rest involves no memory.
+    unsafe {
+        check(libc::setgroups(groups.len(), groups.as_ptr()).into())?;
+        check(libc::setresgid(gid, gid, gid).into())?;
+        check(libc::setresuid(uid, uid, uid).into())?;
+    }
+    // Leaving uid 0 cleared every capability (capabilities(7)); none may come back by execve.
+    no_new_privileges()
+}
+
+pub fn no_new_privileges() -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+/// SIGTERM when the parent ends: a demo's server must not outlive the demo.
+pub fn end_with_parent() {
+    // SAFETY: no memory is involved.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM, 0, 0, 0) };
+}
+
+/// Takes descriptor 0 over (close-on-exec) and puts /dev/null in its place.
+pub fn take_stdin() -> io::Result<OwnedFd> {
+    // SAFETY: descriptor 0 is open, the duplicate is ours.
+    unsafe {
+        let fd = check(libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 3).into())? as i32;
+        let null = check(libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC).into())?;
+        check(libc::dup2(null as i32, 0).into())?;
+        libc::close(null as i32);
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Blocks the signals that a daemon waits for and gives a descriptor that tells of them.
+pub fn signals(list: &[i32]) -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised before use; the descriptor is ours.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        for signal in list {
+            libc::sigaddset(&mut set, *signal);
+        }
+        check(libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()).into())?;
+        let fd = check(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK).into())?;
+        Ok(OwnedFd::from_raw_fd(fd as i32))
+    }
+}
+
+/// The next pending signal of a descriptor of [`signals`].
+pub fn next_signal(fd: &OwnedFd) -> Option<i32> {
+    let mut buffer = [0u8; size_of::<libc::signalfd_siginfo>()];
+    match rustix::io::read(fd, &mut buffer) {
+        Ok(count) if count == buffer.len() => {
+            let number: [u8; 4] = buffer[..4].try_into().ok()?;
+            Some(u32::from_ne_bytes(number) as i32)
+        }
+        _ => None,
+    }
+}
+
+/// Unblocks every signal: a child inherits the mask of whoever spawned it.
+pub fn unblock_signals() {
+    // SAFETY: the set is initialised before use.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
+    }
+}
+
+/// A child that ended, if any: its pid and wait status.
+pub fn reap() -> Option<(i32, i32)> {
+    let mut status = 0;
+    // SAFETY: `status` is written to.
+    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
+    (pid > 0).then_some((pid, status))
+}
+
+/// Waits for readiness to read; true where a descriptor has something.
+pub fn poll(fds: &[i32], timeout_ms: i32) -> Vec<bool> {
+    let mut polled: Vec<libc::pollfd> = fds
+        .iter()
+        .map(|fd| libc::pollfd {
+            fd: *fd,
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
+    // SAFETY: pointer and length belong together.
+    unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as u64, timeout_ms) };
+    polled.iter().map(|p| p.revents != 0).collect()
+}
+
+/// A sealed, executable, unnamed file with `content`.
+pub fn executable_in_memory(name: &std::ffi::CStr, content: &[u8]) -> io::Result<OwnedFd> {
+    use std::io::Write;
+    // SAFETY: the name is NUL-terminated, the descriptor is ours.
+    let fd = unsafe {
+        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+        OwnedFd::from_raw_fd(check(libc::memfd_create(name.as_ptr(), flags).into())? as i32)
+    };
+    let mut file = std::fs::File::from(fd);
+    file.write_all(content)?;
+    use rustix::fs::SealFlags;
+    rustix::fs::fcntl_add_seals(
+        &file,
+        SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL,
+    )?;
+    Ok(file.into())
+}

@@ -1,0 +1,318 @@
+//! The warden: the only process that is root. It holds the listening sockets, spawns and restarts
+//! control, gateway and resolver, and answers typed requests of control ([`requests`]). It parses
+//! nothing that a visitor or an app sent.
+
+mod children;
+mod requests;
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use hutong_ipc::warden::{ServerSettings, Wanted};
+
+use crate::cgroup::Cgroups;
+use crate::egress::Network;
+use crate::instances::Instances;
+use crate::paths::Layout;
+use crate::uids::Uids;
+use crate::{doctor, launch, processes, seccomp, sys};
+
+use children::Children;
+
+/// How the server listens and where it keeps things; validated by the command line.
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub http: SocketAddr,
+    pub api: Api,
+    pub workers: usize,
+    /// Walls that the owner accepts to be without.
+    pub accept_missing: Vec<String>,
+    /// Stop the apps when the server is stopped; and leave nothing of them.
+    pub stop_apps: bool,
+    pub settings: ServerSettings,
+}
+
+#[derive(Clone, Debug)]
+pub enum Api {
+    Unix(Option<PathBuf>),
+    Tcp(SocketAddr),
+}
+
+/// What every thread of the warden shares.
+struct Warden {
+    config: Config,
+    layout: Layout,
+    cgroups: Cgroups,
+    instances: Instances,
+    shim: OwnedFd,
+    seccomp: Vec<u64>,
+    uids: Mutex<Uids>,
+    network: Mutex<Option<Network>>,
+    children: Mutex<Children>,
+    /// Instances being started: their address on the egress network is taken.
+    starting: Mutex<Vec<u16>>,
+    root: bool,
+    ending: AtomicBool,
+    connections: AtomicUsize,
+}
+
+/// A poisoned lock means another thread panicked between two whole states; ours are.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// Runs until SIGTERM or SIGINT. `ready` is told how the server is reached, once it serves.
+pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
+    // Before any thread exists, so that all inherit the mask.
+    let signals = sys::signals(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
+        .map_err(|error| error.to_string())?;
+    fs::create_dir_all(&config.data_dir)
+        .map_err(|error| format!("{}: {error}", config.data_dir.display()))?;
+    let layout = Layout::new(&config.data_dir)
+        .map_err(|error| format!("{}: {error}", config.data_dir.display()))?;
+    let root = sys::effective_uid() == 0;
+    let cgroups = Cgroups::find(&format!("hutong-{}", layout.tag));
+    let walls = doctor::examine(&cgroups);
+    check_walls(&walls, root, &config.accept_missing)?;
+
+    let state = layout.warden_state();
+    fs::create_dir_all(&state).map_err(|error| format!("{}: {error}", state.display()))?;
+    let uids = Uids::open(&state)?;
+    let _lock = lock_server(&layout)?;
+    layout
+        .create(root.then(|| (uids.control(), uids.gateway())))
+        .map_err(|error| format!("cannot lay out {}: {error}", layout.data.display()))?;
+    let warden = Arc::new(Warden {
+        instances: Instances::new(layout.clone(), cgroups.clone()),
+        shim: launch::shim_program().map_err(|error| format!("cannot hold the shim: {error}"))?,
+        seccomp: seccomp::program()?,
+        uids: Mutex::new(uids),
+        network: Mutex::new(None),
+        children: Mutex::new(Children::default()),
+        starting: Mutex::new(Vec::new()),
+        root,
+        ending: AtomicBool::new(false),
+        connections: AtomicUsize::new(0),
+        cgroups,
+        layout,
+        config,
+    });
+    warden.instances.sweep();
+    warden.instances.live();
+    warden.serve_requests()?;
+    lock(&warden.children).start_all(&warden)?;
+    let (http, api) = {
+        let children = lock(&warden.children);
+        (children.http_address(&warden), children.api_text().to_owned())
+    };
+    ready(&Ready {
+        http,
+        api,
+        missing: doctor::missing(&walls).into_iter().cloned().collect(),
+        data_dir: warden.layout.data.clone(),
+    });
+    warden.watch(&signals);
+    warden.end();
+    Ok(())
+}
+
+/// How a server that just began is reached, and which walls it lacks.
+pub struct Ready {
+    pub http: SocketAddr,
+    pub api: String,
+    pub missing: Vec<Wanted>,
+    pub data_dir: PathBuf,
+}
+
+fn check_walls(walls: &[Wanted], root: bool, accepted: &[String]) -> Result<(), String> {
+    // An ordinary user gets development mode, and is told.
+    if !root {
+        let fatal = ["root", "pid", "net"];
+        let broken = walls.iter().find(|w| !w.stands && fatal.contains(&w.wall.as_str()));
+        return broken.map_or(Ok(()), |wall| {
+            Err(format!("no sandbox can be made here: {}\n  remedy: {}", wall.found, wall.remedy))
+        });
+    }
+    let refused: Vec<String> = walls
+        .iter()
+        .filter(|wall| !wall.stands && !accepted.contains(&wall.wall))
+        .map(|wall| {
+            format!(
+                "the wall `{}` does not stand: {}\n  remedy: {}\n  or accept it: --accept-missing={}",
+                wall.wall, wall.found, wall.remedy, wall.wall
+            )
+        })
+        .collect();
+    if refused.is_empty() {
+        Ok(())
+    } else {
+        Err(refused.join("\n"))
+    }
+}
+
+/// One server per data folder: held until the process ends, however it ends.
+fn lock_server(layout: &Layout) -> Result<fs::File, String> {
+    let path = layout.warden_state().join("lock");
+    let file = fs::File::create(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(
+        |_| {
+            format!(
+                "another server runs on {}; stop it first, or choose another --data-dir",
+                layout.data.display()
+            )
+        },
+    )?;
+    Ok(file)
+}
+
+impl Warden {
+    fn ids(&self) -> Option<(u32, u32)> {
+        self.root.then(|| {
+            let uids = lock(&self.uids);
+            (uids.control(), uids.gateway())
+        })
+    }
+
+    /// The socket on which control asks; each connection has a thread, and there are few.
+    fn serve_requests(self: &Arc<Self>) -> Result<(), String> {
+        let path = self.layout.warden_socket();
+        let listener = bind_unix(&path, 0o600, self.ids().map(|(control, _)| control))?;
+        let warden = self.clone();
+        std::thread::Builder::new()
+            .stack_size(256 << 10)
+            .spawn(move || requests::accept(&warden, &listener))
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Reaps and restarts until told to end.
+    fn watch(self: &Arc<Self>, signals: &OwnedFd) {
+        while !self.ending.load(Ordering::Relaxed) {
+            let pause = lock(&self.children).next_restart();
+            sys::poll(&[signals.as_raw_fd()], pause.as_millis() as i32);
+            while let Some(signal) = sys::next_signal(signals) {
+                if matches!(signal, libc::SIGTERM | libc::SIGINT) {
+                    self.ending.store(true, Ordering::Relaxed);
+                }
+            }
+            let mut instance_ended = false;
+            while let Some((pid, status)) = sys::reap() {
+                let ours = lock(&self.children).ended(pid, status);
+                instance_ended |= !ours;
+            }
+            if instance_ended {
+                self.instances.live();
+            }
+            if !self.ending.load(Ordering::Relaxed) {
+                lock(&self.children).restart_due(self);
+            }
+        }
+    }
+
+    fn end(&self) {
+        if self.config.stop_apps {
+            self.stop_apps();
+        }
+        lock(&self.children).stop_all();
+        for socket in [self.layout.warden_socket(), self.layout.gateway_socket()] {
+            let _ = fs::remove_file(socket);
+        }
+        if let Some(path) = lock(&self.children).api_path() {
+            let _ = fs::remove_file(path);
+        }
+        if self.instances.all().is_empty() {
+            if let Some(network) = lock(&self.network).as_ref() {
+                network.remove();
+            }
+            self.cgroups.remove_all();
+            let _ = fs::remove_dir_all(&self.layout.run);
+        }
+    }
+
+    /// SIGTERM to every app, SIGKILL after five seconds.
+    fn stop_apps(&self) {
+        let patience = Duration::from_secs(5);
+        for record in self.instances.live() {
+            let client = crate::client::WardenClient::new(&self.layout.run);
+            let _ = crate::client::Driver::stop(&client, &record.instance, patience);
+        }
+        let deadline = Instant::now() + patience + Duration::from_secs(1);
+        loop {
+            while sys::reap().is_some() {}
+            let live = self.instances.live();
+            if live.is_empty() {
+                return;
+            }
+            if Instant::now() > deadline {
+                for record in live {
+                    self.instances.kill(&record.instance);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// A listening unix socket with mode and owner, in place of one that a killed server left.
+fn bind_unix(path: &std::path::Path, mode: u32, owner: Option<u32>) -> Result<UnixListener, String> {
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    match fs::symlink_metadata(path) {
+        Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
+            fs::remove_file(path).map_err(failed)?;
+        }
+        Ok(_) => return Err(format!("{} is there already and no socket", path.display())),
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)?;
+    if let Some(uid) = owner {
+        chown(path, Some(uid), None).map_err(failed)?;
+    }
+    Ok(listener)
+}
+
+/// `count` listeners that share one port (SO_REUSEPORT), one for each worker.
+fn bind_http(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>, String> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+    let failed = |error: rustix::io::Errno| {
+        format!("cannot listen on {address}: {}", std::io::Error::from(error))
+    };
+    let family = if address.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let mut address = address;
+    let mut listeners = Vec::new();
+    for _ in 0..count {
+        let socket =
+            rustix::net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)
+                .map_err(failed)?;
+        sockopt::set_socket_reuseaddr(&socket, true).map_err(failed)?;
+        sockopt::set_socket_reuseport(&socket, true).map_err(failed)?;
+        rustix::net::bind(&socket, &address).map_err(failed)?;
+        rustix::net::listen(&socket, 4096).map_err(failed)?;
+        let listener = TcpListener::from(socket);
+        // Port 0: the others take the port that the first one got.
+        address = listener.local_addr().map_err(|error| error.to_string())?;
+        listeners.push(listener);
+    }
+    Ok(listeners)
+}
+
+/// Whether something else already listens there: SO_REUSEPORT would let us share it silently.
+fn port_is_taken(address: SocketAddr) -> bool {
+    address.port() != 0 && TcpListener::bind(address).is_err()
+}
+
+fn memory_of(pid: i32) -> u64 {
+    processes::pss(pid)
+}

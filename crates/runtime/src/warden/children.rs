@@ -1,0 +1,357 @@
+//! Control, gateway and resolver as the warden's children: spawned from our own binary, given their
+//! sockets over standard input, restarted with back-off, found again by a restarted warden.
+
+use std::fs::{self, File, OpenOptions};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use hutong_core::backoff;
+use hutong_ipc::channel;
+use hutong_ipc::warden::{ControlSetup, GatewaySetup, Process, ResolverSetup};
+use serde::{Deserialize, Serialize};
+
+use super::{Api, Warden, bind_http, bind_unix, lock, memory_of, port_is_taken};
+use crate::paths::atomic_write;
+use crate::{egress, processes, sys};
+
+/// Bound of each of the two access spool files of a worker, in bytes.
+const ACCESS_SPOOL: u64 = 8 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Control,
+    Gateway,
+    Resolver,
+}
+
+impl Role {
+    pub fn word(self) -> &'static str {
+        match self {
+            Role::Control => "control",
+            Role::Gateway => "gateway",
+            Role::Resolver => "resolver",
+        }
+    }
+}
+
+/// Kept in /run for the next warden.
+#[derive(Serialize, Deserialize)]
+struct OnRecord {
+    pid: i32,
+    start_time: u64,
+}
+
+struct Child {
+    role: Role,
+    /// 0 while it is down.
+    pid: i32,
+    started: Instant,
+    failures: u32,
+    restart_at: Option<Instant>,
+}
+
+#[derive(Default)]
+pub struct Children {
+    list: Vec<Child>,
+    api: Option<ApiListener>,
+    gateway_socket: Option<UnixListener>,
+    http: Vec<TcpListener>,
+}
+
+struct ApiListener {
+    fd: OwnedFd,
+    text: String,
+    path: Option<PathBuf>,
+}
+
+impl Children {
+    pub fn start_all(&mut self, warden: &Warden) -> Result<(), String> {
+        for role in [Role::Control, Role::Gateway, Role::Resolver] {
+            end_predecessor(warden, role);
+        }
+        if port_is_taken(warden.config.http) {
+            return Err(format!(
+                "something else listens on {} already; stop it, or choose another --http",
+                warden.config.http
+            ));
+        }
+        self.http = bind_http(warden.config.http, warden.config.workers)?;
+        self.api = Some(bind_api(warden)?);
+        let path = warden.layout.gateway_socket();
+        let control = warden.ids().map(|(control, _)| control);
+        self.gateway_socket = Some(bind_unix(&path, 0o600, control)?);
+        self.start(warden, Role::Gateway)?;
+        self.start(warden, Role::Control)
+    }
+
+    pub fn api_text(&self) -> &str {
+        self.api.as_ref().map_or("", |api| &api.text)
+    }
+
+    pub fn api_path(&self) -> Option<PathBuf> {
+        self.api.as_ref()?.path.clone()
+    }
+
+    pub fn http_address(&self, warden: &Warden) -> SocketAddr {
+        let first = self.http.first().and_then(|l| l.local_addr().ok());
+        first.unwrap_or(warden.config.http)
+    }
+
+    /// Spawns a child and gives it what it needs.
+    pub fn start(&mut self, warden: &Warden, role: Role) -> Result<(), String> {
+        let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .arg0(format!("hutong {}", role.word()))
+            .args(["internal", role.word()])
+            .env_clear()
+            .stdin(OwnedFd::from(theirs))
+            .stdout(Stdio::null());
+        for key in ["HUTONG_LOG", "RUST_BACKTRACE"] {
+            if let Some(value) = std::env::var_os(key) {
+                command.env(key, value);
+            }
+        }
+        let child = command
+            .spawn()
+            .map_err(|error| format!("cannot start {}: {error}", role.word()))?;
+        let pid = child.id() as i32;
+        let failures = self.find(role).map_or(0, |child| child.failures);
+        self.list.retain(|child| child.role != role);
+        self.list.push(Child {
+            role,
+            pid,
+            started: Instant::now(),
+            failures,
+            restart_at: None,
+        });
+        put_on_record(warden, role, pid);
+        let sent = match role {
+            Role::Control => self.set_up_control(warden, &ours),
+            Role::Gateway => self.set_up_gateway(warden, &ours),
+            Role::Resolver => set_up_resolver(warden, &ours),
+        };
+        sent.map_err(|error| format!("cannot set {} up: {error}", role.word()))
+    }
+
+    fn set_up_control(&self, warden: &Warden, line: &UnixStream) -> Result<(), String> {
+        let api = self.api.as_ref().ok_or("the API has no socket")?;
+        let ids = warden.ids();
+        let setup = ControlSetup {
+            data_dir: warden.layout.data.to_string_lossy().into_owned(),
+            run_dir: warden.layout.run.to_string_lossy().into_owned(),
+            drop_to: ids.map(|(control, _)| (control, control)),
+            gateway_gid: ids.map(|(_, gateway)| gateway),
+            admins: vec![0, sys::effective_uid()],
+            http: self.http_address(warden).to_string(),
+            api: api.text.clone(),
+            api_is_tcp: api.path.is_none(),
+            workers: warden.config.workers,
+            settings: warden.config.settings.clone(),
+        };
+        channel::send(line, &setup, &[api.fd.as_fd()]).map_err(|error| error.to_string())
+    }
+
+    fn set_up_gateway(&self, warden: &Warden, line: &UnixStream) -> Result<(), String> {
+        let ids = warden.ids();
+        let setup = GatewaySetup {
+            data_dir: warden.layout.data.to_string_lossy().into_owned(),
+            run_dir: warden.layout.run.to_string_lossy().into_owned(),
+            drop_to: ids.map(|(_, gateway)| (gateway, gateway)),
+            control_uid: ids.map_or(sys::effective_uid(), |(control, _)| control),
+            workers: warden.config.workers,
+            spool_bytes: ACCESS_SPOOL,
+        };
+        let socket = self.gateway_socket.as_ref().ok_or("the gateway has no socket")?;
+        let spool = access_spool(warden)?;
+        let mut fds = vec![socket.as_fd()];
+        fds.extend(self.http.iter().map(|listener| listener.as_fd()));
+        fds.extend(spool.iter().map(|file| file.as_fd()));
+        channel::send(line, &setup, &fds).map_err(|error| error.to_string())
+    }
+
+    fn find(&self, role: Role) -> Option<&Child> {
+        self.list.iter().find(|child| child.role == role)
+    }
+
+    pub fn runs(&self, role: Role) -> bool {
+        self.find(role).is_some()
+    }
+
+    /// Notes the end of a child of ours; false if it was none.
+    pub fn ended(&mut self, pid: i32, status: i32) -> bool {
+        let Some(child) = self.list.iter_mut().find(|child| child.pid == pid) else {
+            return false;
+        };
+        if child.started.elapsed() > backoff::STEADY {
+            child.failures = 0;
+        }
+        child.failures += 1;
+        child.pid = 0;
+        let pause = backoff::pause(child.failures);
+        child.restart_at = Some(Instant::now() + pause);
+        tracing::warn!(role = child.role.word(), pid, status, "ended; it is restarted");
+        true
+    }
+
+    /// How long until the next restart is due; an hour if none is.
+    pub fn next_restart(&self) -> Duration {
+        self.list
+            .iter()
+            .filter_map(|child| child.restart_at)
+            .map(|at| at.saturating_duration_since(Instant::now()) + Duration::from_millis(1))
+            .min()
+            .unwrap_or(Duration::from_secs(3600))
+    }
+
+    pub fn restart_due(&mut self, warden: &Warden) {
+        let due: Vec<Role> = self
+            .list
+            .iter()
+            .filter(|child| child.restart_at.is_some_and(|at| at <= Instant::now()))
+            .map(|child| child.role)
+            .collect();
+        for role in due {
+            if let Err(error) = self.start(warden, role) {
+                tracing::error!("{error}");
+                if let Some(child) = self.list.iter_mut().find(|child| child.role == role) {
+                    child.restart_at = Some(Instant::now() + Duration::from_secs(5));
+                }
+            }
+        }
+    }
+
+    /// SIGTERM to all, SIGKILL to what stays.
+    pub fn stop_all(&mut self) {
+        for child in self.list.iter().filter(|child| child.pid > 0) {
+            sys::kill(child.pid, libc::SIGTERM);
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while self.list.iter().any(|child| child.pid > 0) {
+            while let Some((pid, _)) = sys::reap() {
+                for child in self.list.iter_mut().filter(|child| child.pid == pid) {
+                    child.pid = 0;
+                }
+            }
+            if Instant::now() > deadline {
+                for child in self.list.iter().filter(|child| child.pid > 0) {
+                    sys::kill(child.pid, libc::SIGKILL);
+                }
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.list.clear();
+    }
+
+    pub fn processes(&self) -> Vec<Process> {
+        self.list
+            .iter()
+            .filter(|child| child.pid > 0)
+            .map(|child| Process {
+                role: child.role.word().into(),
+                pid: child.pid,
+                uid: processes::uid(child.pid).unwrap_or(0),
+                memory_bytes: memory_of(child.pid),
+                app: None,
+                instance: None,
+            })
+            .collect()
+    }
+}
+
+fn set_up_resolver(warden: &Warden, line: &UnixStream) -> Result<(), String> {
+    let network = lock(&warden.network);
+    let network = network.as_ref().ok_or("the egress network is not there")?;
+    let (udp, tcp) = network.resolver_sockets()?;
+    let uid = lock(&warden.uids).resolver();
+    let setup = ResolverSetup {
+        drop_to: warden.root.then_some((uid, uid)),
+        upstreams: egress::upstreams(),
+    };
+    channel::send(line, &setup, &[udp.as_fd(), tcp.as_fd()]).map_err(|error| error.to_string())
+}
+
+fn bind_api(warden: &Warden) -> Result<ApiListener, String> {
+    match &warden.config.api {
+        Api::Unix(path) => {
+            let path = path.clone().unwrap_or_else(|| warden.layout.api_socket());
+            let path = std::path::absolute(&path).map_err(|error| error.to_string())?;
+            let listener = bind_unix(&path, 0o600, None)?;
+            Ok(ApiListener {
+                fd: listener.into(),
+                text: format!("unix:{}", path.display()),
+                path: Some(path),
+            })
+        }
+        Api::Tcp(address) => {
+            let listener = TcpListener::bind(address)
+                .map_err(|error| format!("cannot listen on {address}: {error}"))?;
+            let address = listener.local_addr().map_err(|error| error.to_string())?;
+            Ok(ApiListener {
+                fd: listener.into(),
+                text: address.to_string(),
+                path: None,
+            })
+        }
+    }
+}
+
+/// Two files for each worker, control's own; the gateway only gets their descriptors.
+fn access_spool(warden: &Warden) -> Result<Vec<File>, String> {
+    let folder = warden.layout.control().join("spool");
+    let control = warden.ids().map(|(control, _)| control);
+    let mut files = Vec::new();
+    for worker in 0..warden.config.workers {
+        for half in ["a", "b"] {
+            let path = folder.join(format!("access-{worker}.{half}"));
+            let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+            let file = OpenOptions::new()
+                .read(true)
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(&path)
+                .map_err(failed)?;
+            if let Some(uid) = control {
+                fchown(&file, Some(uid), Some(uid)).map_err(failed)?;
+            }
+            files.push(file);
+        }
+    }
+    Ok(files)
+}
+
+fn record_path(warden: &Warden, role: Role) -> PathBuf {
+    warden.layout.run.join(format!("{}.json", role.word()))
+}
+
+fn put_on_record(warden: &Warden, role: Role, pid: i32) {
+    let record = OnRecord {
+        pid,
+        start_time: processes::start_time(pid).unwrap_or(0),
+    };
+    if let Ok(text) = serde_json::to_vec(&record) {
+        let _ = atomic_write(&record_path(warden, role), &text, 0o600);
+    }
+}
+
+/// Ends what a warden before us left running in this role. Apps are not touched.
+fn end_predecessor(warden: &Warden, role: Role) {
+    let record = fs::read(record_path(warden, role)).ok();
+    let Some(old) = record.and_then(|text| serde_json::from_slice::<OnRecord>(&text).ok()) else {
+        return;
+    };
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while processes::is_alive(old.pid, old.start_time) {
+        let last = Instant::now() > deadline;
+        sys::kill(old.pid, if last { libc::SIGKILL } else { libc::SIGTERM });
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

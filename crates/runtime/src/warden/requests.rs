@@ -1,0 +1,451 @@
+//! What control may ask, each checked against what it may ask for: names and digests, never a path.
+
+use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hutong_core::name::{AppName, is_digest, is_env_key, is_instance_id};
+use hutong_ipc::channel;
+use hutong_ipc::shim::{APP_UID, INIT_UID, Launch, Wall};
+use hutong_ipc::warden::{Answer, Build, Instance, Limits, Process, Request, Start, Tree};
+
+use super::children::Role;
+use super::{Warden, lock, memory_of};
+use crate::egress::Network;
+use crate::instances::Record;
+use crate::launch::Launcher;
+use crate::sandbox::{base_env, files, host_mounts, merge_env, mount};
+use crate::{processes, sys, trees};
+
+const MAX_CONNECTIONS: usize = 16;
+/// Bound of each of the two spool files of an instance, in bytes.
+const SPOOL_BYTES: u64 = 4 << 20;
+/// Where a company's or a test's certificate authorities appear inside.
+const CA_INSIDE: &str = "/etc/hutong/ca.pem";
+
+pub fn accept(warden: &Arc<Warden>, listener: &UnixListener) {
+    let control = warden.ids().map_or(sys::effective_uid(), |(control, _)| control);
+    for line in listener.incoming().flatten() {
+        let known = channel::peer(&line).is_ok_and(|(_, uid)| uid == control);
+        if !known || warden.connections.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
+            continue;
+        }
+        warden.connections.fetch_add(1, Ordering::Relaxed);
+        let served = warden.clone();
+        let thread = std::thread::Builder::new()
+            .stack_size(512 << 10)
+            .spawn(move || {
+                serve(&served, &line);
+                served.connections.fetch_sub(1, Ordering::Relaxed);
+            });
+        if thread.is_err() {
+            warden.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn serve(warden: &Warden, line: &UnixStream) {
+    while let Ok(Some((request, _))) = channel::receive::<Request>(line) {
+        let answer = warden.answer(request).unwrap_or_else(Answer::Failed);
+        if channel::send(line, &answer, &[]).is_err() {
+            return;
+        }
+    }
+}
+
+fn checked_app(app: &str) -> Result<(), String> {
+    AppName::new(app).map(drop)
+}
+
+fn checked_instance(instance: &str) -> Result<(), String> {
+    if is_instance_id(instance) {
+        Ok(())
+    } else {
+        Err("not an instance id".into())
+    }
+}
+
+fn checked_key(key: &str) -> Result<(), String> {
+    if is_digest(key) {
+        Ok(())
+    } else {
+        Err("not a digest".into())
+    }
+}
+
+fn checked_program(argv: &[String], env: &[(String, String)]) -> Result<(), String> {
+    let no_nul = |text: &String| !text.contains('\0');
+    let good = !argv.is_empty()
+        && argv.iter().all(no_nul)
+        && env.iter().all(|(key, value)| is_env_key(key) && no_nul(value));
+    if good {
+        Ok(())
+    } else {
+        Err("not a program and its environment".into())
+    }
+}
+
+/// What one launch needs beside the program.
+struct Sandbox<'a> {
+    instance: &'a str,
+    app: &'a str,
+    deployment: u64,
+    build: bool,
+    limits: &'a Limits,
+    egress: bool,
+    without: &'a [Wall],
+}
+
+impl Warden {
+    fn answer(&self, request: Request) -> Result<Answer, String> {
+        match request {
+            Request::Start(start) => self.start(&start),
+            Request::Build(build) => self.build(&build, false),
+            Request::BuildStep(build) => self.build(&build, true),
+            Request::BuildKeep { instance, app, key } => self.build_keep(&instance, &app, &key),
+            Request::BuildDrop { instance } => {
+                checked_instance(&instance)?;
+                delete(&self.layout.builds().join(build_folder(&instance)))
+            }
+            Request::Kill { instance } => {
+                checked_instance(&instance)?;
+                self.instances.kill(&instance);
+                Ok(Answer::Done)
+            }
+            Request::List => Ok(Answer::Instances(self.list())),
+            Request::System => Ok(Answer::System(self.system())),
+            Request::Doctor => Ok(Answer::Doctor(crate::doctor::examine(&self.cgroups))),
+            Request::HasBuilt { app, key } => {
+                checked_app(&app)?;
+                checked_key(&key)?;
+                Ok(Answer::Yes(self.layout.built().join(app).join(key).is_dir()))
+            }
+            Request::DropBuilt { app, key } => {
+                checked_app(&app)?;
+                checked_key(&key)?;
+                delete(&self.layout.built().join(app).join(key))
+            }
+            Request::DropData { app } => {
+                checked_app(&app)?;
+                if self.instances.live().iter().any(|record| record.app == app) {
+                    return Err(format!("{app} still runs"));
+                }
+                delete(&self.layout.built().join(&app))?;
+                delete(&self.layout.app_data().join(&app))?;
+                lock(&self.uids).forget(&app)?;
+                Ok(Answer::Done)
+            }
+        }
+    }
+
+    fn uid_base(&self, app: &str) -> Result<Option<u32>, String> {
+        if !self.root {
+            return Ok(None);
+        }
+        lock(&self.uids).of_app(app).map(Some)
+    }
+
+    fn start(&self, start: &Start) -> Result<Answer, String> {
+        checked_app(&start.app)?;
+        checked_program(&start.argv, &start.env)?;
+        let tree = trees::locate(&self.layout, &start.app, &start.tree)?;
+        let base = self.uid_base(&start.app)?;
+        let home = if start.data { "/data" } else { "/tmp" };
+        let mut mounts = host_mounts();
+        mounts.push(mount(&tree, "/app", false));
+        let mut env = base_env(&start.app, &start.instance, home);
+        if start.data {
+            let data = self.layout.app_data().join(&start.app);
+            let owner = base.map(|base| base + APP_UID);
+            trees::make_owned(&data, owner, 0o700)
+                .map_err(|error| format!("cannot make /data: {error}"))?;
+            mounts.push(mount(&data, "/data", true));
+            env.push(("DATA_DIR".into(), "/data".into()));
+        }
+        let launch = Launch {
+            argv: start.argv.clone(),
+            env: merge_env(env, &start.env),
+            ..self.blank(&start.instance, &start.app, base, home, mounts)?
+        };
+        self.launch(
+            launch,
+            &Sandbox {
+                instance: &start.instance,
+                app: &start.app,
+                deployment: start.deployment,
+                build: false,
+                limits: &start.limits,
+                egress: start.egress,
+                without: &[],
+            },
+        )
+    }
+
+    fn build(&self, build: &Build, goes_on: bool) -> Result<Answer, String> {
+        checked_app(&build.app)?;
+        checked_instance(&build.instance)?;
+        checked_program(&build.argv, &build.env)?;
+        let tree = Tree::Source {
+            digest: build.source.clone(),
+        };
+        let source = trees::locate(&self.layout, &build.app, &tree)?;
+        let base = self.uid_base(&build.app)?;
+        let owner = base.map(|base| base + APP_UID);
+        let folder = self.layout.builds().join(build_folder(&build.instance));
+        let failed = |error: std::io::Error| format!("cannot prepare the build: {error}");
+        if !goes_on {
+            trees::delete(&folder).map_err(failed)?;
+            trees::make_owned(&folder, None, 0o700).map_err(failed)?;
+            trees::copy(&source, &folder.join("app"), owner).map_err(failed)?;
+        trees::make_owned(&folder.join("home"), owner, 0o700).map_err(failed)?;
+        }
+        let mut mounts = host_mounts();
+        mounts.push(mount(&folder.join("app"), "/app", true));
+        mounts.push(mount(&folder.join("home"), "/home", true));
+        let mut env = base_env(&build.app, &build.instance, "/home");
+        env.extend(self.certificates(&mut mounts));
+        let launch = Launch {
+            argv: build.argv.clone(),
+            env: merge_env(env, &build.env),
+            tmp_bytes: 256 << 20,
+            ..self.blank(&build.instance, &build.app, base, "/home", mounts)?
+        };
+        self.launch(
+            launch,
+            &Sandbox {
+                instance: &build.instance,
+                app: &build.app,
+                deployment: 0,
+                build: true,
+                limits: &build.limits,
+                egress: build.egress,
+                // Development mode has no bridge; a build shares the user's own network there.
+                without: if self.root || !build.egress { &[] } else { &[Wall::Net] },
+            },
+        )
+    }
+
+    /// Package managers bring certificates of their own; these point them at the host's or the owner's.
+    fn certificates(&self, mounts: &mut Vec<hutong_ipc::shim::Mount>) -> Vec<(String, String)> {
+        let inside = match &self.config.settings.ca_bundle {
+            Some(path) => {
+                mounts.push(mount(path.as_ref(), CA_INSIDE, false));
+                CA_INSIDE
+            }
+            None => "/etc/ssl/certs/ca-certificates.crt",
+        };
+        if self.config.settings.ca_bundle.is_none() && !std::path::Path::new(inside).exists() {
+            return Vec::new();
+        }
+        [
+            "SSL_CERT_FILE",
+            "PIP_CERT",
+            "REQUESTS_CA_BUNDLE",
+            "NODE_EXTRA_CA_CERTS",
+            "CURL_CA_BUNDLE",
+        ]
+        .map(|key| (key.to_owned(), inside.to_owned()))
+        .to_vec()
+    }
+
+    fn blank(
+        &self,
+        instance: &str,
+        app: &str,
+        base: Option<u32>,
+        home: &str,
+        mounts: Vec<hutong_ipc::shim::Mount>,
+    ) -> Result<Launch, String> {
+        checked_instance(instance)?;
+        let mut peers = vec![0, sys::effective_uid()];
+        peers.extend(self.ids().map(|(control, _)| control));
+        peers.extend(self.ids().map(|(_, gateway)| gateway));
+        Ok(Launch {
+            instance: instance.to_owned(),
+            hostname: app.to_owned(),
+            uid_base: base,
+            argv: Vec::new(),
+            env: Vec::new(),
+            cwd: "/app".into(),
+            mounts,
+            files: files(app, home, None),
+            tmp_bytes: 64 << 20,
+            seccomp: self.seccomp.clone(),
+            peers,
+            spool_bytes: SPOOL_BYTES,
+            egress: None,
+            without: Vec::new(),
+        })
+    }
+
+    fn launch(&self, mut launch: Launch, sandbox: &Sandbox<'_>) -> Result<Answer, String> {
+        let shares_network = !self.root && sandbox.without == [Wall::Net];
+        if self.instances.read(sandbox.instance).is_some() {
+            return Err(format!("{} is there already", sandbox.instance));
+        }
+        launch.without = sandbox.without.to_vec();
+        if sandbox.without.contains(&Wall::Net) {
+            let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+            set_file(&mut launch, "/etc/resolv.conf", host);
+        }
+        let index = (sandbox.egress && !shares_network)
+            .then(|| self.reserve_egress())
+            .transpose()?;
+        let result = self.launch_connected(launch, sandbox, index);
+        if let Some(index) = index {
+            lock(&self.starting).retain(|taken| *taken != index);
+        }
+        result
+    }
+
+    fn launch_connected(
+        &self,
+        mut launch: Launch,
+        sandbox: &Sandbox<'_>,
+        index: Option<u16>,
+    ) -> Result<Answer, String> {
+        let network = lock(&self.network).clone();
+        let connected = network.as_ref().zip(index);
+        if let Some((network, index)) = connected {
+            let leg = network.leg(index);
+            let home = "/tmp";
+            for (path, content) in files(sandbox.app, home, Some(leg.gateway)) {
+                if path == "/etc/resolv.conf" {
+                    set_file(&mut launch, &path, content);
+                }
+            }
+            launch.egress = Some(leg);
+        }
+        let record = Record {
+            instance: sandbox.instance.to_owned(),
+            app: sandbox.app.to_owned(),
+            deployment: sandbox.deployment,
+            build: sandbox.build,
+            pid: 0,
+            start_time: 0,
+            started_at: processes::now_ms(),
+            egress: index,
+        };
+        Launcher {
+            layout: &self.layout,
+            cgroups: &self.cgroups,
+            instances: &self.instances,
+            shim: &self.shim,
+            control: self.ids().map(|(control, _)| control),
+            network: connected,
+        }
+        .run(&launch, record, self.cgroups.all_caps().then_some(sandbox.limits))?;
+        Ok(Answer::Done)
+    }
+
+    /// Makes the way out, if it is not there, and takes an address on it.
+    fn reserve_egress(&self) -> Result<u16, String> {
+        if !self.root {
+            return Err(
+                "egress = \"internet\" needs `hutong serve` as root: an ordinary user may not make bridges"
+                    .into(),
+            );
+        }
+        {
+            let mut network = lock(&self.network);
+            if network.is_none() {
+                let mut fresh = Network::new(&self.layout.tag)?;
+                fresh.ensure()?;
+                *network = Some(fresh);
+            }
+        }
+        let mut children = lock(&self.children);
+        if !children.runs(Role::Resolver) {
+            children.start(self, Role::Resolver)?;
+        }
+        drop(children);
+        let mut starting = lock(&self.starting);
+        let mut taken: Vec<u16> = self.instances.all().iter().filter_map(|r| r.egress).collect();
+        taken.extend(starting.iter());
+        let index = Network::free_index(&taken)?;
+        starting.push(index);
+        Ok(index)
+    }
+
+    fn build_keep(&self, instance: &str, app: &str, key: &str) -> Result<Answer, String> {
+        checked_instance(instance)?;
+        checked_app(app)?;
+        checked_key(key)?;
+        let folder = self.layout.builds().join(build_folder(instance));
+        let apps = self.layout.built().join(app);
+        let failed = |error: std::io::Error| format!("cannot keep the build: {error}");
+        trees::make_owned(&apps, None, 0o711).map_err(failed)?;
+        let kept = apps.join(key);
+        trees::delete(&kept).map_err(failed)?;
+        fs::rename(folder.join("app"), &kept).map_err(failed)?;
+        delete(&folder)
+    }
+
+    fn list(&self) -> Vec<Instance> {
+        self.instances
+            .live()
+            .into_iter()
+            .map(|record| {
+                let usage = self.cgroups.usage(&record.instance);
+                Instance {
+                    memory: usage.memory,
+                    oom_kills: usage.oom_kills,
+                    cpu_usec: usage.cpu_usec,
+                    instance: record.instance,
+                    app: record.app,
+                    deployment: record.deployment,
+                    build: record.build,
+                    pid: record.pid,
+                    started_at: record.started_at,
+                }
+            })
+            .collect()
+    }
+
+    fn system(&self) -> Vec<Process> {
+        let own = std::process::id() as i32;
+        let mut list = vec![Process {
+            role: "warden".into(),
+            pid: own,
+            uid: sys::effective_uid(),
+            memory_bytes: memory_of(own),
+            app: None,
+            instance: None,
+        }];
+        list.extend(lock(&self.children).processes());
+        for record in self.instances.live() {
+            // Init is part of what an instance costs us.
+            let init: u64 = processes::children(record.pid).into_iter().map(memory_of).sum();
+            let base = lock(&self.uids).of_app(&record.app).unwrap_or(0);
+            list.push(Process {
+                role: "shim".into(),
+                pid: record.pid,
+                uid: processes::uid(record.pid).unwrap_or(base + INIT_UID),
+                memory_bytes: memory_of(record.pid) + init,
+                app: Some(record.app),
+                instance: Some(record.instance),
+            });
+        }
+        list
+    }
+}
+
+/// The steps of one build share a folder: its id without the step's number.
+fn build_folder(instance: &str) -> &str {
+    instance.rsplit_once("-s").map_or(instance, |(build, _)| build)
+}
+
+fn set_file(launch: &mut Launch, path: &str, content: String) {
+    for file in &mut launch.files {
+        if file.0 == path {
+            file.1.clone_from(&content);
+        }
+    }
+}
+
+fn delete(path: &std::path::Path) -> Result<Answer, String> {
+    trees::delete(path)
+        .map(|()| Answer::Done)
+        .map_err(|error| format!("cannot delete {}: {error}", path.display()))
+}

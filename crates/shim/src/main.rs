@@ -1,0 +1,134 @@
+//! The shim: one small process per instance. It makes the instance's namespaces, forks pid 1 ([`init`]),
+//! drops its own privileges, and then hands sockets of the instance's network namespace to the gateway,
+//! keeps the output, and passes on stop and exec. When it dies its instance dies with it.
+//!
+//! Static, single-threaded, and freshly executed by the warden, so that forking and unsharing are safe.
+//! Start at [`main`], then [`supervise`]. It must not open a path that the app can influence.
+
+mod init;
+mod net;
+mod sandbox;
+mod supervise;
+mod sys;
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use hutong_ipc::channel;
+use hutong_ipc::shim::{FD_LISTENER, FD_SPOOL_A, FD_SPOOL_B, Go, INIT_UID, Launch, Step, Wall};
+use hutong_ipc::spool::Writer;
+
+fn main() {
+    let warden = UnixStream::from(sys::take_stdin());
+    // Ctrl-C in the server's terminal is not meant for apps.
+    sys::new_session();
+    let Err(reason) = launch(&warden);
+    let _ = channel::send(&warden, &Step::Failed(reason), &[]);
+    std::process::exit(1);
+}
+
+/// What a launch's failure says, and where it happened.
+pub(crate) trait Context<T> {
+    fn during(self, what: &str) -> Result<T, String>;
+}
+
+impl<T, E: std::fmt::Display> Context<T> for Result<T, E> {
+    fn during(self, what: &str) -> Result<T, String> {
+        self.map_err(|error| format!("{what}: {error}"))
+    }
+}
+
+fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
+    let (launch, fds): (Launch, Vec<OwnedFd>) = channel::receive(warden)
+        .during("cannot read what to launch")?
+        .ok_or("the warden went away")?;
+    let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
+    let mut take = |index: usize| {
+        fds.get_mut(index)
+            .and_then(Option::take)
+            .ok_or_else(|| format!("descriptor {index} is missing"))
+    };
+    let listener = UnixListener::from(take(FD_LISTENER)?);
+    let spool = [File::from(take(FD_SPOOL_A)?), File::from(take(FD_SPOOL_B)?)];
+    let spool = Writer::new(spool, launch.spool_bytes).during("cannot use the spool")?;
+
+    make_namespaces(&launch)?;
+    if !launch.without.contains(&Wall::Net) {
+        net::loopback_up().during("cannot bring the loopback interface up")?;
+        net::allow_low_ports();
+    }
+    if let Some(egress) = &launch.egress {
+        channel::send(warden, &Step::Namespaces, &[]).during("the warden went away")?;
+        wait_go(warden)?;
+        net::configure(egress).during("cannot configure the network interface")?;
+    }
+
+    let pipe = || sys::pipe().during("cannot make a pipe");
+    let (stdout, app_stdout) = pipe()?;
+    let (stderr, app_stderr) = pipe()?;
+    let (ours, theirs) = UnixStream::pair().during("cannot make a socketpair")?;
+    let child = match sys::fork().during("cannot fork")? {
+        0 => {
+            drop((ours, stdout, stderr, listener, spool));
+            init::run(&launch, theirs, app_stdout, app_stderr)
+        }
+        child => child,
+    };
+    drop((theirs, app_stdout, app_stderr));
+    channel::send(warden, &Step::Child(child), &[]).during("the warden went away")?;
+    wait_go(warden)?;
+    init::tell(&ours, &init::Order::Go)?;
+    loop {
+        match init::heard(&ours)? {
+            init::News::WantsIds => {
+                let base = launch.uid_base.ok_or("ids are mapped in user mode")?;
+                sys::write_id_maps(child, base).during("cannot map the app's ids")?;
+                init::tell(&ours, &init::Order::Go)?;
+            }
+            init::News::Running => break,
+            init::News::Failed(reason) => return Err(reason),
+            other => return Err(format!("unexpected news from init: {other:?}")),
+        }
+    }
+    if let Some(base) = launch.uid_base {
+        sys::become_plain_user(base + INIT_UID).during("the shim cannot drop its privileges")?;
+    }
+    channel::send(warden, &Step::Running, &[]).during("the warden went away")?;
+    let peers = launch.peers.clone();
+    drop(launch);
+    sys::release_memory();
+    supervise::run(supervise::Instance {
+        init: child,
+        line: ours,
+        listener,
+        outputs: [Some(stdout), Some(stderr)],
+        spool,
+        peers,
+    })
+}
+
+fn make_namespaces(launch: &Launch) -> Result<(), String> {
+    let mut flags = 0;
+    if !launch.without.contains(&Wall::Net) {
+        flags |= libc::CLONE_NEWNET;
+    }
+    if !launch.without.contains(&Wall::Pid) {
+        flags |= libc::CLONE_NEWPID;
+    }
+    if launch.uid_base.is_some() {
+        return sys::unshare(flags).during("cannot make the network and pid namespaces");
+    }
+    let (uid, gid) = sys::own_ids();
+    sys::unshare(flags | libc::CLONE_NEWUSER)
+        .during("this kernel does not let an ordinary user make namespaces")?;
+    sys::map_only_own_ids(uid, gid).during("cannot map the own user")
+}
+
+fn wait_go(warden: &UnixStream) -> Result<(), String> {
+    match channel::receive::<Go>(warden) {
+        Ok(Some((Go::On, _))) => Ok(()),
+        Ok(Some((Go::Abort, _))) | Ok(None) => Err("the warden gave up".into()),
+        Err(error) => Err(format!("the warden went away: {error}")),
+    }
+}

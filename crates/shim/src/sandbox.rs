@@ -1,0 +1,173 @@
+//! The root that an app sees: an allow-list, built in a mount namespace of its own and then pivoted
+//! into. Runs in the child that becomes pid 1, before it gives its privileges up.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use hutong_ipc::shim::{Launch, Mount};
+
+use crate::{Context, sys};
+
+const READ_ONLY: u64 = 1;
+const NO_SETUID: u64 = 2;
+const NO_DEVICES: u64 = 4;
+
+/// Where the new root is put together; any folder that every Linux has. It is covered only in the
+/// new mount namespace.
+const STAGING: &str = "/tmp";
+
+/// What /proc shows of the host and must not (as Docker masks it), and what must not be written.
+const MASKED: [&str; 9] = [
+    "kcore",
+    "keys",
+    "key-users",
+    "timer_list",
+    "latency_stats",
+    "sched_debug",
+    "kallsyms",
+    "kmsg",
+    "vmallocinfo",
+];
+const MASKED_FOLDERS: [&str; 3] = ["acpi", "scsi", "driver"];
+const READ_ONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
+
+/// Builds the root and makes it `/`.
+pub fn enter(launch: &Launch) -> Result<(), String> {
+    sys::mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE, "").during("cannot unshare mounts")?;
+    // Opened before anything is covered, each without following a link.
+    let mut sources = Vec::new();
+    for mount in &launch.mounts {
+        match sys::open_without_links(&mount.source) {
+            Ok(fd) => sources.push((fd, mount)),
+            Err(error) if mount.optional && error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(format!("cannot open {}: {error}", mount.source)),
+        }
+    }
+    let devices: Vec<(OwnedFd, &str)> = ["null", "zero", "full", "random", "urandom", "tty"]
+        .into_iter()
+        .filter_map(|name| Some((sys::open_without_links(&format!("/dev/{name}")).ok()?, name)))
+        .collect();
+    tmpfs("", "size=2m,nr_inodes=4k,mode=755")?;
+    for folder in ["proc", "dev", "etc", "tmp", "run", "var"] {
+        fs::create_dir(at(folder)).during("cannot make a folder of the new root")?;
+    }
+    for (fd, mount) in &sources {
+        attach(fd, mount).during(&format!("cannot mount {}", mount.target))?;
+    }
+    for (path, content) in &launch.files {
+        let path = at(path.trim_start_matches('/'));
+        fs::write(&path, content)
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644)))
+            .during("cannot write a file of the new root")?;
+    }
+    system_links().during("cannot link the system's folders")?;
+    tmpfs("tmp", &format!("size={},mode=1777", launch.tmp_bytes))?;
+    tmpfs("run", "size=1m,mode=1777")?;
+    symlink("/tmp", at("var/tmp")).during("cannot link /var/tmp")?;
+    make_devices(&devices).during("cannot make /dev")?;
+    mount_proc()?;
+    sys::chdir(STAGING).during("cannot enter the new root")?;
+    sys::pivot_into_current_folder().during("cannot pivot into the new root")?;
+    sys::restrict_mount("/", READ_ONLY | NO_SETUID, false).during("cannot seal the new root")?;
+    sys::set_hostname(&launch.hostname).during("cannot set the host name")
+}
+
+fn at(path: &str) -> String {
+    format!("{STAGING}/{path}")
+}
+
+fn tmpfs(path: &str, options: &str) -> Result<(), String> {
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    sys::mount("tmpfs", &at(path), "tmpfs", flags, options)
+        .during(&format!("cannot mount a tmpfs on /{path}"))
+}
+
+fn attach(fd: &OwnedFd, mount: &Mount) -> io::Result<()> {
+    let target = at(mount.target.trim_start_matches('/'));
+    let source = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    if fs::metadata(&source)?.is_dir() {
+        fs::create_dir_all(&target)?;
+    } else {
+        if let Some((parent, _)) = target.rsplit_once('/') {
+            fs::create_dir_all(parent)?;
+        }
+        fs::write(&target, "")?;
+    }
+    sys::mount(&source, &target, "", libc::MS_BIND | libc::MS_REC, "")?;
+    let read_only = if mount.writable { 0 } else { READ_ONLY };
+    sys::restrict_mount(&target, read_only | NO_SETUID | NO_DEVICES, true)
+}
+
+/// /bin, /lib and so on, as the host has them: links into /usr on every current distribution.
+fn system_links() -> io::Result<()> {
+    for name in ["bin", "sbin", "lib", "lib64", "lib32", "libx32"] {
+        // The host's own link, read through our still unpivoted root.
+        if let Ok(link) = fs::read_link(format!("/{name}")) {
+            symlink(link, at(name))?;
+        }
+    }
+    Ok(())
+}
+
+fn make_devices(devices: &[(OwnedFd, &str)]) -> io::Result<()> {
+    for (fd, name) in devices {
+        let target = at(&format!("dev/{name}"));
+        fs::write(&target, "")?;
+        let source = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        sys::mount(&source, &target, "", libc::MS_BIND, "")?;
+    }
+    for (link, to) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+        ("ptmx", "pts/ptmx"),
+    ] {
+        symlink(to, at(&format!("dev/{link}")))?;
+    }
+    fs::create_dir(at("dev/shm"))?;
+    let flags = libc::MS_NOSUID | libc::MS_NODEV;
+    sys::mount("tmpfs", &at("dev/shm"), "tmpfs", flags, "size=64m,mode=1777")?;
+    fs::create_dir(at("dev/pts"))?;
+    let options = "newinstance,ptmxmode=0666,mode=0620,max=64";
+    // A terminal of its own is a convenience; some outer containers forbid it.
+    let _ = sys::mount(
+        "devpts",
+        &at("dev/pts"),
+        "devpts",
+        libc::MS_NOSUID | libc::MS_NOEXEC,
+        options,
+    );
+    Ok(())
+}
+
+fn mount_proc() -> Result<(), String> {
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    sys::mount("proc", &at("proc"), "proc", flags, "")
+        .during("cannot mount /proc (inside another container it may be masked)")?;
+    for name in MASKED {
+        let target = at(&format!("proc/{name}"));
+        if sys::exists(&target) {
+            sys::mount(&at("dev/null"), &target, "", libc::MS_BIND, "")
+                .during(&format!("cannot mask /proc/{name}"))?;
+        }
+    }
+    for name in MASKED_FOLDERS {
+        let target = at(&format!("proc/{name}"));
+        if sys::exists(&target) {
+            sys::mount("tmpfs", &target, "tmpfs", flags | libc::MS_RDONLY, "size=4k")
+                .during(&format!("cannot mask /proc/{name}"))?;
+        }
+    }
+    for name in READ_ONLY_PROC {
+        let target = at(&format!("proc/{name}"));
+        if sys::exists(&target) {
+            sys::mount(&target, &target, "", libc::MS_BIND | libc::MS_REC, "")
+                .and_then(|()| sys::restrict_mount(&target, READ_ONLY, false))
+                .during(&format!("cannot protect /proc/{name}"))?;
+        }
+    }
+    Ok(())
+}

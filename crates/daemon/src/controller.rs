@@ -314,7 +314,14 @@ fn publish_all(
             }
         }
     }
+    let active = loaded
+        .iter()
+        .filter_map(|l| Some((l.app.name.clone(), l.app.active?)))
+        .collect();
     if apps == published.apps && published.version > 0 {
+        let mut observed = lock(&control.observed);
+        observed.published_active = active;
+        observed.published_version = published.version;
         return Ok(());
     }
     *published = Snapshot {
@@ -323,6 +330,11 @@ fn publish_all(
     };
     publish::write(&control.data_dir, published, control.gateway_gid)
         .map_err(|error| format!("cannot publish the routes: {error}"))?;
+    {
+        let mut observed = lock(&control.observed);
+        observed.published_active = active;
+        observed.published_version = published.version;
+    }
     control.published.notify_one();
     Ok(())
 }

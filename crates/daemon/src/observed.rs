@@ -24,6 +24,10 @@ pub struct Observed {
     pub warnings: HashMap<String, Vec<String>>,
     /// What the gateway does with each app.
     pub serving: HashMap<String, hutong_core::plan::Serve>,
+    /// The deployment that each app's last published table serves.
+    pub published_active: HashMap<String, u64>,
+    /// The version of the snapshot that was published last.
+    pub published_version: u64,
     /// The snapshot that every worker of the gateway serves.
     pub gateway_version: u64,
 }

@@ -92,7 +92,7 @@ async fn show(
 ) -> Result<ExitCode, CliError> {
     let layout = Layout::new(folder).map_err(CliError::failed)?;
     let client = Client::new(Address::Unix(layout.api_socket()), None);
-    wait_for(&client, server).await?;
+    let http = wait_for(&client, server).await?.unwrap_or(http);
     let examples = folder.join("examples");
     std::fs::create_dir_all(&examples).map_err(CliError::failed)?;
     EXAMPLES.extract(&examples).map_err(CliError::failed)?;
@@ -131,11 +131,12 @@ async fn show(
     Ok(ExitCode::SUCCESS)
 }
 
-async fn wait_for(client: &Client, server: &mut Child) -> Result<(), CliError> {
+/// Waits until the server answers; where visitors arrive (port 0 has become a real one).
+async fn wait_for(client: &Client, server: &mut Child) -> Result<Option<SocketAddr>, CliError> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        if client.get::<hutong_api::Version>("/v1/version").await.is_ok() {
-            return Ok(());
+        if let Ok(version) = client.get::<hutong_api::Version>("/v1/version").await {
+            return Ok(version.http.parse().ok());
         }
         if let Ok(Some(status)) = server.try_wait() {
             return Err(CliError::failed(format!("the server did not start ({status})")));

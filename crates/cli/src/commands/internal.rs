@@ -8,6 +8,8 @@ use hutong_runtime::sys;
 use crate::error::CliError;
 
 pub fn run(role: &str) -> Result<ExitCode, CliError> {
+    // The warden waits for its signals by descriptor, and its mask is inherited.
+    sys::unblock_signals();
     // Only a warden gives a socket as standard input; anything else fails at the first message.
     let line = UnixStream::from(sys::take_stdin().map_err(CliError::failed)?);
     let result = match role {

@@ -14,7 +14,7 @@ use crate::output::Output;
 use crate::server_file::ServerFile;
 
 #[derive(clap::Args)]
-#[command(after_help = "Examples:
+#[command(args_override_self = true, after_help = "Examples:
   sudo hutong serve --http 0.0.0.0:80
   hutong serve --data-dir ./data --http 127.0.0.1:8080     (development mode, as an ordinary user)
 

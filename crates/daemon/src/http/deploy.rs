@@ -302,15 +302,27 @@ pub async fn watch(
             .filter(|deployment| deployment.app == name)
             .ok_or_else(|| ApiError::not_found("there is no such deployment"))?;
         let wire = wire_deployment(&control, &deployment);
-        if deployment.is_over()
-            || wire.doing != watch.known
-            || tokio::time::Instant::now() >= deadline
-        {
+        let news = if deployment.is_over() {
+            is_visible(&control, &deployment)
+        } else {
+            wire.doing != watch.known || tokio::time::Instant::now() >= deadline
+        };
+        if news {
             return Ok(Json(wire));
         }
         let tick = Duration::from_millis(250);
         let _ = tokio::time::timeout(tick, passes.changed()).await;
     }
+}
+
+/// Done means that visitors get it: the gateway serves a table with it. If there is no gateway for a
+/// while, it is done all the same.
+fn is_visible(control: &Control, deployment: &store::Deployment) -> bool {
+    let observed = lock(&control.observed);
+    let published = observed.published_active.get(&deployment.app) == Some(&deployment.id);
+    let served = published && observed.gateway_version >= observed.published_version;
+    let age = hutong_runtime::processes::now_ms() - deployment.finished_ms.unwrap_or(0);
+    deployment.state != "done" || served || age > 3000
 }
 
 pub fn to_wire(deployment: &store::Deployment) -> Deployment {

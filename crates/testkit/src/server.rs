@@ -1,0 +1,203 @@
+//! A server of a test's own: temporary data folder, port 0, ended with the test.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::eventually;
+
+/// The binary under test: HUTONG_BIN, or the one beside the test's own.
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("HUTONG_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().expect("a test has a path");
+    let target = test.parent().and_then(Path::parent).expect("target/PROFILE/deps");
+    target.join("hutong")
+}
+
+pub struct Server {
+    child: Child,
+    pub data: TempDir,
+    pub api: String,
+    /// IP:PORT of the gateway.
+    pub http: String,
+    pub messages: Vec<String>,
+    env: Vec<(String, PathBuf)>,
+}
+
+impl Server {
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts `hutong serve` with more arguments. `/tmp` is used because socket paths are short.
+    pub fn start_with(arguments: &[&str]) -> Self {
+        let data = tempfile::Builder::new()
+            .prefix("hutong-test-")
+            .tempdir()
+            .expect("a temporary folder");
+        Self::start_in(data, arguments)
+    }
+
+    pub fn start_in(data: TempDir, arguments: &[&str]) -> Self {
+        Self::start_in_with_env(data, arguments, &[])
+    }
+
+    /// `env` is given to every command that is run against the server.
+    pub fn start_in_with_env(data: TempDir, arguments: &[&str], env: &[(&str, &PathBuf)]) -> Self {
+        let mut child = Command::new(binary())
+            .args(["serve", "--stop-apps", "--http", "127.0.0.1:0"])
+            .args(if arguments.contains(&"--config") { &[][..] } else { &["--config", "/dev/null"] })
+            .arg("--data-dir")
+            .arg(data.path())
+            .args(arguments)
+            .env_remove("HUTONG_API")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let (lines, heard) = mpsc::channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                eprintln!("[server] {line}");
+                let _ = lines.send(line);
+            }
+        });
+        let mut messages = Vec::new();
+        let mut said = BTreeMap::new();
+        while said.len() < 3 {
+            let line = heard
+                .recv_timeout(Duration::from_secs(30))
+                .unwrap_or_else(|_| panic!("the server did not start: {messages:?}"));
+            for key in ["http", "api", "data"] {
+                if let Some(rest) = line.strip_prefix(key).filter(|rest| rest.starts_with(' ')) {
+                    said.insert(key, rest.trim().to_owned());
+                }
+            }
+            messages.push(line);
+        }
+        let server = Server {
+            child,
+            data,
+            api: said["api"].clone(),
+            http: said["http"].clone(),
+            messages,
+            env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).clone())).collect(),
+        };
+        eventually("the API answers", 20, || server.run(&["apps"]).status.success());
+        server
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Runs `hutong ARGUMENTS` against this server.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().expect("hutong runs")
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary());
+        command
+            .args(arguments)
+            .env("HUTONG_API", &self.api)
+            .envs(self.env.iter().cloned())
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// The same, which must succeed: its standard output.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "hutong {}: {}\n{}{}",
+            arguments.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// The same, which must fail: its exit code and standard error.
+    pub fn fails(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.run(arguments);
+        assert!(!output.status.success(), "hutong {} succeeded", arguments.join(" "));
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        (output.status.code().unwrap_or(-1), said)
+    }
+
+    /// JSON of a command with `--json`.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let text = self.ok(&[arguments, &["--json"]].concat());
+        serde_json::from_str(&text).expect("JSON")
+    }
+
+    pub fn deploy(&self, folder: &Path) -> String {
+        self.ok(&["deploy", &folder.to_string_lossy()])
+    }
+
+    /// The app of `hutong apps --json`.
+    pub fn app(&self, name: &str) -> Value {
+        let apps = self.json(&["apps"]);
+        let list = apps.as_array().expect("a list");
+        let found = list.iter().find(|app| app["name"] == name);
+        found.cloned().unwrap_or(Value::Null)
+    }
+
+    /// SIGTERM to the warden, and its end.
+    pub fn stop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        eventually("the server ends", 30, || {
+            matches!(self.child.try_wait(), Ok(Some(_)))
+        });
+    }
+
+    /// SIGKILL to the warden alone.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.stop();
+        }
+    }
+}
+
+/// A folder with an app: `files` are (path, content).
+pub fn app_folder(files: &[(&str, &str)]) -> TempDir {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    for (path, content) in files {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("mkdir");
+        std::fs::write(path, content).expect("write");
+    }
+    dir
+}
+
+/// A Python program for tests: answers `GET /` with `body`, and a few more paths (see its source).
+pub fn python_app(name: &str, more: &str, body: &str) -> TempDir {
+    let toml = format!(
+        "name = \"{name}\"\ndomains = [\"{name}.test\"]\ncommand = [\"python3\", \"app.py\"]\n{more}\n"
+    );
+    let program = PYTHON.replace("@BODY@", body);
+    app_folder(&[("hutong.toml", &toml), ("app.py", &program)])
+}
+
+const PYTHON: &str = include_str!("app.py");

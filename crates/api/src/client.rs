@@ -146,7 +146,9 @@ impl Client {
         use futures_util::StreamExt;
         let frames = stream.map(|chunk| chunk.map(Frame::data));
         let body = BodyExt::boxed_unsync(StreamBody::new(frames));
-        self.send(self.request(Method::PUT, path, body)?).await.map(drop)
+        self.send(self.request(Method::PUT, path, body)?)
+            .await
+            .map(drop)
     }
 
     /// An answer that streams.
@@ -176,12 +178,20 @@ impl Client {
         upgraded.map(TokioIo::new).map_err(ClientError::Broken)
     }
 
-    fn request(&self, method: Method, path: &str, body: Body) -> Result<Request<Body>, ClientError> {
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Request<Body>, ClientError> {
         let host = match &self.address {
             Address::Unix(_) => "localhost".to_owned(),
             Address::Tcp(address) => address.to_string(),
         };
-        let mut request = Request::builder().method(method).uri(path).header(HOST, host);
+        let mut request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(HOST, host);
         if let Some(token) = &self.token {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
@@ -201,7 +211,10 @@ impl Client {
                 handshake(TcpStream::connect(address).await.map_err(unreachable)?).await?
             }
         };
-        let response = sender.send_request(request).await.map_err(ClientError::Broken)?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(ClientError::Broken)?;
         let status = response.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
             return Ok(response);

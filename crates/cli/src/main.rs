@@ -170,7 +170,9 @@ mod tests {
     /// The reference in docs/ is this program's own help.
     #[test]
     fn the_reference_is_current() {
-        let mut text = String::from("# Commands\n\nThis is what `hutong COMMAND --help` prints; a test keeps it current\n(`UPDATE_REFERENCE=1 cargo test -p hutong reference` writes it anew).\n");
+        let mut text = String::from(
+            "# Commands\n\nThis is what `hutong COMMAND --help` prints; a test keeps it current\n(`UPDATE_REFERENCE=1 cargo test -p hutong reference` writes it anew).\n",
+        );
         let mut root = Cli::command().term_width(100);
         root.build();
         let mut pages = vec![(String::from("hutong"), root.clone())];
@@ -178,7 +180,10 @@ mod tests {
             if command.is_hide_set() || name.ends_with(" help") {
                 continue;
             }
-            text.push_str(&format!("\n## {name}\n\n```text\n{}\n```\n", trimmed(&command.render_long_help().to_string())));
+            text.push_str(&format!(
+                "\n## {name}\n\n```text\n{}\n```\n",
+                trimmed(&command.render_long_help().to_string())
+            ));
             for sub in command.get_subcommands() {
                 pages.push((format!("{name} {}", sub.get_name()), sub.clone()));
             }
@@ -188,10 +193,18 @@ mod tests {
             std::fs::write(path, &text).expect("docs/ is writable");
         }
         let stored = std::fs::read_to_string(path).unwrap_or_default();
-        assert!(stored == text, "docs/reference.md is old: UPDATE_REFERENCE=1 cargo test -p hutong reference");
+        assert!(
+            stored == text,
+            "docs/reference.md is old: UPDATE_REFERENCE=1 cargo test -p hutong reference"
+        );
     }
 
     fn trimmed(text: &str) -> String {
-        text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n").trim_end().to_owned()
+        text.lines()
+            .map(str::trim_end)
+            .collect::<Vec<_>>()
+            .join("\n")
+            .trim_end()
+            .to_owned()
     }
 }

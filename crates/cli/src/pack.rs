@@ -49,8 +49,9 @@ impl Pack {
             let whole = folder.join(inner);
             if whole.is_dir() {
                 let mut walk = WalkBuilder::new(whole);
-                walk.standard_filters(false)
-                    .filter_entry(|entry| !NEVER.contains(&entry.file_name().to_string_lossy().as_ref()));
+                walk.standard_filters(false).filter_entry(|entry| {
+                    !NEVER.contains(&entry.file_name().to_string_lossy().as_ref())
+                });
                 paths.extend(collect(walk.build())?);
             }
         }
@@ -110,7 +111,8 @@ impl Pack {
             hash.update(&buffer[..count]);
         }
         digest.add(name, executable, hash.finalize().into());
-        self.files.push((name.to_owned(), path.to_owned(), executable));
+        self.files
+            .push((name.to_owned(), path.to_owned(), executable));
         Ok(())
     }
 
@@ -223,19 +225,37 @@ mod tests {
         write("hutong.toml", text);
         write(".gitignore", "dist\n*.log\n");
         write(".hutongignore", "secret.txt\n");
-        for name in ["dist/index.html", "x.log", "secret.txt", ".git/config", "src/a.js", ".env"] {
+        for name in [
+            "dist/index.html",
+            "x.log",
+            "secret.txt",
+            ".git/config",
+            "src/a.js",
+            ".env",
+        ] {
             write(name, name);
         }
         let spec = hutong_core::spec::parse("t", text).expect("good");
         let pack = Pack::new(dir.path(), &spec).expect("a pack");
         assert_eq!(
             names(&pack),
-            [".env", ".gitignore", ".hutongignore", "dist/index.html", "hutong.toml", "src/a.js"]
+            [
+                ".env",
+                ".gitignore",
+                ".hutongignore",
+                "dist/index.html",
+                "hutong.toml",
+                "src/a.js"
+            ]
         );
         let again = Pack::new(dir.path(), &spec).expect("a pack");
         assert_eq!(pack.digest, again.digest);
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("leak")).expect("symlink");
         let refused = Pack::new(dir.path(), &spec).err().expect("a link out");
-        assert!(refused.cause().contains("points out"), "{}", refused.cause());
+        assert!(
+            refused.cause().contains("points out"),
+            "{}",
+            refused.cause()
+        );
     }
 }

@@ -71,7 +71,10 @@ impl ServerFile {
             ))
         };
         let mut file: ServerFile = toml::from_str(text).map_err(|error| {
-            wrong(error.span().map_or(0, |span| span.start), explain(error.message()))
+            wrong(
+                error.span().map_or(0, |span| span.start),
+                explain(error.message()),
+            )
         })?;
         if let Some(limit) = &file.upload_limit {
             let bytes = units::parse_size(limit.get_ref());
@@ -91,7 +94,10 @@ mod tests {
         let good = parse("http = '0.0.0.0:80'\nupload_limit = '1G'\n[build]\nproxy = 'http://p:1'");
         assert_eq!(good.expect("good").upload_bytes, Some(1 << 30));
         let cause = |text| parse(text).expect_err("a mistake").cause().to_owned();
-        assert_eq!(cause("htpp = 'x'"), "s.toml:1:1: unknown key `htpp`; did you mean `http`?");
+        assert_eq!(
+            cause("htpp = 'x'"),
+            "s.toml:1:1: unknown key `htpp`; did you mean `http`?"
+        );
         assert!(cause("\nupload_limit = '1'").starts_with("s.toml:2:16: "));
         assert!(cause("http = 'x'").starts_with("s.toml:1:8: "));
     }

@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use hutong_testkit::server::{Server, app_folder, python_app};
 use hutong_testkit::is_root;
+use hutong_testkit::server::{Server, app_folder, python_app};
 use hutong_testkit::visitor::get;
 use sha2::{Digest, Sha256};
 
@@ -16,19 +16,31 @@ fn wrong_files_are_named_with_line_and_column() {
             .args(["check", &path(folder)])
             .output()
             .expect("hutong runs");
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
     };
-    let unknown = app_folder(&[("hutong.toml", "name = 'a'\ncommand = 'x'\ndomain = ['a.b']\n")]);
+    let unknown = app_folder(&[(
+        "hutong.toml",
+        "name = 'a'\ncommand = 'x'\ndomain = ['a.b']\n",
+    )]);
     let (code, said) = check(&unknown);
     assert_eq!(code, Some(4));
-    assert!(said.contains("hutong.toml:3:1: unknown key `domain`; did you mean `domains`?"), "{said}");
+    assert!(
+        said.contains("hutong.toml:3:1: unknown key `domain`; did you mean `domains`?"),
+        "{said}"
+    );
     let nothing = app_folder(&[("hutong.toml", "name = 'a'\n")]);
     let (code, said) = check(&nothing);
     assert_eq!(code, Some(4));
     assert!(said.contains("nothing to run"), "{said}");
     let (code, said) = check(&app_folder(&[("x", "")]));
     assert_eq!(code, Some(4));
-    assert!(said.contains("hint: an app's folder has a file hutong.toml"), "{said}");
+    assert!(
+        said.contains("hint: an app's folder has a file hutong.toml"),
+        "{said}"
+    );
     let (code, _) = check(&app_folder(&[("hutong.toml", "name='a'\nstatic='.'")]));
     assert_eq!(code, Some(0));
 }
@@ -41,10 +53,16 @@ fn no_server_and_wrong_names_have_their_exit_codes() {
             .env_remove("HUTONG_API")
             .output()
             .expect("hutong runs");
-        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
     };
     let (code, said) = run(&["apps", "--api", "unix:/tmp/no-such-socket"]);
-    assert!(code == Some(3) && said.contains("no server answers"), "{said}");
+    assert!(
+        code == Some(3) && said.contains("no server answers"),
+        "{said}"
+    );
     let (code, said) = run(&["apps", "--api", "0.0.0.0:1"]);
     assert!(code == Some(2) && said.contains("loopback"), "{said}");
     let (code, _) = run(&["frobnicate"]);
@@ -58,19 +76,44 @@ fn taken_domains_and_unknown_apps_are_refused() {
     }
     let server = Server::start();
     server.deploy(python_app("first", "", "1").path());
-    let thief = app_folder(&[("hutong.toml", "name='second'\ndomains=['first.test']\nstatic='.'"), ("index.html", "x")]);
+    let thief = app_folder(&[
+        (
+            "hutong.toml",
+            "name='second'\ndomains=['first.test']\nstatic='.'",
+        ),
+        ("index.html", "x"),
+    ]);
     let (code, said) = server.fails(&["deploy", &thief.path().to_string_lossy()]);
-    assert!(code == 1 && said.contains("first.test belongs to the app first"), "{said}");
-    let path = app_folder(&[("hutong.toml", "name='third'\ndomains=['first.test/api']\nstatic='.'"), ("index.html", "x")]);
+    assert!(
+        code == 1 && said.contains("first.test belongs to the app first"),
+        "{said}"
+    );
+    let path = app_folder(&[
+        (
+            "hutong.toml",
+            "name='third'\ndomains=['first.test/api']\nstatic='.'",
+        ),
+        ("index.html", "x"),
+    ]);
     let output = server.run(&["deploy", &path.path().to_string_lossy()]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && said.contains("does not share /api with third"), "{said}");
-    assert_eq!(get(&server.http, "first.test", "/api").text(), "1", "the owner's own");
+    assert!(
+        output.status.success() && said.contains("does not share /api with third"),
+        "{said}"
+    );
+    assert_eq!(
+        get(&server.http, "first.test", "/api").text(),
+        "1",
+        "the owner's own"
+    );
     let missing = app_folder(&[("hutong.toml", "name='nodist'\nstatic='dist'")]);
     let (_, said) = server.fails(&["deploy", &missing.path().to_string_lossy()]);
     assert!(said.contains("`dist`"), "{said}");
     let (code, said) = server.fails(&["status", "nobody"]);
-    assert!(code == 1 && said.contains("there is no app nobody"), "{said}");
+    assert!(
+        code == 1 && said.contains("there is no app nobody"),
+        "{said}"
+    );
     let (_, said) = server.fails(&["status", "../../etc"]);
     assert!(said.contains("there is no app"), "{said}");
     let (_, said) = server.fails(&["env", "set", "first", "PORT=1"]);
@@ -83,7 +126,10 @@ fn taken_domains_and_unknown_apps_are_refused() {
 fn api(server: &Server, head: &str, body: &[u8], cut: bool) -> String {
     let path = server.api.strip_prefix("unix:").expect("a path");
     let mut stream = UnixStream::connect(path).expect("connect");
-    let head = format!("{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "{head} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
     stream.write_all(head.as_bytes()).expect("write");
     let end = if cut { body.len() / 2 } else { body.len() };
     let _ = stream.write_all(&body[..end]);
@@ -143,7 +189,10 @@ fn hostile_oversized_and_cut_uploads_leave_nothing() {
         (b'6', "pipe", "named pipe"),
     ] {
         let answer = api(&server, &put, &archive(kind, name, b""), false);
-        assert!(answer.starts_with("HTTP/1.1 422") && answer.contains(says), "{name}: {answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 422") && answer.contains(says),
+            "{name}: {answer}"
+        );
         assert!(answer.contains("application/problem+json"), "{answer}");
     }
     let mut noise = Vec::new();
@@ -152,7 +201,10 @@ fn hostile_oversized_and_cut_uploads_leave_nothing() {
     }
     let large = archive(b'0', "a", &noise);
     let answer = api(&server, &put, &large, false);
-    assert!(answer.is_empty() || answer.contains("over the bound of 64K"), "{answer}");
+    assert!(
+        answer.is_empty() || answer.contains("over the bound of 64K"),
+        "{answer}"
+    );
     api(&server, &put, &archive(b'0', "a", &noise[..40_000]), true);
     let answer = api(&server, &put, b"not gzip at all", false);
     assert!(answer.starts_with("HTTP/1.1 400"), "{answer}");
@@ -161,7 +213,10 @@ fn hostile_oversized_and_cut_uploads_leave_nothing() {
     let answer = api(&server, "PUT /v1/trees/..%2f..%2fevil", b"", false);
     assert!(answer.starts_with("HTTP/1.1 422"), "{answer}");
     hutong_testkit::eventually("nothing is left of them", 10, || {
-        std::fs::read_dir(server.data.path().join("trees")).expect("trees").count() == 0
+        std::fs::read_dir(server.data.path().join("trees"))
+            .expect("trees")
+            .count()
+            == 0
     });
     for (head, body, status) in [
         ("POST /v1/apps/x/deployments", "{", "400"),
@@ -171,9 +226,15 @@ fn hostile_oversized_and_cut_uploads_leave_nothing() {
         ("DELETE /v1/apps", "", "405"),
     ] {
         let answer = api(&server, head, body.as_bytes(), false);
-        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{head}: {answer}");
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status}")),
+            "{head}: {answer}"
+        );
     }
-    assert!(server.run(&["apps"]).status.success(), "the server is unharmed");
+    assert!(
+        server.run(&["apps"]).status.success(),
+        "the server is unharmed"
+    );
 }
 
 #[test]
@@ -181,16 +242,30 @@ fn on_tcp_a_token_is_needed_and_web_pages_stay_out() {
     if !is_root() {
         return;
     }
-    let data = tempfile::Builder::new().prefix("hutong-test-").tempdir().expect("tempdir");
+    let data = tempfile::Builder::new()
+        .prefix("hutong-test-")
+        .tempdir()
+        .expect("tempdir");
     let token_file = data.path().join("control/token");
-    let server = Server::start_in_with_env(data, &["--api", "127.0.0.1:0"], &[("HUTONG_TOKEN_FILE", &token_file)]);
+    let server = Server::start_in_with_env(
+        data,
+        &["--api", "127.0.0.1:0"],
+        &[("HUTONG_TOKEN_FILE", &token_file)],
+    );
     let token = std::fs::read_to_string(&token_file).expect("the token");
-    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&token_file).expect("there").permissions());
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(&token_file).expect("there").permissions(),
+    );
     assert_eq!(mode & 0o777, 0o600);
-    assert!(!server.messages.iter().any(|line| line.contains(&token)), "only its path is printed");
+    assert!(
+        !server.messages.iter().any(|line| line.contains(&token)),
+        "only its path is printed"
+    );
     let ask = |headers: &str| {
         let text = format!("GET /v1/apps HTTP/1.1\r\nConnection: close\r\n{headers}\r\n");
-        hutong_testkit::visitor::raw(&server.api, text.as_bytes()).expect("an answer").status
+        hutong_testkit::visitor::raw(&server.api, text.as_bytes())
+            .expect("an answer")
+            .status
     };
     let host = format!("Host: {}\r\n", server.api);
     let bearer = format!("Authorization: Bearer {token}\r\n");
@@ -198,5 +273,8 @@ fn on_tcp_a_token_is_needed_and_web_pages_stay_out() {
     assert_eq!(ask(&host), 401);
     assert_eq!(ask(&format!("{host}Authorization: Bearer wrong\r\n")), 401);
     assert_eq!(ask(&format!("Host: evil.test\r\n{bearer}")), 403);
-    assert_eq!(ask(&format!("{host}Origin: http://evil.test\r\n{bearer}")), 403);
+    assert_eq!(
+        ask(&format!("{host}Origin: http://evil.test\r\n{bearer}")),
+        403
+    );
 }

@@ -30,9 +30,19 @@ fn json_has_the_documented_fields() {
         assert!(release.get(key).is_some(), "{key} in {release}");
     }
     let doctor = server.json(&["doctor"]);
-    assert!(doctor.as_array().is_some_and(|walls| walls.iter().all(|w| w["stands"] == true)), "{doctor}");
-    let described: serde_json::Value = serde_json::from_str(&server.ok(&["openapi"])).expect("JSON");
-    assert!(described["paths"].as_object().is_some_and(|paths| paths.len() >= 14));
+    assert!(
+        doctor
+            .as_array()
+            .is_some_and(|walls| walls.iter().all(|w| w["stands"] == true)),
+        "{doctor}"
+    );
+    let described: serde_json::Value =
+        serde_json::from_str(&server.ok(&["openapi"])).expect("JSON");
+    assert!(
+        described["paths"]
+            .as_object()
+            .is_some_and(|paths| paths.len() >= 14)
+    );
     assert!(server.ok(&["completions", "bash"]).contains("_hutong"));
     let schema: serde_json::Value = serde_json::from_str(&server.ok(&["schema"])).expect("JSON");
     assert_eq!(schema["title"], "hutong.toml");
@@ -48,22 +58,57 @@ fn exec_runs_inside_with_pipes_and_the_programs_own_code() {
     assert_eq!(server.ok(&["exec", "one", "--", "pwd"]).trim(), "/app");
     let ids = server.ok(&["exec", "one", "--", "id", "-u"]);
     assert_eq!(ids.trim(), "1000");
-    let output = server.run(&["exec", "one", "--", "sh", "-c", "echo out; echo err >&2; exit 42"]);
+    let output = server.run(&[
+        "exec",
+        "one",
+        "--",
+        "sh",
+        "-c",
+        "echo out; echo err >&2; exit 42",
+    ]);
     assert_eq!(output.status.code(), Some(42));
-    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (b"out\n".as_slice(), b"err\n".as_slice()));
+    assert_eq!(
+        (output.stdout.as_slice(), output.stderr.as_slice()),
+        (b"out\n".as_slice(), b"err\n".as_slice())
+    );
     let mut child = server
-        .command(&["exec", "one", "--", "sh", "-c", "cat > /data/x; wc -c < /data/x"])
+        .command(&[
+            "exec",
+            "one",
+            "--",
+            "sh",
+            "-c",
+            "cat > /data/x; wc -c < /data/x",
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .expect("hutong runs");
-    child.stdin.take().expect("piped").write_all(&vec![b'z'; 500_000]).expect("write");
+    child
+        .stdin
+        .take()
+        .expect("piped")
+        .write_all(&vec![b'z'; 500_000])
+        .expect("write");
     let output = child.wait_with_output().expect("output");
     assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "500000");
     let (code, said) = server.fails(&["exec", "one", "--", "no-such-program"]);
     assert!(code == 1 && said.contains("was not found"), "{said}");
-    let status = server.ok(&["exec", "one", "--", "grep", "-E", "^(CapEff|NoNewPrivs|Seccomp):", "/proc/self/status"]);
-    assert!(status.contains("CapEff:\t0000000000000000") && status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
+    let status = server.ok(&[
+        "exec",
+        "one",
+        "--",
+        "grep",
+        "-E",
+        "^(CapEff|NoNewPrivs|Seccomp):",
+        "/proc/self/status",
+    ]);
+    assert!(
+        status.contains("CapEff:\t0000000000000000")
+            && status.contains("NoNewPrivs:\t1")
+            && status.contains("Seccomp:\t2"),
+        "{status}"
+    );
 }
 
 #[test]
@@ -75,7 +120,14 @@ fn logs_follow_and_are_filtered() {
     let app = python_app("talks", "", "t");
     let path = app.path().join("app.py");
     let text = std::fs::read_to_string(&path).expect("read");
-    std::fs::write(&path, text.replace("            self.answer(200, BODY)", "            print('asked', self.path, flush=True); self.answer(200, BODY)")).expect("write");
+    std::fs::write(
+        &path,
+        text.replace(
+            "            self.answer(200, BODY)",
+            "            print('asked', self.path, flush=True); self.answer(200, BODY)",
+        ),
+    )
+    .expect("write");
     server.deploy(app.path());
     let mut follower = server
         .command(&["logs", "talks", "-f"])
@@ -86,18 +138,33 @@ fn logs_follow_and_are_filtered() {
     let stdout = follower.stdout.take().expect("piped");
     std::thread::spawn(move || {
         use std::io::BufRead;
-        for line in std::io::BufReader::new(stdout).lines().map_while(Result::ok) {
+        for line in std::io::BufReader::new(stdout)
+            .lines()
+            .map_while(Result::ok)
+        {
             let _ = sender.send(line);
         }
     });
     get(&server.http, "talks.test", "/tea");
     let deadline = std::time::Duration::from_secs(10);
-    while !lines.recv_timeout(deadline).expect("a line").contains("asked /tea") {}
+    while !lines
+        .recv_timeout(deadline)
+        .expect("a line")
+        .contains("asked /tea")
+    {}
     let _ = follower.kill();
     let _ = follower.wait();
     get(&server.http, "talks.test", "/last");
-    eventually("it is kept", 10, || server.ok(&["logs", "talks", "-n", "1"]).contains("asked /last"));
-    assert!(server.ok(&["logs", "talks", "--since", "1h"]).contains("asked /tea"));
+    eventually("it is kept", 10, || {
+        server
+            .ok(&["logs", "talks", "-n", "1"])
+            .contains("asked /last")
+    });
+    assert!(
+        server
+            .ok(&["logs", "talks", "--since", "1h"])
+            .contains("asked /tea")
+    );
 }
 
 /// The demo does it all and leaves nothing: no process, mount, namespace, cgroup, interface or folder.
@@ -118,7 +185,12 @@ fn the_demo_checks_itself_and_leaves_nothing() {
             }
         }
         let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
-        found.extend(mounts.lines().filter(|l| l.contains("hutong-demo")).map(str::to_owned));
+        found.extend(
+            mounts
+                .lines()
+                .filter(|l| l.contains("hutong-demo"))
+                .map(str::to_owned),
+        );
         found
     };
     let output = std::process::Command::new(hutong_testkit::server::binary())
@@ -126,13 +198,22 @@ fn the_demo_checks_itself_and_leaves_nothing() {
         .current_dir(folder.path())
         .output()
         .expect("hutong runs");
-    let said = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     assert!(output.status.success(), "{said}");
     assert_eq!(said.matches("ok   ").count(), 8, "{said}");
     assert_eq!(traces(), Vec::<String>::new());
     assert_eq!(std::fs::read_dir(folder.path()).expect("read").count(), 0);
-    let api = said.lines().find_map(|l| l.strip_prefix("api    unix:")).expect("the API's path");
-    let tag = api.trim_start_matches("/run/hutong-").trim_end_matches("/api.sock");
+    let api = said
+        .lines()
+        .find_map(|l| l.strip_prefix("api    unix:"))
+        .expect("the API's path");
+    let tag = api
+        .trim_start_matches("/run/hutong-")
+        .trim_end_matches("/api.sock");
     assert!(!std::path::Path::new(&format!("/run/hutong-{tag}")).exists());
     for tree in ["memory", "cpu", "pids", "unified", "."] {
         let left = format!("/sys/fs/cgroup/{tree}/hutong-{tag}");

@@ -22,7 +22,9 @@ fn rolling_deploy_and_rollback_lose_no_request_under_load() {
     let app = python_app("roll", "instances = 2", "release-one");
     server.deploy(app.path());
     let traffic = Traffic::start(&server.http, "roll.test", "/", 200, 8);
-    eventually("traffic is answered", 10, || get(&server.http, "roll.test", "/").status == 200);
+    eventually("traffic is answered", 10, || {
+        get(&server.http, "roll.test", "/").status == 200
+    });
     change(app.path(), "release-one", "release-two");
     server.deploy(app.path());
     assert_eq!(get(&server.http, "roll.test", "/").text(), "release-two");
@@ -31,10 +33,21 @@ fn rolling_deploy_and_rollback_lose_no_request_under_load() {
     server.ok(&["restart", "roll"]);
     let report = traffic.finish();
     assert!(report.failed.is_empty(), "{report:?}");
-    assert!(report.answered > 100 && report.bodies.len() == 2, "{report:?}");
+    assert!(
+        report.answered > 100 && report.bodies.len() == 2,
+        "{report:?}"
+    );
     let releases = server.json(&["releases", "roll"]);
-    let states: Vec<_> = releases.as_array().expect("list").iter().map(|r| (r["id"].clone(), r["state"].clone())).collect();
-    assert_eq!(states, [(2.into(), "kept".into()), (1.into(), "active".into())]);
+    let states: Vec<_> = releases
+        .as_array()
+        .expect("list")
+        .iter()
+        .map(|r| (r["id"].clone(), r["state"].clone()))
+        .collect();
+    assert_eq!(
+        states,
+        [(2.into(), "kept".into()), (1.into(), "active".into())]
+    );
 }
 
 #[test]
@@ -54,9 +67,15 @@ fn a_recreate_app_waits_and_loses_no_request_and_keeps_its_data() {
     assert!(report.failed.is_empty(), "{report:?}");
     assert_eq!(get(&server.http, "data.test", "/count").text(), "2");
     server.ok(&["remove", "data"]);
-    eventually("it is gone", 10, || get(&server.http, "data.test", "/").status == 404);
+    eventually("it is gone", 10, || {
+        get(&server.http, "data.test", "/").status == 404
+    });
     server.deploy(app.path());
-    assert_eq!(get(&server.http, "data.test", "/count").text(), "3", "a week of grace");
+    assert_eq!(
+        get(&server.http, "data.test", "/count").text(),
+        "3",
+        "a week of grace"
+    );
     server.ok(&["remove", "data", "--purge"]);
     let folder = server.data.path().join("data/data");
     eventually("the data is deleted", 10, || !folder.exists());
@@ -70,14 +89,21 @@ fn a_release_that_fails_leaves_the_old_one_serving_and_says_why() {
     let server = Server::start();
     let app = python_app("frail", "[timeouts]\nstart = \"3s\"", "good");
     server.deploy(app.path());
-    change(app.path(), "main()\n", "print('a word before the end'); sys.exit(3)\nmain()\n");
+    change(
+        app.path(),
+        "main()\n",
+        "print('a word before the end'); sys.exit(3)\nmain()\n",
+    );
     // The first `main()` is in `def main():`; both are replaced, which is an error of its own kind.
     let (code, said) = server.fails(&["deploy", &app.path().to_string_lossy()]);
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("release 2 of frail is not served"), "{said}");
     assert_eq!(get(&server.http, "frail.test", "/").text(), "good");
     let status = server.app("frail");
-    assert_eq!((&status["state"], &status["release"]), (&"running".into(), &1.into()));
+    assert_eq!(
+        (&status["state"], &status["release"]),
+        (&"running".into(), &1.into())
+    );
     let releases = server.json(&["releases", "frail"]);
     assert_eq!(releases[0]["state"], "failed");
 }
@@ -88,11 +114,15 @@ fn the_last_words_of_what_failed_are_shown() {
         return;
     }
     let server = Server::start();
-    let app = hutong_testkit::server::app_folder(&[
-        ("hutong.toml", "name='w'\ncommand=['python3','-c','import sys; print(\"key missing\"); sys.exit(3)']"),
-    ]);
+    let app = hutong_testkit::server::app_folder(&[(
+        "hutong.toml",
+        "name='w'\ncommand=['python3','-c','import sys; print(\"key missing\"); sys.exit(3)']",
+    )]);
     let (_, said) = server.fails(&["deploy", &app.path().to_string_lossy()]);
-    assert!(said.contains("key missing") && said.contains("exited with code 3"), "{said}");
+    assert!(
+        said.contains("key missing") && said.contains("exited with code 3"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -104,7 +134,11 @@ fn the_same_content_is_kept_once_and_old_releases_go() {
     let app = python_app("many", "", "r0");
     server.deploy(app.path());
     server.deploy(app.path());
-    let trees = || std::fs::read_dir(server.data.path().join("trees")).expect("trees").count();
+    let trees = || {
+        std::fs::read_dir(server.data.path().join("trees"))
+            .expect("trees")
+            .count()
+    };
     assert_eq!(trees(), 1);
     for n in 1..=5 {
         change(app.path(), &format!("r{}", n - 1), &format!("r{n}"));
@@ -128,16 +162,29 @@ fn variables_scale_stop_and_start() {
     server.deploy(app.path());
     let env = || get(&server.http, "knobs.test", "/env").text();
     assert!(env().contains("\"COLOUR\": \"red\""));
-    server.ok(&["env", "set", "knobs", "COLOUR=blue", "SECRET_WORD=courtyard"]);
+    server.ok(&[
+        "env",
+        "set",
+        "knobs",
+        "COLOUR=blue",
+        "SECRET_WORD=courtyard",
+    ]);
     assert!(env().contains("\"COLOUR\": \"blue\"") && env().contains("courtyard"));
     let listed = server.ok(&["env", "list", "knobs"]);
-    assert!(listed.contains("SECRET_WORD") && !listed.contains("courtyard"), "{listed}");
+    assert!(
+        listed.contains("SECRET_WORD") && !listed.contains("courtyard"),
+        "{listed}"
+    );
     let in_files = std::process::Command::new("grep")
         .args(["-r", "-l", "courtyard"])
         .arg(server.data.path().join("control"))
         .output()
         .expect("grep");
-    assert!(in_files.stdout.is_empty(), "{}", String::from_utf8_lossy(&in_files.stdout));
+    assert!(
+        in_files.stdout.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&in_files.stdout)
+    );
     server.ok(&["env", "unset", "knobs", "COLOUR", "SECRET_WORD"]);
     assert!(env().contains("\"COLOUR\": \"red\"") && !env().contains("courtyard"));
     server.ok(&["scale", "knobs", "3"]);
@@ -150,12 +197,18 @@ fn variables_scale_stop_and_start() {
     server.ok(&["scale", "knobs", "1"]);
     eventually("one instance", 15, || healthy() == 1);
     server.ok(&["stop", "knobs"]);
-    eventually("none", 15, || server.app("knobs")["instances"].as_array().is_some_and(Vec::is_empty));
+    eventually("none", 15, || {
+        server.app("knobs")["instances"]
+            .as_array()
+            .is_some_and(Vec::is_empty)
+    });
     let answer = get(&server.http, "knobs.test", "/");
     assert_eq!(answer.status, 503);
     assert!(answer.header("retry-after").is_some());
     server.ok(&["start", "knobs"]);
-    eventually("it serves again", 15, || get(&server.http, "knobs.test", "/").status == 200);
+    eventually("it serves again", 15, || {
+        get(&server.http, "knobs.test", "/").status == 200
+    });
 }
 
 #[test]
@@ -166,6 +219,9 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() {
     let server = Server::start();
     let app = python_app("dry", "", "x");
     let said = server.ok(&["deploy", "--dry-run", &app.path().to_string_lossy()]);
-    assert!(said.contains("make the app dry") && said.contains("start 1 instance"), "{said}");
+    assert!(
+        said.contains("make the app dry") && said.contains("start 1 instance"),
+        "{said}"
+    );
     assert_eq!(server.json(&["apps"]), serde_json::json!([]));
 }

@@ -12,10 +12,20 @@ fn the_crate_edges_are_kept() {
         ("hutong-gateway", &["hutong-core", "hutong-ipc"]),
         ("hutong-runtime", &["hutong-core", "hutong-ipc"]),
         ("hutong-api", &["hutong-core"]),
-        ("hutong-daemon", &["hutong-api", "hutong-core", "hutong-ipc", "hutong-runtime"]),
+        (
+            "hutong-daemon",
+            &["hutong-api", "hutong-core", "hutong-ipc", "hutong-runtime"],
+        ),
         (
             "hutong",
-            &["hutong-api", "hutong-core", "hutong-daemon", "hutong-gateway", "hutong-ipc", "hutong-runtime"],
+            &[
+                "hutong-api",
+                "hutong-core",
+                "hutong-daemon",
+                "hutong-gateway",
+                "hutong-ipc",
+                "hutong-runtime",
+            ],
         ),
         ("hutong-testkit", &[]),
         ("xtask", &[]),
@@ -27,7 +37,11 @@ fn the_crate_edges_are_kept() {
         .expect("cargo metadata");
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     let packages = metadata["packages"].as_array().expect("packages");
-    assert_eq!(packages.len(), allowed.len(), "a new crate needs an edge here and in ARCHITECTURE.md");
+    assert_eq!(
+        packages.len(),
+        allowed.len(),
+        "a new crate needs an edge here and in ARCHITECTURE.md"
+    );
     for package in packages {
         let name = package["name"].as_str().expect("a name");
         let mut found: Vec<&str> = package["dependencies"]
@@ -51,13 +65,27 @@ fn core_does_no_io_and_unsafe_has_its_places() {
         let text = std::fs::read_to_string(&path).expect("read");
         let name = path.to_string_lossy().into_owned();
         if name.contains("core/src") {
-            for banned in ["std::fs", "std::net", "std::process", "SystemTime::now", "Instant::now", "async fn", "getrandom"] {
+            for banned in [
+                "std::fs",
+                "std::net",
+                "std::process",
+                "SystemTime::now",
+                "Instant::now",
+                "async fn",
+                "getrandom",
+            ] {
                 assert!(!text.contains(banned), "{name} has {banned}");
             }
         }
         let may = name.ends_with("/sys.rs");
-        assert!(may || !text.contains(concat!("allow(unsafe", "_code)")), "{name}");
-        assert!(!text.contains(concat!("Command::new(\"", "sh\")")) || name.contains("/tests/"), "{name} starts a shell");
+        assert!(
+            may || !text.contains(concat!("allow(unsafe", "_code)")),
+            "{name}"
+        );
+        assert!(
+            !text.contains(concat!("Command::new(\"", "sh\")")) || name.contains("/tests/"),
+            "{name} starts a shell"
+        );
     }
 }
 

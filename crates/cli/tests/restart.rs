@@ -9,7 +9,13 @@ use hutong_testkit::{eventually, is_root};
 
 fn kill(server: &Server, role: &str) -> u64 {
     let system = server.json(&["system"]);
-    let process = system.as_array().expect("list").iter().find(|p| p["role"] == role).cloned().expect("the role");
+    let process = system
+        .as_array()
+        .expect("list")
+        .iter()
+        .find(|p| p["role"] == role)
+        .cloned()
+        .expect("the role");
     let pid = process["pid"].as_u64().expect("a pid");
     let target = rustix::process::Pid::from_raw(pid as i32).expect("positive");
     rustix::process::kill_process(target, rustix::process::Signal::KILL).expect("kill");
@@ -30,11 +36,18 @@ fn control_may_be_killed_without_a_failed_request() {
         let pid = kill(&server, "control");
         eventually("control is back", 20, || {
             let output = server.run(&["system", "--json"]);
-            output.status.success() && !String::from_utf8_lossy(&output.stdout).contains(&format!("\"pid\": {pid},"))
+            output.status.success()
+                && !String::from_utf8_lossy(&output.stdout).contains(&format!("\"pid\": {pid},"))
         });
     }
-    eventually("it is known to be healthy", 20, || server.app("one")["instances"][0]["state"] == "healthy");
-    assert_eq!(server.app("one")["instances"][0]["id"], before, "no second copy, no restart");
+    eventually("it is known to be healthy", 20, || {
+        server.app("one")["instances"][0]["state"] == "healthy"
+    });
+    assert_eq!(
+        server.app("one")["instances"][0]["id"],
+        before,
+        "no second copy, no restart"
+    );
     server.deploy(app.path());
     let report = traffic.finish();
     assert!(report.failed.is_empty(), "{report:?}");
@@ -62,12 +75,21 @@ fn apps_outlive_a_killed_warden_and_are_found_again() {
     let before = server.app("one")["instances"][0]["id"].clone();
     let http = server.http.clone();
     server.kill();
-    assert_eq!(get(&http, "one.test", "/").text(), "1", "gateway and app go on");
+    assert_eq!(
+        get(&http, "one.test", "/").text(),
+        "1",
+        "gateway and app go on"
+    );
     let data = std::mem::replace(&mut server.data, tempfile::tempdir().expect("tempdir"));
     let again = Server::start_in(data, &["--http", &http]);
-    eventually("the app is found", 20, || again.app("one")["instances"][0]["state"] == "healthy");
+    eventually("the app is found", 20, || {
+        again.app("one")["instances"][0]["state"] == "healthy"
+    });
     assert_eq!(again.app("one")["instances"][0]["id"], before);
     assert_eq!(get(&again.http, "one.test", "/").text(), "1");
     std::thread::sleep(Duration::from_millis(300));
-    assert_eq!(again.app("one")["instances"].as_array().map(Vec::len), Some(1));
+    assert_eq!(
+        again.app("one")["instances"].as_array().map(Vec::len),
+        Some(1)
+    );
 }

@@ -56,9 +56,7 @@ pub fn is_digest(text: &str) -> bool {
 /// Whether `text` may name an environment variable.
 pub fn is_env_key(text: &str) -> bool {
     (1..=128).contains(&text.len())
-        && text
-            .bytes()
-            .all(|c| c.is_ascii_alphanumeric() || c == b'_')
+        && text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'_')
         && !text.as_bytes()[0].is_ascii_digit()
 }
 
@@ -125,14 +123,27 @@ mod tests {
         for good in ["a", "my-shop-2", "0day"] {
             assert!(AppName::new(good).is_ok(), "{good}");
         }
-        for bad in ["", "-a", "a-", "A", "a_b", "a.b", "a/b", "ä", &"x".repeat(41)] {
+        for bad in [
+            "",
+            "-a",
+            "a-",
+            "A",
+            "a_b",
+            "a.b",
+            "a/b",
+            "ä",
+            &"x".repeat(41),
+        ] {
             assert!(AppName::new(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
     fn hosts_and_prefixes_are_normal() {
-        assert_eq!(parse_host("Shop.Example.com").as_deref(), Ok("shop.example.com"));
+        assert_eq!(
+            parse_host("Shop.Example.com").as_deref(),
+            Ok("shop.example.com")
+        );
         assert_eq!(parse_host("*.example.com").as_deref(), Ok("*.example.com"));
         for bad in ["", "*", "a..b", "http://a", "a:80", "a b", "-a.b", "*.*.a"] {
             assert!(parse_host(bad).is_err(), "{bad}");

@@ -86,14 +86,27 @@ pub enum Serve {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    Start { deployment: u64 },
-    Stop { instance: String, why: String },
+    Start {
+        deployment: u64,
+    },
+    Stop {
+        instance: String,
+        why: String,
+    },
     /// The rollout is what serves from now on.
-    Promote { deployment: u64 },
+    Promote {
+        deployment: u64,
+    },
     /// The rollout is given up.
-    Fail { deployment: u64, reason: String },
+    Fail {
+        deployment: u64,
+        reason: String,
+    },
     /// Nothing to do before `until_ms`, or before something changes.
-    Wait { what: String, until_ms: Option<u64> },
+    Wait {
+        what: String,
+        until_ms: Option<u64>,
+    },
 }
 
 #[derive(Clone, Debug)]

@@ -35,11 +35,7 @@ pub fn conflict(apps: &BTreeMap<String, AppSpec>, spec: &AppSpec) -> Option<Stri
 }
 
 /// Whether a route of `name` holds now, and if not, what it waits for.
-pub fn holds(
-    apps: &BTreeMap<String, AppSpec>,
-    name: &str,
-    domain: &Domain,
-) -> Result<(), String> {
+pub fn holds(apps: &BTreeMap<String, AppSpec>, name: &str, domain: &Domain) -> Result<(), String> {
     match owner(apps, &domain.host) {
         Some((owner, _)) if owner == name => Ok(()),
         Some((_, spec)) if consents(spec, &domain.prefix, name) => Ok(()),
@@ -47,17 +43,15 @@ pub fn holds(
             "{domain} waits: {owner} owns {} and does not share {} with {name}",
             domain.host, domain.prefix
         )),
-        None => Err(format!(
-            "{domain} waits: no app owns {} yet",
-            domain.host
-        )),
+        None => Err(format!("{domain} waits: no app owns {} yet", domain.host)),
     }
 }
 
 fn consents(owner: &AppSpec, prefix: &str, name: &str) -> bool {
-    owner.share.iter().any(|(shared, app)| {
-        app.as_str() == name && covers(shared, prefix)
-    })
+    owner
+        .share
+        .iter()
+        .any(|(shared, app)| app.as_str() == name && covers(shared, prefix))
 }
 
 /// Whether the prefix `wide` covers `path`, at segment borders.

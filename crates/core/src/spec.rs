@@ -139,7 +139,10 @@ impl std::fmt::Display for Problems {
 #[schemars(title = "hutong.toml", description = "One app of a Hutong server.")]
 struct RawSpec {
     /// The app's name: a DNS label of at most 40 characters.
-    #[schemars(with = "String", regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$"))]
+    #[schemars(
+        with = "String",
+        regex(pattern = r"^[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?$")
+    )]
     name: Spanned<String>,
     /// Hosts, or hosts with a path (`shop.example.com/api`); default: none, the app is not reachable.
     #[schemars(with = "Vec<String>")]
@@ -380,7 +383,10 @@ impl Check<'_> {
             }
         }
         if domains.len() > 100 {
-            self.wrong(raw.domains[100].span().start, "an app has at most 100 domains");
+            self.wrong(
+                raw.domains[100].span().start,
+                "an app has at most 100 domains",
+            );
         }
         let mut share = BTreeMap::new();
         for (prefix, app) in &raw.share {
@@ -474,7 +480,10 @@ impl Check<'_> {
                 Run::Command(self.words(command, "command").unwrap_or_default())
             }
             (None, Some(folder)) => {
-                let path = folder.get_ref().trim_start_matches("./").trim_end_matches('/');
+                let path = folder
+                    .get_ref()
+                    .trim_start_matches("./")
+                    .trim_end_matches('/');
                 let path = if path == "." { "" } else { path };
                 let plain = path.is_empty()
                     || path
@@ -668,9 +677,12 @@ pub fn check_env(key: &str, value: &str) -> Result<(), String> {
 
 fn shell_operator<'a>(words: &Words, list: &'a [String]) -> Option<&'a str> {
     let Words::Line(_) = words else { return None };
-    list.iter()
-        .map(String::as_str)
-        .find(|word| matches!(*word, "&&" | "||" | "|" | ";" | ">" | ">>" | "<" | "&" | "2>&1"))
+    list.iter().map(String::as_str).find(|word| {
+        matches!(
+            *word,
+            "&&" | "||" | "|" | ";" | ">" | ">>" | "<" | "&" | "2>&1"
+        )
+    })
 }
 
 /// `host` or `host/path`.

@@ -54,7 +54,10 @@ pub fn hex(bytes: &[u8]) -> String {
 
 /// A path inside an archive or folder, checked: relative, plain segments, UTF-8, bounded.
 pub fn check_path(path: &str) -> Result<&str, String> {
-    let trimmed = path.strip_prefix("./").unwrap_or(path).trim_end_matches('/');
+    let trimmed = path
+        .strip_prefix("./")
+        .unwrap_or(path)
+        .trim_end_matches('/');
     if path.starts_with('/') {
         return Err(format!("`{path}` is an absolute path"));
     }
@@ -66,7 +69,10 @@ pub fn check_path(path: &str) -> Result<&str, String> {
         return Err(format!("`{path}` does not stay inside the folder"));
     }
     if path.contains('\0') || path.contains('\\') || path.chars().any(|c| c.is_control()) {
-        return Err(format!("`{}` is not a plain file name", path.escape_default()));
+        return Err(format!(
+            "`{}` is not a plain file name",
+            path.escape_default()
+        ));
     }
     Ok(if trimmed == "." { "" } else { trimmed })
 }

@@ -47,7 +47,11 @@ impl Cipher {
     }
 
     pub fn open_value(&self, app: &str, key: &str, sealed: &[u8]) -> Result<String, String> {
-        let wrong = || format!("the stored value of {key} of {app} cannot be decrypted; is the key file the one it was stored with?");
+        let wrong = || {
+            format!(
+                "the stored value of {key} of {app} cannot be decrypted; is the key file the one it was stored with?"
+            )
+        };
         let (nonce, rest) = sealed.split_first_chunk::<NONCE>().ok_or_else(wrong)?;
         let place = format!("{app}\0{key}");
         let payload = Payload {

@@ -199,7 +199,9 @@ fn halts(control: &Control, app: &App, end: &End) -> Result<bool, StoreError> {
 type VersionOf = Option<(Deployment, Release, AppSpec)>;
 
 fn version_of(control: &Control, deployment: Option<u64>) -> Result<VersionOf, StoreError> {
-    let Some(id) = deployment else { return Ok(None) };
+    let Some(id) = deployment else {
+        return Ok(None);
+    };
     let Some(deployment) = control.store.deployment(id)? else {
         return Ok(None);
     };
@@ -295,9 +297,19 @@ fn publish_all(
     let next = published.version + 1;
     for (loaded, plan) in loaded.iter().zip(plans) {
         let name = &loaded.app.name;
-        let Some(spec) = specs.get(name) else { continue };
+        let removed = loaded.app.goal == Goal::Removed;
+        // A removed app answers for nothing, but its last requests are still waited for.
+        let Some(spec) = loaded
+            .routing_spec()
+            .filter(|_| !removed || !plan.roles.is_empty())
+        else {
+            continue;
+        };
         let root = loaded.active.as_ref().and_then(static_root);
-        let (app, warnings) = publish::app(spec, plan, root.as_deref(), specs);
+        let (mut app, warnings) = publish::app(spec, plan, root.as_deref(), specs);
+        if removed {
+            app.routes.clear();
+        }
         apps.insert(name.clone(), app);
         let mut observed = lock(&control.observed);
         observed.warnings.insert(name.clone(), warnings);
@@ -363,8 +375,13 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
             let Err(reason) = start(control, loaded, *deployment) else {
                 return true;
             };
-            control.logs.note(app, "", &format!("cannot start: {reason}"));
-            let rolling = loaded.rollout.as_ref().is_some_and(|r| r.0.id == *deployment);
+            control
+                .logs
+                .note(app, "", &format!("cannot start: {reason}"));
+            let rolling = loaded
+                .rollout
+                .as_ref()
+                .is_some_and(|r| r.0.id == *deployment);
             if rolling {
                 let mut observed = lock(&control.observed);
                 observed.rollout_failures.insert(*deployment, reason);
@@ -377,7 +394,9 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
         Step::Stop { instance, why } => {
             let spec = loaded.routing_spec();
             let timeout = spec.map_or(Duration::from_secs(10), |spec| spec.stop_timeout);
-            control.logs.note(app, instance, &format!("is stopped: {why}"));
+            control
+                .logs
+                .note(app, instance, &format!("is stopped: {why}"));
             if control.warden.stop(instance, timeout).is_err() {
                 let _ = control.warden.kill(instance);
             }
@@ -402,9 +421,11 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                 tracing::error!("{error}");
                 return false;
             }
-            control
-                .logs
-                .note(app, "", &format!("deployment {deployment} failed: {reason}"));
+            control.logs.note(
+                app,
+                "",
+                &format!("deployment {deployment} failed: {reason}"),
+            );
             lock(&control.observed).rollout_failures.remove(deployment);
             true
         }
@@ -422,7 +443,12 @@ fn start(control: &Control, loaded: &Loaded, deployment: u64) -> Result<(), Stri
         return Err("a static app has no instances".into());
     };
     let mut env: BTreeMap<String, String> = spec.env.clone();
-    env.extend(control.store.env(&loaded.app.name).map_err(|e| e.to_string())?);
+    env.extend(
+        control
+            .store
+            .env(&loaded.app.name)
+            .map_err(|e| e.to_string())?,
+    );
     env.insert("PORT".into(), spec.port.to_string());
     env.insert("HUTONG_RELEASE".into(), release.number.to_string());
     let instance = ids::instance(&loaded.app.name, deployment);
@@ -515,7 +541,9 @@ fn tidy(control: &Control, loaded: &Loaded, now: u64) -> bool {
     let name = &loaded.app.name;
     let (stuck, left): (Vec<String>, usize) = {
         let observed = lock(&control.observed);
-        let timeout = loaded.routing_spec().map_or(10_000, |s| s.stop_timeout.as_millis() as u64);
+        let timeout = loaded
+            .routing_spec()
+            .map_or(10_000, |s| s.stop_timeout.as_millis() as u64);
         let mine = || observed.instances.values().filter(|i| i.app == *name);
         let stuck = mine()
             .filter(|i| {
@@ -565,9 +593,8 @@ fn retain(control: &Control, loaded: &Loaded) {
     };
     let active = loaded.active.as_ref().map(|(_, release, _)| release.number);
     let under_way = control.store.under_way(name).ok().flatten();
-    let in_use = |number| {
-        active == Some(number) || under_way.as_ref().is_some_and(|d| d.release == number)
-    };
+    let in_use =
+        |number| active == Some(number) || under_way.as_ref().is_some_and(|d| d.release == number);
     let list: Vec<(u64, bool)> = releases
         .iter()
         .map(|release| (release.number, in_use(release.number)))
@@ -595,7 +622,9 @@ fn retain(control: &Control, loaded: &Loaded) {
 
 /// Trees that no release uses; recent ones may be about to be deployed.
 fn drop_unused_trees(control: &Control) {
-    let Ok(used) = control.store.digests() else { return };
+    let Ok(used) = control.store.digests() else {
+        return;
+    };
     let trees = control.data_dir.join("trees");
     for entry in std::fs::read_dir(&trees).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

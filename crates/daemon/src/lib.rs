@@ -51,7 +51,9 @@ struct Control {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// The process's main. `line` is its standard input; `drop_privileges` gets (uid, gid, groups) before
@@ -63,7 +65,10 @@ pub fn main(
     let (setup, fds): (ControlSetup, Vec<OwnedFd>) = channel::receive(line)
         .map_err(|error| error.to_string())?
         .ok_or("the warden went away")?;
-    let api = fds.into_iter().next().ok_or("the API's socket is missing")?;
+    let api = fds
+        .into_iter()
+        .next()
+        .ok_or("the API's socket is missing")?;
     if let Some((uid, gid)) = setup.drop_to {
         let groups: Vec<u32> = setup.gateway_gid.into_iter().collect();
         drop_privileges(uid, gid, &groups)

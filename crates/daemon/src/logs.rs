@@ -70,7 +70,9 @@ impl Logs {
             let size = file.metadata()?.len();
             open.insert(key.clone(), Rotated { file, size });
         }
-        let Some(log) = open.get_mut(&key) else { return Ok(()) };
+        let Some(log) = open.get_mut(&key) else {
+            return Ok(());
+        };
         log.file.write_all(lines)?;
         log.size += lines.len() as u64;
         if log.size >= FILE_BYTES {

@@ -64,7 +64,9 @@ CREATE TABLE env (
 pub enum StoreError {
     #[error("the store cannot be used: {0}")]
     Sqlite(#[from] rusqlite::Error),
-    #[error("the store {path} is of version {found}, this program knows {VERSION}: install a newer hutong")]
+    #[error(
+        "the store {path} is of version {found}, this program knows {VERSION}: install a newer hutong"
+    )]
     Newer { path: String, found: i64 },
     #[error("{0}")]
     Cipher(String),
@@ -359,7 +361,10 @@ impl Store {
 
     pub fn scale(&self, app: &str, instances: u32) -> Result<()> {
         self.write(|t| {
-            t.execute("UPDATE apps SET scale = ?2 WHERE name = ?1", params![app, instances])?;
+            t.execute(
+                "UPDATE apps SET scale = ?2 WHERE name = ?1",
+                params![app, instances],
+            )?;
             Ok(())
         })
     }
@@ -400,7 +405,10 @@ impl Store {
     ) -> Result<()> {
         let mut sealed = Vec::new();
         for (key, value) in set {
-            let value = self.cipher.seal(app, key, value).map_err(StoreError::Cipher)?;
+            let value = self
+                .cipher
+                .seal(app, key, value)
+                .map_err(StoreError::Cipher)?;
             sealed.push((key, value));
         }
         self.write(|t| {
@@ -411,7 +419,10 @@ impl Store {
                 )?;
             }
             for key in unset {
-                t.execute("DELETE FROM env WHERE app = ? AND key = ?", params![app, key])?;
+                t.execute(
+                    "DELETE FROM env WHERE app = ? AND key = ?",
+                    params![app, key],
+                )?;
             }
             Ok(())
         })
@@ -457,7 +468,11 @@ fn add_deployment(
         params![app, release, kind, state, now],
     )?;
     let id = t.last_insert_rowid() as u64;
-    Ok(t.query_row("SELECT * FROM deployments WHERE id = ?", [id], deployment_from)?)
+    Ok(t.query_row(
+        "SELECT * FROM deployments WHERE id = ?",
+        [id],
+        deployment_from,
+    )?)
 }
 
 fn supersede(t: &rusqlite::Transaction<'_>, app: &str) -> Result<()> {
@@ -536,13 +551,21 @@ mod tests {
         let again = store(dir.path());
         let app = again.app("a").expect("read").expect("there");
         assert_eq!((app.goal, app.active), (Goal::Running, Some(one.id)));
-        let numbers: Vec<u64> = again.releases("a").expect("read").iter().map(|r| r.number).collect();
+        let numbers: Vec<u64> = again
+            .releases("a")
+            .expect("read")
+            .iter()
+            .map(|r| r.number)
+            .collect();
         assert_eq!(numbers, [3, 2, 1]);
         let state = |id| again.deployment(id).expect("read").expect("there").state;
         assert_eq!(state(two.id), "superseded");
         assert_eq!(state(three.id), "failed");
         assert!(again.under_way("a").expect("read").is_none());
-        assert_eq!(again.env("a").expect("env"), [("K".into(), "secret".into())]);
+        assert_eq!(
+            again.env("a").expect("env"),
+            [("K".into(), "secret".into())]
+        );
         let raw = std::fs::read(dir.path().join("state.db")).expect("file");
         let wal = std::fs::read(dir.path().join("state.db-wal")).unwrap_or_default();
         let has = |bytes: &[u8]| bytes.windows(6).any(|w| w == b"secret");
@@ -557,7 +580,9 @@ mod tests {
         raw.pragma_update(None, "user_version", 99).expect("pragma");
         drop(raw);
         let cipher = Cipher::open(&dir.path().join("key")).expect("key");
-        let error = Store::open(&dir.path().join("state.db"), cipher).err().expect("refused");
+        let error = Store::open(&dir.path().join("state.db"), cipher)
+            .err()
+            .expect("refused");
         assert!(error.to_string().contains("newer hutong"), "{error}");
     }
 }

@@ -211,7 +211,8 @@ fn write_file(
             break;
         }
         hash.update(&buffer[..count]);
-        file.write_all(&buffer[..count]).map_err(UnpackError::Disk)?;
+        file.write_all(&buffer[..count])
+            .map_err(UnpackError::Disk)?;
     }
     let mode = if executable { 0o755 } else { 0o644 };
     file.set_permissions(fs::Permissions::from_mode(mode))

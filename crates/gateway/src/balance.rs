@@ -16,7 +16,12 @@ thread_local! {
 
 /// Takes a target for one request, not one of `tried`. `None`: the table has changed meanwhile, or
 /// nothing can serve now.
-pub fn take(shared: &Arc<Shared>, app: &App, version: u64, tried: &[Arc<Target>]) -> Option<InFlight> {
+pub fn take(
+    shared: &Arc<Shared>,
+    app: &App,
+    version: u64,
+    tried: &[Arc<Target>],
+) -> Option<InFlight> {
     let turn = TURN.with(|turn| turn.replace(turn.get().wrapping_add(1)));
     let usable: Vec<&Arc<Target>> = app
         .targets

@@ -72,8 +72,8 @@ struct ControlLine {
 impl ControlLine {
     /// A new connection takes the place of the old one: control was restarted.
     async fn greet(&mut self, stream: UnixStream) {
-        let known = channel::peer(&stream)
-            .is_ok_and(|(_, uid)| uid == self.shared.control_uid || uid == 0);
+        let known =
+            channel::peer(&stream).is_ok_and(|(_, uid)| uid == self.shared.control_uid || uid == 0);
         if known {
             self.stream = Some(stream);
             self.input.clear();
@@ -82,7 +82,9 @@ impl ControlLine {
     }
 
     async fn say(&mut self, event: &Event) {
-        let Some(stream) = &mut self.stream else { return };
+        let Some(stream) = &mut self.stream else {
+            return;
+        };
         let sent = match channel::encode(event) {
             Ok(frame) => stream.write_all(&frame).await,
             Err(error) => Err(error),
@@ -163,7 +165,8 @@ impl ControlLine {
             })
             .map(|(_, target)| target.instance.clone())
             .collect();
-        self.drained.retain(|(instance, _)| draining.contains(instance));
+        self.drained
+            .retain(|(instance, _)| draining.contains(instance));
         for instance in draining {
             let report = (instance.clone(), table.version);
             if !self.drained.iter().any(|(known, _)| *known == instance) {

@@ -183,7 +183,12 @@ fn is_hashed(name: &str) -> bool {
 }
 
 fn respond(file: File, name: &str, head: &Parts, status: StatusCode) -> Result<Answer, Page> {
-    let broken = |_| Page::new(StatusCode::INTERNAL_SERVER_ERROR, "The file cannot be read.");
+    let broken = |_| {
+        Page::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "The file cannot be read.",
+        )
+    };
     let metadata = file.metadata().map_err(broken)?;
     let size = metadata.len();
     let etag = format!(
@@ -227,7 +232,9 @@ fn respond(file: File, name: &str, head: &Parts, status: StatusCode) -> Result<A
         )));
     }
     let range = match head.headers.get(RANGE) {
-        Some(range) if status == StatusCode::OK && range_applies(&head.headers, &etag, modified) => {
+        Some(range)
+            if status == StatusCode::OK && range_applies(&head.headers, &etag, modified) =>
+        {
             parse_range(range, size)
         }
         _ => Ok(None),
@@ -308,7 +315,9 @@ fn parse_range(value: &HeaderValue, size: u64) -> Result<Option<(u64, u64)>, ()>
             Err(_) => Ok(None),
         },
         (first, last) => {
-            let Ok(first) = number(first) else { return Ok(None) };
+            let Ok(first) = number(first) else {
+                return Ok(None);
+            };
             let last = match last {
                 "" => u64::MAX,
                 last => match number(last) {
@@ -383,17 +392,33 @@ mod tests {
         assert_eq!(parse("bytes=8-99"), Ok(Some((8, 9))));
         assert_eq!(parse("bytes=10-"), Err(()));
         assert_eq!(parse("bytes=-0"), Err(()));
-        for ignored in ["bytes=3-1", "lines=1-2", "bytes=a-b", "bytes=0-1,3-4", "bytes"] {
+        for ignored in [
+            "bytes=3-1",
+            "lines=1-2",
+            "bytes=a-b",
+            "bytes=0-1,3-4",
+            "bytes",
+        ] {
             assert_eq!(parse(ignored), Ok(None), "{ignored}");
         }
     }
 
     #[test]
     fn hashed_names_are_told_from_plain_ones() {
-        for name in ["assets/app-3f9c1d2ab8.js", "index.B1x9k2Lq.css", "a_0123456789abcdef.png"] {
+        for name in [
+            "assets/app-3f9c1d2ab8.js",
+            "index.B1x9k2Lq.css",
+            "a_0123456789abcdef.png",
+        ] {
             assert!(is_hashed(name), "{name}");
         }
-        for name in ["index.html", "app.js", "my-component.js", "bootstrap-5.js", "a-verylongword.js"] {
+        for name in [
+            "index.html",
+            "app.js",
+            "my-component.js",
+            "bootstrap-5.js",
+            "a-verylongword.js",
+        ] {
             assert!(!is_hashed(name), "{name}");
         }
     }
@@ -410,8 +435,19 @@ mod tests {
         let is_file = |path: &str| matches!(find(&root, path, "index.html"), Found::File(..));
         assert!(is_file("a.txt") && is_file("sub/"));
         assert!(matches!(find(&root, "sub", "index.html"), Found::Folder));
-        for bad in [".env", "link", "../x", "a.txt/", "sub/../../x", "", "nothing"] {
-            assert!(matches!(find(&root, bad, "index.html"), Found::Nothing), "{bad}");
+        for bad in [
+            ".env",
+            "link",
+            "../x",
+            "a.txt/",
+            "sub/../../x",
+            "",
+            "nothing",
+        ] {
+            assert!(
+                matches!(find(&root, bad, "index.html"), Found::Nothing),
+                "{bad}"
+            );
         }
     }
 }

@@ -65,7 +65,10 @@ impl Page {
         let code = self.status.as_u16();
         let detail = escape(&self.detail);
         let refresh = match self.retry_after_s {
-            Some(seconds) => format!("<meta http-equiv=\"refresh\" content=\"{}\">", seconds.max(2)),
+            Some(seconds) => format!(
+                "<meta http-equiv=\"refresh\" content=\"{}\">",
+                seconds.max(2)
+            ),
             None => String::new(),
         };
         format!(

@@ -111,7 +111,9 @@ async fn route(
                 retry_after_s,
             } => return Err(Page::unavailable(capital(reason), *retry_after_s)),
             Serve::Targets => {
-                if let Some(answer) = attempt(worker, &table, app, found.strip, &mut job, entry).await? {
+                if let Some(answer) =
+                    attempt(worker, &table, app, found.strip, &mut job, entry).await?
+                {
                     return Ok(answer);
                 }
                 wait.next(worker, app, GRACE.min(app.hold_timeout)).await?;
@@ -324,4 +326,3 @@ impl Drop for Reply {
         }
     }
 }
-

@@ -80,7 +80,8 @@ impl Probes {
                 last: last.clone(),
             };
             let task = tokio::task::spawn_local(probing.run());
-            self.running.insert(instance.to_owned(), Probe { task, last });
+            self.running
+                .insert(instance.to_owned(), Probe { task, last });
         }
     }
 

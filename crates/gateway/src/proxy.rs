@@ -46,8 +46,8 @@ pub struct Job {
 
 impl Job {
     pub fn new(mut request: Request<Incoming>, wanted: &Wanted, visitor: IpAddr) -> Self {
-        let upgrade = headers::wants_upgrade(request.headers())
-            .then(|| hyper::upgrade::on(&mut request));
+        let upgrade =
+            headers::wants_upgrade(request.headers()).then(|| hyper::upgrade::on(&mut request));
         let (parts, body) = request.into_parts();
         let empty = body.is_end_stream();
         let safe = matches!(parts.method, Method::GET | Method::HEAD | Method::OPTIONS);
@@ -222,7 +222,9 @@ pub async fn forward(
             return Err(Failure::NothingSent);
         }
         let Some(request) = job.outgoing(strip) else {
-            return Err(Failure::Final(bad_gateway("The request cannot be sent again.")));
+            return Err(Failure::Final(bad_gateway(
+                "The request cannot be sent again.",
+            )));
         };
         let sending = sender.try_send_request(request);
         match tokio::time::timeout(app.response_timeout, sending).await {

@@ -116,7 +116,10 @@ mod tests {
         assert!(ask("/", &["a b"]).is_err());
         assert!(ask("/", &["a@b"]).is_err());
         assert!(ask("http://a.test/", &["b.test"]).is_err());
-        assert_eq!(ask("http://a.test/x", &["a.test"]).expect("good").path, "/x");
+        assert_eq!(
+            ask("http://a.test/x", &["a.test"]).expect("good").path,
+            "/x"
+        );
     }
 
     #[test]

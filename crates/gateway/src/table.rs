@@ -94,7 +94,9 @@ impl Table {
             .map(|(host, _)| host)
             .collect();
         exact.sort();
-        exact.first().map_or("localhost".to_owned(), |host| (*host).clone())
+        exact
+            .first()
+            .map_or("localhost".to_owned(), |host| (*host).clone())
     }
 
     /// The app for a host (lower case, no port) and a normalised path: exact hosts before wildcards,
@@ -205,7 +207,11 @@ mod tests {
             ("any".to_owned(), app(&[("*.test", "/", false)])),
             ("deep".to_owned(), app(&[("*.b.test", "/", false)])),
         ]);
-        let table = Table::build(Snapshot { version: 1, apps }, &Table::default(), Path::new("/"));
+        let table = Table::build(
+            Snapshot { version: 1, apps },
+            &Table::default(),
+            Path::new("/"),
+        );
         let find = |host, path| {
             let found = table.find(host, path)?;
             Some((found.app.name.clone(), found.strip))

@@ -110,7 +110,9 @@ async fn housekeeping(worker: Rc<Worker>) {
             version = table.version;
             worker.upstreams.sweep(|instance| {
                 let targets = table.apps.iter().flat_map(|app| &app.targets);
-                targets.into_iter().any(|(_, target)| target.instance == instance)
+                targets
+                    .into_iter()
+                    .any(|(_, target)| target.instance == instance)
             });
         }
     }

@@ -113,8 +113,7 @@ pub fn frame_length(header: [u8; 4]) -> io::Result<usize> {
 
 /// Reads a frame's body.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> io::Result<T> {
-    serde_json::from_slice(body)
-        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    serde_json::from_slice(body).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// One `recvmsg` into `buffer`; descriptors that came along are appended to `fds`, close-on-exec.
@@ -162,7 +161,12 @@ mod tests {
     fn a_message_and_its_descriptors_arrive_together() {
         let (a, b) = UnixStream::pair().expect("socketpair");
         let file = File::open("/dev/null").expect("/dev/null");
-        send(&a, &vec!["x".repeat(100_000)], &[file.as_fd(), file.as_fd()]).expect("send");
+        send(
+            &a,
+            &vec!["x".repeat(100_000)],
+            &[file.as_fd(), file.as_fd()],
+        )
+        .expect("send");
         let (got, fds): (Vec<String>, _) = receive(&b).expect("receive").expect("a frame");
         assert_eq!((got[0].len(), fds.len()), (100_000, 2));
         drop(a);

@@ -44,7 +44,11 @@ pub enum Serve {
     /// 503 with the reason.
     Down { reason: String, retry_after_s: u32 },
     /// Files of a tree below the data folder.
-    Static { root: String, index: Option<String>, spa: bool },
+    Static {
+        root: String,
+        index: Option<String>,
+        spa: bool,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +91,11 @@ pub enum Nudge {
 pub enum Event {
     /// Every worker serves this version.
     Serving { version: u64 },
-    Health { instance: String, healthy: bool, detail: String },
+    Health {
+        instance: String,
+        healthy: bool,
+        detail: String,
+    },
     /// The line to the shim closed: the instance is gone.
     Gone { instance: String },
     /// A draining target finished its last request (as of this version).

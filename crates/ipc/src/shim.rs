@@ -112,10 +112,15 @@ pub enum Go {
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Unconnected TCP sockets of the instance's network namespace: how many for IPv4 and IPv6.
-    Sockets { v4: u8, v6: u8 },
+    Sockets {
+        v4: u8,
+        v6: u8,
+    },
     Status,
     /// SIGTERM now, SIGKILL after the time-out.
-    Stop { timeout_ms: u64 },
+    Stop {
+        timeout_ms: u64,
+    },
     /// Run a program beside the app; descriptors 0, 1, 2 come along.
     Exec(Exec),
 }

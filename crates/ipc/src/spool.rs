@@ -146,7 +146,9 @@ impl Writer {
 fn ends_with_switch(file: &File, size: u64) -> bool {
     let mut header = [0; HEADER];
     size >= HEADER as u64
-        && file.read_exact_at(&mut header, size - HEADER as u64).is_ok()
+        && file
+            .read_exact_at(&mut header, size - HEADER as u64)
+            .is_ok()
         && header[0] == Kind::Switch as u8
         && header[9..] == [0; 4]
 }

@@ -58,20 +58,36 @@ pub enum Request {
     /// The next step of a build goes on in the folder that the step before left.
     BuildStep(Box<Build>),
     /// Keeps what the build left as the built tree `key`.
-    BuildKeep { instance: String, app: String, key: String },
+    BuildKeep {
+        instance: String,
+        app: String,
+        key: String,
+    },
     /// Throws away what a build left.
-    BuildDrop { instance: String },
+    BuildDrop {
+        instance: String,
+    },
     /// SIGKILL to everything of the instance.
-    Kill { instance: String },
+    Kill {
+        instance: String,
+    },
     List,
     /// Our own processes.
     System,
     Doctor,
     /// Deletes a built tree.
-    DropBuilt { app: String, key: String },
-    HasBuilt { app: String, key: String },
+    DropBuilt {
+        app: String,
+        key: String,
+    },
+    HasBuilt {
+        app: String,
+        key: String,
+    },
     /// Deletes an app's `/data`.
-    DropData { app: String },
+    DropData {
+        app: String,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

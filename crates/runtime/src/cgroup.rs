@@ -47,9 +47,8 @@ impl Cgroups {
         let has_all = CONTROLLERS
             .iter()
             .all(|c| available.split_whitespace().any(|a| a == *c));
-        let enable = |folder: &Path| {
-            fs::write(folder.join("cgroup.subtree_control"), "+memory +cpu +pids")
-        };
+        let enable =
+            |folder: &Path| fs::write(folder.join("cgroup.subtree_control"), "+memory +cpu +pids");
         if has_all && enable(root).is_err() {
             return;
         }
@@ -85,7 +84,11 @@ impl Cgroups {
         let pids = (limits.pids + 1).to_string();
         let quota = u64::from(limits.cpu_millis) * 100;
         if self.unified_limits {
-            let folder = self.unified.as_ref().expect("limits come with it").join(instance);
+            let folder = self
+                .unified
+                .as_ref()
+                .expect("limits come with it")
+                .join(instance);
             make(&folder)?;
             fs::write(folder.join("memory.max"), limits.memory.to_string())?;
             // Swap would only hide that the memory is used up.
@@ -136,12 +139,12 @@ impl Cgroups {
 
     /// Removes the cgroups of an instance; false while processes are still in one.
     pub fn remove(&self, instance: &str) -> bool {
-        self.folders(instance).iter().all(|folder| {
-            match fs::remove_dir(folder) {
+        self.folders(instance)
+            .iter()
+            .all(|folder| match fs::remove_dir(folder) {
                 Ok(()) => true,
                 Err(error) => error.kind() == io::ErrorKind::NotFound,
-            }
-        })
+            })
     }
 
     /// Removes our own folders; for a server that leaves nothing behind.
@@ -200,7 +203,9 @@ impl Cgroups {
             oom_kills: folder
                 .as_deref()
                 .map_or(0, |f| keyed(f, "memory.oom_control", "oom_kill ")),
-            cpu_usec: cpu.as_deref().map_or(0, |f| keyed(f, "cpu.stat", "usage_usec ")),
+            cpu_usec: cpu
+                .as_deref()
+                .map_or(0, |f| keyed(f, "cpu.stat", "usage_usec ")),
         }
     }
 }
@@ -235,7 +240,8 @@ mod tests {
 
     #[test]
     fn mountinfo_is_read() {
-        let line = "33 27 0:29 / /sys/fs/cgroup/memory rw,relatime shared:1 - cgroup cgroup rw,memory";
+        let line =
+            "33 27 0:29 / /sys/fs/cgroup/memory rw,relatime shared:1 - cgroup cgroup rw,memory";
         let (kind, point, options) = parse_mount(line).expect("a mount");
         assert_eq!(
             (kind.as_str(), point.as_str(), options.as_str()),

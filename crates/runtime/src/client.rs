@@ -60,7 +60,10 @@ impl WardenClient {
             path: self.path.clone(),
             source,
         };
-        let mut line = self.line.lock().unwrap_or_else(|broken| broken.into_inner());
+        let mut line = self
+            .line
+            .lock()
+            .unwrap_or_else(|broken| broken.into_inner());
         if let Some(open) = line.as_ref()
             && let Ok((answer, _)) = channel::call(open, request, &[])
         {

@@ -62,7 +62,9 @@ fn caps(cgroups: &Cgroups, controller: &str, what: &str, root: bool) -> Wanted {
         Some(version) => Ok(format!("cgroup {version}")),
         None if root => Err((
             format!("no writable {controller} controller"),
-            format!("boot with cgroup v2 and its {controller} controller (systemd does so), or mount the v1 one below /sys/fs/cgroup"),
+            format!(
+                "boot with cgroup v2 and its {controller} controller (systemd does so), or mount the v1 one below /sys/fs/cgroup"
+            ),
         )),
         None => Err((
             "an ordinary user may not make cgroups".into(),
@@ -76,10 +78,22 @@ fn caps(cgroups: &Cgroups, controller: &str, what: &str, root: bool) -> Wanted {
 fn sandbox_walls(root: bool) -> Vec<Wanted> {
     let full = probe(&[], root);
     let each: [(&str, &str, Option<Wall>); 4] = [
-        ("root", "an app sees an allow-list of the host's files only", Some(Wall::Root)),
+        (
+            "root",
+            "an app sees an allow-list of the host's files only",
+            Some(Wall::Root),
+        ),
         ("pid", "an app sees its own processes only", Some(Wall::Pid)),
-        ("net", "an app has a network of its own; no port is open outside", Some(Wall::Net)),
-        ("seccomp", "dangerous system calls are refused", Some(Wall::Seccomp)),
+        (
+            "net",
+            "an app has a network of its own; no port is open outside",
+            Some(Wall::Net),
+        ),
+        (
+            "seccomp",
+            "dangerous system calls are refused",
+            Some(Wall::Seccomp),
+        ),
     ];
     each.into_iter()
         .map(|(name, what, without)| {

@@ -145,7 +145,15 @@ table inet {table} {{
             "link", "add", &outer, "type", "veth", "peer", "name", "eth0", "netns", &pid,
         ])?;
         self.ip(&["link", "set", &outer, "master", &self.bridge, "up"])?;
-        self.ip(&["link", "set", &outer, "type", "bridge_slave", "isolated", "on"])
+        self.ip(&[
+            "link",
+            "set",
+            &outer,
+            "type",
+            "bridge_slave",
+            "isolated",
+            "on",
+        ])
     }
 
     pub fn resolver_sockets(&self) -> Result<(UdpSocket, TcpListener), String> {
@@ -189,7 +197,9 @@ table inet {table} {{
         if let Some(mut input) = child.stdin.take() {
             let _ = input.write_all(rules.as_bytes());
         }
-        let output = child.wait_with_output().map_err(|error| error.to_string())?;
+        let output = child
+            .wait_with_output()
+            .map_err(|error| error.to_string())?;
         if output.status.success() {
             return Ok(());
         }

@@ -35,6 +35,8 @@ pub struct Launcher<'a> {
     pub cgroups: &'a Cgroups,
     pub instances: &'a Instances,
     pub shim: &'a OwnedFd,
+    /// Whoever reaps children finds them here.
+    pub shims: &'a std::sync::Mutex<Vec<i32>>,
     /// Who owns the spool files: control.
     pub control: Option<u32>,
     /// The network and this instance's place in it.
@@ -68,6 +70,10 @@ impl Launcher<'_> {
             .spawn()
             .map_err(|error| format!("cannot start the shim: {error}"))?;
         record.pid = child.id() as i32;
+        self.shims
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .push(record.pid);
         record.start_time = processes::start_time(record.pid).unwrap_or(0);
         let result = self.instances.write(&record).and_then(|()| {
             let fds = [listener.as_fd(), spool[0].as_fd(), spool[1].as_fd()];

@@ -69,7 +69,13 @@ impl Layout {
     pub fn create(&self, ids: Option<(u32, u32)>) -> io::Result<()> {
         let (control, gateway) = ids.unwrap_or((sys::effective_uid(), sys::effective_gid()));
         let root = sys::effective_uid();
-        let private = |group| if ids.is_some() { group } else { sys::effective_gid() };
+        let private = |group| {
+            if ids.is_some() {
+                group
+            } else {
+                sys::effective_gid()
+            }
+        };
         for (path, owner, group, mode) in [
             (self.data.clone(), root, private(0), 0o711),
             (self.run.clone(), root, private(0), 0o711),
@@ -82,7 +88,12 @@ impl Layout {
             (self.trees(), control, gateway, 0o710),
             (self.gateway(), control, gateway, 0o750),
             (self.control(), control, private(control), 0o700),
-            (self.control().join("spool"), control, private(control), 0o700),
+            (
+                self.control().join("spool"),
+                control,
+                private(control),
+                0o700,
+            ),
         ] {
             match fs::create_dir(&path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

@@ -46,7 +46,8 @@ pub fn main(line: &UnixStream) -> Result<(), String> {
         let Ok((length, from)) = udp.recv_from(&mut buffer) else {
             continue;
         };
-        let (question, udp, upstreams) = (buffer[..length].to_vec(), udp.clone(), upstreams.clone());
+        let (question, udp, upstreams) =
+            (buffer[..length].to_vec(), udp.clone(), upstreams.clone());
         bounded(&busy, move || {
             if let Ok(answer) = ask(&question, &upstreams) {
                 let _ = udp.send_to(&answer, from);
@@ -57,7 +58,9 @@ pub fn main(line: &UnixStream) -> Result<(), String> {
 
 fn spawn(work: impl FnOnce() + Send + 'static) {
     // A question that finds no thread is lost, as in any UDP service; the client asks again.
-    let _ = std::thread::Builder::new().stack_size(128 << 10).spawn(work);
+    let _ = std::thread::Builder::new()
+        .stack_size(128 << 10)
+        .spawn(work);
 }
 
 fn bounded(busy: &Arc<AtomicUsize>, work: impl FnOnce() + Send + 'static) {
@@ -76,7 +79,11 @@ fn bounded(busy: &Arc<AtomicUsize>, work: impl FnOnce() + Send + 'static) {
 fn ask(question: &[u8], upstreams: &[SocketAddr]) -> io::Result<Vec<u8>> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for upstream in upstreams {
-        let any = if upstream.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let any = if upstream.is_ipv4() {
+            "0.0.0.0:0"
+        } else {
+            "[::]:0"
+        };
         let socket = UdpSocket::bind(any)?;
         socket.connect(upstream)?;
         socket.set_read_timeout(Some(TIMEOUT / 2))?;

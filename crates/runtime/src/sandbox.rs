@@ -101,10 +101,7 @@ pub fn base_env(app: &str, instance: &str, home: &str) -> Vec<(String, String)> 
 }
 
 /// `base` with `own` over it.
-pub fn merge_env(
-    base: Vec<(String, String)>,
-    own: &[(String, String)],
-) -> Vec<(String, String)> {
+pub fn merge_env(base: Vec<(String, String)>, own: &[(String, String)]) -> Vec<(String, String)> {
     let mut merged: Vec<_> = base
         .into_iter()
         .filter(|(key, _)| !own.iter().any(|(other, _)| other == key))

@@ -48,10 +48,7 @@ pub fn program() -> Result<Vec<u64>, String> {
         .into_iter()
         .chain(rest)
         .map(|i| {
-            u64::from(i.code)
-                | u64::from(i.jt) << 16
-                | u64::from(i.jf) << 24
-                | u64::from(i.k) << 32
+            u64::from(i.code) | u64::from(i.jt) << 16 | u64::from(i.jf) << 24 | u64::from(i.k) << 32
         })
         .collect())
 }
@@ -73,19 +70,14 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
         vec![SeccompRule::new(vec![no_namespaces])?],
     );
     let families = FAMILIES.iter().map(|family| {
-        let condition = SeccompCondition::new(
-            0,
-            SeccompCmpArgLen::Dword,
-            SeccompCmpOp::Eq,
-            *family as u64,
-        )?;
+        let condition =
+            SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, *family as u64)?;
         SeccompRule::new(vec![condition])
     });
     rules.insert(libc::SYS_socket, families.collect::<Result<_, _>>()?);
     // personality: query, Linux, and without address randomisation (as gdb and some runtimes ask).
     let personalities = [0, 0x0004_0000, 0xffff_ffff].into_iter().map(|value| {
-        let condition =
-            SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
+        let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
         SeccompRule::new(vec![condition])
     });
     rules.insert(

@@ -99,12 +99,13 @@ pub fn unblock_signals() {
     }
 }
 
-/// A child that ended, if any: its pid and wait status.
-pub fn reap() -> Option<(i32, i32)> {
+/// Reaps one child of ours if it ended: its wait status. Never any child: those that
+/// `std::process` waits for are its own.
+pub fn reap(pid: i32) -> Option<i32> {
     let mut status = 0;
     // SAFETY: `status` is written to.
-    let pid = unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) };
-    (pid > 0).then_some((pid, status))
+    let reaped = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) };
+    (reaped == pid).then_some(status)
 }
 
 /// Waits for readiness to read; true where a descriptor has something.

@@ -57,6 +57,8 @@ struct Warden {
     uids: Mutex<Uids>,
     network: Mutex<Option<Network>>,
     children: Mutex<Children>,
+    /// Shims that this process started and has to reap.
+    shims: Mutex<Vec<i32>>,
     /// Instances being started: their address on the egress network is taken.
     starting: Mutex<Vec<u16>>,
     root: bool,
@@ -66,7 +68,9 @@ struct Warden {
 
 /// A poisoned lock means another thread panicked between two whole states; ours are.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// Runs until SIGTERM or SIGINT. `ready` is told how the server is reached, once it serves.
@@ -97,6 +101,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         uids: Mutex::new(uids),
         network: Mutex::new(None),
         children: Mutex::new(Children::default()),
+        shims: Mutex::new(Vec::new()),
         starting: Mutex::new(Vec::new()),
         root,
         ending: AtomicBool::new(false),
@@ -111,7 +116,10 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     lock(&warden.children).start_all(&warden)?;
     let (http, api) = {
         let children = lock(&warden.children);
-        (children.http_address(&warden), children.api_text().to_owned())
+        (
+            children.http_address(&warden),
+            children.api_text().to_owned(),
+        )
     };
     ready(&Ready {
         http,
@@ -136,9 +144,14 @@ fn check_walls(walls: &[Wanted], root: bool, accepted: &[String]) -> Result<(), 
     // An ordinary user gets development mode, and is told.
     if !root {
         let fatal = ["root", "pid", "net"];
-        let broken = walls.iter().find(|w| !w.stands && fatal.contains(&w.wall.as_str()));
+        let broken = walls
+            .iter()
+            .find(|w| !w.stands && fatal.contains(&w.wall.as_str()));
         return broken.map_or(Ok(()), |wall| {
-            Err(format!("no sandbox can be made here: {}\n  remedy: {}", wall.found, wall.remedy))
+            Err(format!(
+                "no sandbox can be made here: {}\n  remedy: {}",
+                wall.found, wall.remedy
+            ))
         });
     }
     let refused: Vec<String> = walls
@@ -203,18 +216,22 @@ impl Warden {
                     self.ending.store(true, Ordering::Relaxed);
                 }
             }
-            let mut instance_ended = false;
-            while let Some((pid, status)) = sys::reap() {
-                let ours = lock(&self.children).ended(pid, status);
-                instance_ended |= !ours;
-            }
-            if instance_ended {
+            lock(&self.children).reap();
+            if self.reap_shims() {
                 self.instances.live();
             }
             if !self.ending.load(Ordering::Relaxed) {
                 lock(&self.children).restart_due(self);
             }
         }
+    }
+
+    /// True if one ended.
+    fn reap_shims(&self) -> bool {
+        let mut shims = lock(&self.shims);
+        let before = shims.len();
+        shims.retain(|pid| sys::reap(*pid).is_none());
+        shims.len() != before
     }
 
     fn end(&self) {
@@ -246,7 +263,7 @@ impl Warden {
         }
         let deadline = Instant::now() + patience + Duration::from_secs(1);
         loop {
-            while sys::reap().is_some() {}
+            self.reap_shims();
             let live = self.instances.live();
             if live.is_empty() {
                 return;
@@ -262,7 +279,11 @@ impl Warden {
 }
 
 /// A listening unix socket with mode and owner, in place of one that a killed server left.
-fn bind_unix(path: &std::path::Path, mode: u32, owner: Option<u32>) -> Result<UnixListener, String> {
+fn bind_unix(
+    path: &std::path::Path,
+    mode: u32,
+    owner: Option<u32>,
+) -> Result<UnixListener, String> {
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
     match fs::symlink_metadata(path) {
         Ok(found) if std::os::unix::fs::FileTypeExt::is_socket(&found.file_type()) => {
@@ -283,7 +304,10 @@ fn bind_unix(path: &std::path::Path, mode: u32, owner: Option<u32>) -> Result<Un
 fn bind_http(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>, String> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
     let failed = |error: rustix::io::Errno| {
-        format!("cannot listen on {address}: {}", std::io::Error::from(error))
+        format!(
+            "cannot listen on {address}: {}",
+            std::io::Error::from(error)
+        )
     };
     let family = if address.is_ipv4() {
         AddressFamily::INET

@@ -20,7 +20,10 @@ pub enum Order {
     Signal(i32),
     KillAll,
     /// Three descriptors come along.
-    Exec { id: u32, exec: Exec },
+    Exec {
+        id: u32,
+        exec: Exec,
+    },
 }
 
 /// init → shim.
@@ -101,7 +104,12 @@ fn start(
             await_go(line)?;
             sys::set_ids(INIT_UID).during("cannot take on init's id")?;
         }
-        let keep = [sys::CAP_KILL, sys::CAP_SETGID, sys::CAP_SETUID, sys::CAP_SETPCAP];
+        let keep = [
+            sys::CAP_KILL,
+            sys::CAP_SETGID,
+            sys::CAP_SETUID,
+            sys::CAP_SETPCAP,
+        ];
         let mask = keep.iter().fold(0, |mask, cap| mask | 1u64 << cap);
         sys::set_capabilities(mask).during("cannot drop capabilities")?;
     }

@@ -91,7 +91,10 @@ mod tests {
     fn listeners_are_read_from_the_kernels_table() {
         let line = "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000";
         let got = parse_listener(line).expect("a listener");
-        assert_eq!((got.address.to_string().as_str(), got.port), ("127.0.0.1", 8080));
+        assert_eq!(
+            (got.address.to_string().as_str(), got.port),
+            ("127.0.0.1", 8080)
+        );
         let line = " 1: 00000000000000000000000001000000:0050 0:0 0A 0";
         let got = parse_listener(line).expect("a listener");
         assert_eq!((got.address.to_string().as_str(), got.port), ("::1", 80));

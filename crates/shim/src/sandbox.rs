@@ -129,7 +129,13 @@ fn make_devices(devices: &[(OwnedFd, &str)]) -> io::Result<()> {
     }
     fs::create_dir(at("dev/shm"))?;
     let flags = libc::MS_NOSUID | libc::MS_NODEV;
-    sys::mount("tmpfs", &at("dev/shm"), "tmpfs", flags, "size=64m,mode=1777")?;
+    sys::mount(
+        "tmpfs",
+        &at("dev/shm"),
+        "tmpfs",
+        flags,
+        "size=64m,mode=1777",
+    )?;
     fs::create_dir(at("dev/pts"))?;
     let options = "newinstance,ptmxmode=0666,mode=0620,max=64";
     // A terminal of its own is a convenience; some outer containers forbid it.
@@ -157,8 +163,14 @@ fn mount_proc() -> Result<(), String> {
     for name in MASKED_FOLDERS {
         let target = at(&format!("proc/{name}"));
         if sys::exists(&target) {
-            sys::mount("tmpfs", &target, "tmpfs", flags | libc::MS_RDONLY, "size=4k")
-                .during(&format!("cannot mask /proc/{name}"))?;
+            sys::mount(
+                "tmpfs",
+                &target,
+                "tmpfs",
+                flags | libc::MS_RDONLY,
+                "size=4k",
+            )
+            .during(&format!("cannot mask /proc/{name}"))?;
         }
     }
     for name in READ_ONLY_PROC {

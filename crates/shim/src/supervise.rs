@@ -168,8 +168,8 @@ impl Shim {
 
     fn accept(&mut self) {
         while let Ok((socket, _)) = self.instance.listener.accept() {
-            let allowed = channel::peer(&socket)
-                .is_ok_and(|(_, uid)| self.instance.peers.contains(&uid));
+            let allowed =
+                channel::peer(&socket).is_ok_and(|(_, uid)| self.instance.peers.contains(&uid));
             if !allowed || self.connections.len() >= MAX_CONNECTIONS {
                 continue;
             }
@@ -289,7 +289,10 @@ fn mint(v4: u8, v6: u8) -> io::Result<Vec<OwnedFd>> {
     let mut sockets = Vec::new();
     for (family, count) in families {
         for _ in 0..count.min(channel::MAX_FDS as u8 / 2) {
-            sockets.push(sys::socket(family, libc::SOCK_STREAM | libc::SOCK_NONBLOCK)?);
+            sockets.push(sys::socket(
+                family,
+                libc::SOCK_STREAM | libc::SOCK_NONBLOCK,
+            )?);
         }
     }
     Ok(sockets)

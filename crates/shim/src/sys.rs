@@ -73,7 +73,12 @@ pub fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: plain flags of an open descriptor.
     unsafe {
         let flags = check(libc::fcntl(fd.as_raw_fd(), libc::F_GETFL))?;
-        check(libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)).map(drop)
+        check(libc::fcntl(
+            fd.as_raw_fd(),
+            libc::F_SETFL,
+            flags | libc::O_NONBLOCK,
+        ))
+        .map(drop)
     }
 }
 
@@ -281,8 +286,16 @@ pub fn child_signal() -> io::Result<OwnedFd> {
         let mut set = std::mem::zeroed();
         libc::sigemptyset(&mut set);
         libc::sigaddset(&mut set, libc::SIGCHLD);
-        check(libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
-        let fd = check(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK))?;
+        check(libc::sigprocmask(
+            libc::SIG_BLOCK,
+            &set,
+            std::ptr::null_mut(),
+        ))?;
+        let fd = check(libc::signalfd(
+            -1,
+            &set,
+            libc::SFD_CLOEXEC | libc::SFD_NONBLOCK,
+        ))?;
         Ok(OwnedFd::from_raw_fd(fd))
     }
 }
@@ -367,7 +380,11 @@ pub fn execute(argv: &[String], env: &[(String, String)]) -> io::Error {
         let Ok(path) = c(&candidate) else { continue };
         // SAFETY: both lists are NULL-terminated and outlive the call.
         unsafe {
-            libc::execve(path.as_ptr(), argument_list.as_ptr(), environment_list.as_ptr());
+            libc::execve(
+                path.as_ptr(),
+                argument_list.as_ptr(),
+                environment_list.as_ptr(),
+            );
         }
         let failure = io::Error::last_os_error();
         if failure.raw_os_error() != Some(libc::ENOENT) || argv[0].contains('/') {

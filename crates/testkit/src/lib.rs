@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 
 /// Says that a test cannot run here, and why; an error in CI, where everything must be there.
 pub fn skip(reason: &str) {
-    assert!(std::env::var_os("CI").is_none(), "CI must not skip: {reason}");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "CI must not skip: {reason}"
+    );
     println!("skipped: {reason}");
 }
 
@@ -26,7 +29,10 @@ pub fn is_root() -> bool {
 pub fn eventually(what: &str, seconds: u64, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     while !holds() {
-        assert!(Instant::now() < deadline, "after {seconds} s still not: {what}");
+        assert!(
+            Instant::now() < deadline,
+            "after {seconds} s still not: {what}"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }

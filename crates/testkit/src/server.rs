@@ -18,7 +18,10 @@ pub fn binary() -> PathBuf {
         return path.into();
     }
     let test = std::env::current_exe().expect("a test has a path");
-    let target = test.parent().and_then(Path::parent).expect("target/PROFILE/deps");
+    let target = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/PROFILE/deps");
     target.join("hutong")
 }
 
@@ -54,7 +57,11 @@ impl Server {
     pub fn start_in_with_env(data: TempDir, arguments: &[&str], env: &[(&str, &PathBuf)]) -> Self {
         let mut child = Command::new(binary())
             .args(["serve", "--stop-apps", "--http", "127.0.0.1:0"])
-            .args(if arguments.contains(&"--config") { &[][..] } else { &["--config", "/dev/null"] })
+            .args(if arguments.contains(&"--config") {
+                &[][..]
+            } else {
+                &["--config", "/dev/null"]
+            })
             .arg("--data-dir")
             .arg(data.path())
             .args(arguments)
@@ -90,9 +97,14 @@ impl Server {
             api: said["api"].clone(),
             http: said["http"].clone(),
             messages,
-            env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).clone())).collect(),
+            env: env
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).clone()))
+                .collect(),
         };
-        eventually("the API answers", 20, || server.run(&["apps"]).status.success());
+        eventually("the API answers", 20, || {
+            server.run(&["apps"]).status.success()
+        });
         server
     }
 
@@ -133,7 +145,11 @@ impl Server {
     /// The same, which must fail: its exit code and standard error.
     pub fn fails(&self, arguments: &[&str]) -> (i32, String) {
         let output = self.run(arguments);
-        assert!(!output.status.success(), "hutong {} succeeded", arguments.join(" "));
+        assert!(
+            !output.status.success(),
+            "hutong {} succeeded",
+            arguments.join(" ")
+        );
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         (output.status.code().unwrap_or(-1), said)
     }

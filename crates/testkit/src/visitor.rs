@@ -55,7 +55,10 @@ fn parse(bytes: &[u8]) -> Option<Answer> {
         .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
         .collect();
     let mut body = bytes[end + 4..].to_vec();
-    if headers.iter().any(|(n, v)| n == "transfer-encoding" && v == "chunked") {
+    if headers
+        .iter()
+        .any(|(n, v)| n == "transfer-encoding" && v == "chunked")
+    {
         body = unchunk(&body);
     }
     Some(Answer {
@@ -69,7 +72,9 @@ fn unchunk(mut bytes: &[u8]) -> Vec<u8> {
     let mut body = Vec::new();
     while let Some(end) = bytes.windows(2).position(|w| w == b"\r\n") {
         let size = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        let Ok(size) = usize::from_str_radix(&size, 16) else { break };
+        let Ok(size) = usize::from_str_radix(&size, 16) else {
+            break;
+        };
         if size == 0 || bytes.len() < end + 2 + size {
             break;
         }

@@ -12,11 +12,16 @@ pub async fn run(server: &Server) -> Result<(), CliError> {
     let version: Version = client.get("/v1/version").await?;
     let columns = ["name", "state", "release", "instances", "memory", "url"];
     server.output.table(&apps, &columns, |app| {
-        let healthy = app.instances.iter().filter(|i| i.state == "healthy").count();
+        let healthy = app
+            .instances
+            .iter()
+            .filter(|i| i.state == "healthy")
+            .count();
         vec![
             app.name.clone(),
             app.state.to_string(),
-            app.release.map_or("-".into(), |release| release.to_string()),
+            app.release
+                .map_or("-".into(), |release| release.to_string()),
             if app.kind == "static" {
                 "static".into()
             } else {
@@ -25,7 +30,11 @@ pub async fn run(server: &Server) -> Result<(), CliError> {
             if app.memory_limit_bytes == 0 {
                 "-".into()
             } else {
-                format!("{}/{}", show_size(app.memory_bytes), show_size(app.memory_limit_bytes))
+                format!(
+                    "{}/{}",
+                    show_size(app.memory_bytes),
+                    show_size(app.memory_limit_bytes)
+                )
             },
             app.domains
                 .first()
@@ -33,7 +42,9 @@ pub async fn run(server: &Server) -> Result<(), CliError> {
         ]
     });
     if apps.is_empty() && !server.output.json {
-        server.output.say("no app yet; deploy one: hutong deploy FOLDER");
+        server
+            .output
+            .say("no app yet; deploy one: hutong deploy FOLDER");
     }
     Ok(())
 }

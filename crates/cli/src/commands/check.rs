@@ -42,7 +42,8 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
         "  {}; up to {} to start",
         match spec.strategy {
             spec::Strategy::Rolling => "a new release starts beside the old one",
-            spec::Strategy::Recreate => "a new release takes the old one's place while requests wait",
+            spec::Strategy::Recreate =>
+                "a new release takes the old one's place while requests wait",
         },
         show_time(spec.start_timeout)
     ));

@@ -33,7 +33,9 @@ pub struct Args {
 }
 
 pub fn run(args: Args, output: Output) -> Result<ExitCode, CliError> {
-    let folder = std::env::current_dir().map_err(CliError::failed)?.join("hutong-demo");
+    let folder = std::env::current_dir()
+        .map_err(CliError::failed)?
+        .join("hutong-demo");
     std::fs::create_dir_all(&folder)
         .map_err(|error| CliError::failed(format!("{}: {error}", folder.display())))?;
     let http = match args.http {
@@ -100,7 +102,11 @@ async fn show(
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
         .map_err(CliError::failed)?;
     for app in app_folders(&examples) {
-        let name = app.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = app
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         output.say(&format!("deploying {name} …"));
         let deployed = tokio::select! {
             deployed = deploy::deploy(&client, &app, output) => deployed,
@@ -121,7 +127,11 @@ async fn show(
     }
     if args.check {
         let right = visit::all(http, output).await;
-        return Ok(if right && !failed { ExitCode::SUCCESS } else { ExitCode::from(1) });
+        return Ok(if right && !failed {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::from(1)
+        });
     }
     invite(&client, http, output).await?;
     tokio::select! {
@@ -139,7 +149,9 @@ async fn wait_for(client: &Client, server: &mut Child) -> Result<Option<SocketAd
             return Ok(version.http.parse().ok());
         }
         if let Ok(Some(status)) = server.try_wait() {
-            return Err(CliError::failed(format!("the server did not start ({status})")));
+            return Err(CliError::failed(format!(
+                "the server did not start ({status})"
+            )));
         }
         if Instant::now() > deadline {
             return Err(CliError::failed("the server did not answer within 30 s"));
@@ -172,7 +184,11 @@ async fn invite(client: &Client, http: SocketAddr, output: Output) -> Result<(),
     output.say("");
     output.table(&apps, &["app", "state", "open"], |app| {
         let first = app.domains.first().map(String::as_str).unwrap_or_default();
-        vec![app.name.clone(), app.state.to_string(), url(first, &http.to_string())]
+        vec![
+            app.name.clone(),
+            app.state.to_string(),
+            url(first, &http.to_string()),
+        ]
     });
     output.say(&format!(
         "\nTry, in another terminal:\n  export HUTONG_API={}\n  hutong apps\n  hutong logs notes -f\n  hutong exec notes -- ls -la / /data\n  hutong deploy hutong-demo/examples/notes      (change something first)\n  hutong rollback notes\n  hutong system\nCtrl-C here stops all of it and leaves nothing.",

@@ -21,20 +21,28 @@ pub fn run(server: &Server) -> Result<ExitCode, CliError> {
     let walls = match asked {
         Some(walls) => walls,
         None => {
-            server.output.say("no server runs; this is what one started by this user would find");
+            server
+                .output
+                .say("no server runs; this is what one started by this user would find");
             look()
         }
     };
-    server.output.table(&walls, &["wall", "stands", "found", "remedy"], |wall| {
-        vec![
-            wall.wall.clone(),
-            if wall.stands { "yes" } else { "NO" }.into(),
-            wall.found.clone(),
-            wall.remedy.clone(),
-        ]
-    });
+    server
+        .output
+        .table(&walls, &["wall", "stands", "found", "remedy"], |wall| {
+            vec![
+                wall.wall.clone(),
+                if wall.stands { "yes" } else { "NO" }.into(),
+                wall.found.clone(),
+                wall.remedy.clone(),
+            ]
+        });
     let all = walls.iter().all(|wall| wall.stands);
-    Ok(if all { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(if all {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    })
 }
 
 fn look() -> Vec<Wall> {

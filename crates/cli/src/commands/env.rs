@@ -40,18 +40,26 @@ pub async fn run(verb: Verb, server: &Server) -> Result<(), CliError> {
     let (app, change) = match verb {
         Verb::List { app } => {
             let entries: Vec<EnvEntry> = client.get(&path(&["apps", &app, "env"])).await?;
-            server.output.table(&entries, &["key", "source", "set"], |entry| {
-                vec![
-                    entry.key.clone(),
-                    entry.source.clone(),
-                    entry.updated_at.map_or("-".into(), ago),
-                ]
-            });
+            server
+                .output
+                .table(&entries, &["key", "source", "set"], |entry| {
+                    vec![
+                        entry.key.clone(),
+                        entry.source.clone(),
+                        entry.updated_at.map_or("-".into(), ago),
+                    ]
+                });
             return Ok(());
         }
         Verb::Set { app, variables } => {
             let set = variables_of(&variables)?;
-            (app, EnvChange { set, unset: Vec::new() })
+            (
+                app,
+                EnvChange {
+                    set,
+                    unset: Vec::new(),
+                },
+            )
         }
         Verb::Unset { app, keys } => {
             let set = BTreeMap::new();
@@ -66,7 +74,9 @@ pub async fn run(verb: Verb, server: &Server) -> Result<(), CliError> {
             deploy::show_result(&client, &deployment, server.output).await
         }
         None => {
-            server.output.say("stored; it counts from the app's next start");
+            server
+                .output
+                .say("stored; it counts from the app's next start");
             Ok(())
         }
     }
@@ -79,7 +89,10 @@ fn variables_of(variables: &[String]) -> Result<BTreeMap<String, String>, CliErr
             Some((key, value)) => (key.to_owned(), value.to_owned()),
             None if variables.len() == 1 => {
                 let text = std::io::read_to_string(std::io::stdin()).map_err(CliError::failed)?;
-                (variable.clone(), text.trim_end_matches(['\n', '\r']).to_owned())
+                (
+                    variable.clone(),
+                    text.trim_end_matches(['\n', '\r']).to_owned(),
+                )
             }
             None => {
                 return Err(CliError::usage(format!("`{variable}` is not KEY=VALUE"))

@@ -40,7 +40,9 @@ pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
     }
     if let Some(since) = &args.since {
         let age = parse_time(since).map_err(CliError::usage)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let from = now.saturating_sub(age).as_micros();
         place.push_str(&format!("&since={from}"));
     }
@@ -53,7 +55,11 @@ pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
         }
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
-            show(&String::from_utf8_lossy(&line[..end]), args.access, server.output);
+            show(
+                &String::from_utf8_lossy(&line[..end]),
+                args.access,
+                server.output,
+            );
         }
     }
     Ok(())

@@ -60,7 +60,10 @@ impl Server {
     }
 
     /// Runs one command's work to its end.
-    pub fn block_on<T>(&self, work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {
+    pub fn block_on<T>(
+        &self,
+        work: impl Future<Output = Result<T, CliError>>,
+    ) -> Result<T, CliError> {
         block_on(work)
     }
 }
@@ -116,7 +119,11 @@ pub fn path(parts: &[&str]) -> String {
 pub fn url(domain: &str, http: &str) -> String {
     let port = http.rsplit_once(':').map_or("80", |(_, port)| port);
     let (host, rest) = domain.split_once('/').map_or((domain, ""), |(h, r)| (h, r));
-    let port = if port == "80" { String::new() } else { format!(":{port}") };
+    let port = if port == "80" {
+        String::new()
+    } else {
+        format!(":{port}")
+    };
     let slash = if rest.is_empty() { "" } else { "/" };
     format!("http://{host}{port}{slash}{rest}")
 }

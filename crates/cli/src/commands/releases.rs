@@ -7,7 +7,10 @@ use crate::error::CliError;
 use crate::output::ago;
 
 pub async fn run(app: &str, server: &Server) -> Result<(), CliError> {
-    let releases: Vec<Release> = server.client()?.get(&path(&["apps", app, "releases"])).await?;
+    let releases: Vec<Release> = server
+        .client()?
+        .get(&path(&["apps", app, "releases"]))
+        .await?;
     let columns = ["id", "state", "created", "digest"];
     server.output.table(&releases, &columns, |release| {
         vec![

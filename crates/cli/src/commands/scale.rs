@@ -22,7 +22,10 @@ pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
     if server.output.json {
         server.output.value(&app);
     } else {
-        let text = format!("{} is to have {} instance(s)", app.name, app.wanted_instances);
+        let text = format!(
+            "{} is to have {} instance(s)",
+            app.name, app.wanted_instances
+        );
         server.output.text(&text);
     }
     Ok(())

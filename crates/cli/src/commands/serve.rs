@@ -14,11 +14,14 @@ use crate::output::Output;
 use crate::server_file::ServerFile;
 
 #[derive(clap::Args)]
-#[command(args_override_self = true, after_help = "Examples:
+#[command(
+    args_override_self = true,
+    after_help = "Examples:
   sudo hutong serve --http 0.0.0.0:80
   hutong serve --data-dir ./data --http 127.0.0.1:8080     (development mode, as an ordinary user)
 
-Set HUTONG_LOG=info to see more of what it does.")]
+Set HUTONG_LOG=info to see more of what it does."
+)]
 pub struct Args {
     /// Where apps, data, logs and state are kept [default: /var/lib/hutong, or ~/.local/share/hutong]
     #[arg(long, value_name = "DIR")]
@@ -94,7 +97,9 @@ fn configure(args: Args, api: Option<String>, output: Output) -> Result<Config, 
             pip_index: build.pip_index,
             npm_registry: build.npm_registry,
             proxy: build.proxy,
-            ca_bundle: build.ca_bundle.map(|path| path.to_string_lossy().into_owned()),
+            ca_bundle: build
+                .ca_bundle
+                .map(|path| path.to_string_lossy().into_owned()),
         },
     })
 }

@@ -29,10 +29,15 @@ pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
     }
     if let Some(deploying) = &app.deploying {
         let doing = deploying.doing.as_deref().unwrap_or("waiting");
-        output.text(&format!("  deploying release {}: {doing}", deploying.release));
+        output.text(&format!(
+            "  deploying release {}: {doing}",
+            deploying.release
+        ));
     }
     if !app.instances.is_empty() {
-        let columns = ["instance", "state", "release", "started", "memory", "detail"];
+        let columns = [
+            "instance", "state", "release", "started", "memory", "detail",
+        ];
         output.table(&app.instances, &columns, |instance| {
             vec![
                 instance.id.clone(),

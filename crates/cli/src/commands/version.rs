@@ -10,7 +10,9 @@ pub async fn run(server: &Server) -> Result<(), CliError> {
     let remote: Option<Version> = server.client()?.get("/v1/version").await.ok();
     if server.output.json {
         let remote = remote.map(|version| version.version);
-        server.output.value(&serde_json::json!({ "version": own, "server": remote }));
+        server
+            .output
+            .value(&serde_json::json!({ "version": own, "server": remote }));
         return Ok(());
     }
     server.output.text(&format!("hutong {own}"));

@@ -47,7 +47,11 @@ fn starting() -> Health {
 fn show(desired: &Desired, seen: &[Seen], now_ms: u64) -> String {
     let plan = plan(desired, seen, now_ms);
     let mut lines = vec![format!("serve: {:?}", plan.serve)];
-    lines.extend(plan.roles.iter().map(|(id, role)| format!("{id}: {role:?}")));
+    lines.extend(
+        plan.roles
+            .iter()
+            .map(|(id, role)| format!("{id}: {role:?}")),
+    );
     lines.extend(plan.steps.iter().map(ToString::to_string));
     lines.join("\n")
 }

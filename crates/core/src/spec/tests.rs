@@ -1,5 +1,5 @@
-use super::*;
 use super::Strategy;
+use super::*;
 use proptest::prelude::proptest;
 
 fn errors(text: &str) -> String {

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use hutong_api::{
-    App, AppState, Deployment, EnvChange, EnvEntry, Instance, Problem, ScaleRequest,
-};
+use hutong_api::{App, AppState, Deployment, EnvChange, EnvEntry, Instance, Problem, ScaleRequest};
 use hutong_core::plan::{Health, Serve};
 use hutong_core::spec::{self, AppSpec, Run};
 
@@ -37,7 +35,9 @@ pub fn current_spec(control: &Control, app: &store::App) -> Result<Option<(u64, 
         Some(deployment) => Some(deployment.release),
         None => control.store.releases(&app.name)?.first().map(|r| r.number),
     };
-    let Some(number) = number else { return Ok(None) };
+    let Some(number) = number else {
+        return Ok(None);
+    };
     let Some(release) = control.store.release(&app.name, number)? else {
         return Ok(None);
     };
@@ -76,7 +76,11 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
     let instances = instances(control, &app.name)?;
     let observed = lock(&control.observed);
     let serve = observed.serving.get(&app.name).cloned();
-    let warnings = observed.warnings.get(&app.name).cloned().unwrap_or_default();
+    let warnings = observed
+        .warnings
+        .get(&app.name)
+        .cloned()
+        .unwrap_or_default();
     drop(observed);
     let is_static = current
         .as_ref()
@@ -126,7 +130,10 @@ fn instances(control: &Control, app: &str) -> Result<Vec<Instance>> {
             .filter(|i| i.app == app)
             .cloned()
             .collect();
-        let health: Vec<_> = mine.iter().map(|i| observed.health_of(&i.instance)).collect();
+        let health: Vec<_> = mine
+            .iter()
+            .map(|i| observed.health_of(&i.instance))
+            .collect();
         let stopping: Vec<_> = mine
             .iter()
             .map(|i| observed.stopping.contains_key(&i.instance))
@@ -170,8 +177,10 @@ pub async fn start(
 ) -> Result<Json<App>> {
     let app = find(&control, &name)?;
     if app.active.is_none() {
-        return Err(ApiError::conflict(format!("{name} has no release that ever got healthy"))
-            .hint("deploy one"));
+        return Err(
+            ApiError::conflict(format!("{name} has no release that ever got healthy"))
+                .hint("deploy one"),
+        );
     }
     control.store.set_goal(&name, Goal::Running, false)?;
     next_pass(&control).await;
@@ -298,15 +307,22 @@ pub async fn change_env(
         .iter()
         .filter(|(key, _)| !change.set.contains_key(key))
         .map(|(key, value)| key.len() + value.len())
-        .chain(change.set.iter().map(|(key, value)| key.len() + value.len()))
+        .chain(
+            change
+                .set
+                .iter()
+                .map(|(key, value)| key.len() + value.len()),
+        )
         .sum();
     if total > spec::MAX_ENV {
         return Err(ApiError::bad("the environment would be over 64K"));
     }
-    control.store.change_env(&name, &change.set, &change.unset)?;
+    control
+        .store
+        .change_env(&name, &change.set, &change.unset)?;
     let runs = app.goal == Goal::Running && app.active.is_some();
-    let is_program = current_spec(&control, &app)?
-        .is_some_and(|(_, spec)| matches!(spec.run, Run::Command(_)));
+    let is_program =
+        current_spec(&control, &app)?.is_some_and(|(_, spec)| matches!(spec.run, Run::Command(_)));
     if !runs || !is_program {
         return Ok(Json(None));
     }
@@ -331,7 +347,9 @@ pub async fn remove(
         Some(app) if app.goal != Goal::Removed || removal.purge => {}
         _ => find(&control, &name).map(drop)?,
     }
-    control.store.set_goal(&name, Goal::Removed, removal.purge)?;
+    control
+        .store
+        .set_goal(&name, Goal::Removed, removal.purge)?;
     control.wake.notify_one();
     Ok(Json(()))
 }
@@ -359,7 +377,11 @@ pub fn any_instance(control: &Control, app: &str) -> Option<String> {
         .filter(|i| i.app == app && !observed.stopping.contains_key(&i.instance))
         .map(|i| {
             let healthy = observed.health_of(&i.instance) == Health::Healthy;
-            (!healthy, std::cmp::Reverse(i.started_at), i.instance.clone())
+            (
+                !healthy,
+                std::cmp::Reverse(i.started_at),
+                i.instance.clone(),
+            )
         })
         .collect();
     mine.sort();

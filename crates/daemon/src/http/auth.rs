@@ -60,12 +60,18 @@ fn check_tcp(control: &Control, request: &Request) -> Result<()> {
     let host = header(HOST).unwrap_or_default();
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     if !matches!(name, "127.0.0.1" | "localhost" | "[::1]") {
-        return Err(ApiError::new(403, "the Host header does not name this machine"));
+        return Err(ApiError::new(
+            403,
+            "the Host header does not name this machine",
+        ));
     }
     if let Some(origin) = header(ORIGIN)
         && origin.strip_prefix("http://") != Some(host)
     {
-        return Err(ApiError::new(403, "requests from other origins are refused"));
+        return Err(ApiError::new(
+            403,
+            "requests from other origins are refused",
+        ));
     }
     let given = header(AUTHORIZATION)
         .and_then(|value| value.strip_prefix("Bearer "))

@@ -74,7 +74,8 @@ pub async fn upload(
     };
     feed.await;
     drop(sender);
-    work.await.map_err(|e| ApiError::new(500, e.to_string()))??;
+    work.await
+        .map_err(|e| ApiError::new(500, e.to_string()))??;
     Ok(())
 }
 
@@ -129,8 +130,8 @@ pub async fn deploy(
             }
         }
     };
-    let spec =
-        spec::parse("hutong.toml", &text).map_err(|problems| ApiError::bad(problems.to_string()))?;
+    let spec = spec::parse("hutong.toml", &text)
+        .map_err(|problems| ApiError::bad(problems.to_string()))?;
     if spec.name.as_str() != name {
         return Err(ApiError::bad(format!(
             "hutong.toml names the app {}, the request {name}",
@@ -150,7 +151,14 @@ pub async fn deploy(
     } else {
         Vec::new()
     };
-    let plan = outline(&control, &spec, before.as_ref(), &request.digest, there, &steps)?;
+    let plan = outline(
+        &control,
+        &spec,
+        before.as_ref(),
+        &request.digest,
+        there,
+        &steps,
+    )?;
     if request.dry_run {
         return Ok(Json(PlanAnswer {
             deployment: None,
@@ -158,7 +166,11 @@ pub async fn deploy(
             warnings,
         }));
     }
-    let state = if steps.is_empty() { "rolling" } else { "building" };
+    let state = if steps.is_empty() {
+        "rolling"
+    } else {
+        "building"
+    };
     let deployment = control.store.deploy(&name, &request.digest, &text, state)?;
     if steps.is_empty() {
         control.wake.notify_one();
@@ -240,7 +252,11 @@ fn outline(
     } else {
         format!("upload the content {}", &digest[..12])
     });
-    steps.extend(build.iter().map(|step| format!("build: {}", step.argv.join(" "))));
+    steps.extend(
+        build
+            .iter()
+            .map(|step| format!("build: {}", step.argv.join(" "))),
+    );
     if !there && spec.build.is_some() {
         steps.push("build as [build] says".into());
     }
@@ -253,7 +269,9 @@ fn outline(
         (Run::Command(_), running, _) => {
             steps.push(start_words(spec));
             if running.is_some() {
-                steps.push("move requests over; let those under way finish; stop the old release".into());
+                steps.push(
+                    "move requests over; let those under way finish; stop the old release".into(),
+                );
             }
         }
     }
@@ -406,10 +424,13 @@ pub async fn rollback(
     let serving = active(&control, &app)?.map(|deployment| deployment.release);
     let releases = control.store.releases(&name)?;
     let chosen = match request.release {
-        Some(number) => releases.iter().find(|r| r.number == number).ok_or_else(|| {
-            ApiError::not_found(format!("{name} keeps no release {number}"))
-                .hint(format!("`hutong releases {name}` lists those it keeps"))
-        })?,
+        Some(number) => releases
+            .iter()
+            .find(|r| r.number == number)
+            .ok_or_else(|| {
+                ApiError::not_found(format!("{name} keeps no release {number}"))
+                    .hint(format!("`hutong releases {name}` lists those it keeps"))
+            })?,
         None => releases
             .iter()
             .find(|r| r.served && serving.is_some_and(|serving| r.number < serving))

@@ -69,7 +69,8 @@ impl From<DriverError> for ApiError {
     fn from(error: DriverError) -> Self {
         match &error {
             DriverError::Refused(reason) => ApiError::conflict(reason.clone()),
-            _ => ApiError::new(503, error.to_string()).hint("the warden restarts by itself; try again"),
+            _ => ApiError::new(503, error.to_string())
+                .hint("the warden restarts by itself; try again"),
         }
     }
 }

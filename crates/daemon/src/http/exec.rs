@@ -36,7 +36,8 @@ pub async fn exec(
         return Err(ApiError::bad("a command is needed").hint("hutong exec APP -- ls /app"));
     }
     let instance = apps::any_instance(&control, &name).ok_or_else(|| {
-        ApiError::conflict(format!("no instance of {name} runs")).hint(format!("hutong start {name}"))
+        ApiError::conflict(format!("no instance of {name} runs"))
+            .hint(format!("hutong start {name}"))
     })?;
     let env = environment(&control, &app, &instance, wanted.terminal.is_some())?;
     let ours = control.clone();
@@ -67,8 +68,7 @@ fn environment(
         return Err(ApiError::conflict("the app has no release"));
     };
     let home = if spec.data { "/data" } else { "/tmp" };
-    let mut env: Vec<(String, String)> =
-        hutong_runtime::base_env(&app.name, instance, home);
+    let mut env: Vec<(String, String)> = hutong_runtime::base_env(&app.name, instance, home);
     env.extend(spec.env);
     env.extend(control.store.env(&app.name)?);
     env.push(("PORT".into(), spec.port.to_string()));
@@ -165,7 +165,9 @@ impl Session {
         let mut pumps = Vec::new();
         for (kind, file) in self.outputs {
             let frames = frames.clone();
-            pumps.push(tokio::task::spawn_blocking(move || pump(kind, file, &frames)));
+            pumps.push(tokio::task::spawn_blocking(move || {
+                pump(kind, file, &frames)
+            }));
         }
         let line = self.line;
         let ended = tokio::task::spawn_blocking(move || {
@@ -182,7 +184,9 @@ impl Session {
             for pump in pumps {
                 let _ = tokio::time::timeout(std::time::Duration::from_millis(500), pump).await;
             }
-            let _ = frames.send(frame::encode(frame::EXIT, &last_frame(&exit))).await;
+            let _ = frames
+                .send(frame::encode(frame::EXIT, &last_frame(&exit)))
+                .await;
         });
         let (mut input, terminal) = (self.input, self.terminal);
         let listen = async {
@@ -198,7 +202,11 @@ impl Session {
                     }
                     frame::RESIZE => {
                         if let (Some(terminal), [a, b, c, d]) = (&terminal, payload.as_slice()) {
-                            resize(terminal, u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d]));
+                            resize(
+                                terminal,
+                                u16::from_be_bytes([*a, *b]),
+                                u16::from_be_bytes([*c, *d]),
+                            );
                         }
                     }
                     _ => return,

@@ -41,7 +41,9 @@ pub async fn logs(
         None | Some("app") => "app",
         Some("access") => "access",
         Some(other) => {
-            return Err(ApiError::bad(format!("there is no log `{other}`; it is app or access")));
+            return Err(ApiError::bad(format!(
+                "there is no log `{other}`; it is app or access"
+            )));
         }
     };
     let query = logs::Query {

@@ -135,7 +135,9 @@ impl Logs {
     }
 
     fn flush_partial(&self, ingest: &mut Ingest, name: &str) {
-        let Some(source) = ingest.sources.get_mut(name) else { return };
+        let Some(source) = ingest.sources.get_mut(name) else {
+            return;
+        };
         let mut lines = Vec::new();
         for index in 0..2 {
             let partial = std::mem::take(&mut source.partial[index]);
@@ -213,7 +215,11 @@ impl Source {
             match record.kind {
                 Kind::Stdout | Kind::Stderr => {
                     let index = usize::from(record.kind == Kind::Stderr);
-                    let stream = if build { "build" } else { ["out", "err"][index] };
+                    let stream = if build {
+                        "build"
+                    } else {
+                        ["out", "err"][index]
+                    };
                     split_lines(&mut self.partial[index], &record.payload, |line| {
                         push_line(&mut lines, name, stream, record.time, line);
                     });

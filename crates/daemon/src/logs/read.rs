@@ -107,7 +107,10 @@ fn read_tail(path: &Path, lines: usize) -> std::io::Result<Vec<u8>> {
     }
     if from > 0 {
         // The first line may be cut.
-        let cut = bytes.iter().position(|b| *b == b'\n').map_or(0, |at| at + 1);
+        let cut = bytes
+            .iter()
+            .position(|b| *b == b'\n')
+            .map_or(0, |at| at + 1);
         bytes.drain(..cut);
     }
     Ok(bytes)
@@ -124,7 +127,10 @@ fn read_from(path: &Path, offset: &mut u64) -> Vec<String> {
     if read.is_err() {
         return Vec::new();
     }
-    let complete = bytes.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
+    let complete = bytes
+        .iter()
+        .rposition(|b| *b == b'\n')
+        .map_or(0, |at| at + 1);
     *offset += complete as u64;
     String::from_utf8_lossy(&bytes[..complete])
         .lines()

@@ -70,7 +70,11 @@ fn hostile_archives_are_refused_and_leave_nothing() {
         ("a", EntryType::Regular, b"1"),
         ("a", EntryType::Regular, b"2"),
     ]);
-    assert!(attempt(&twice, "x", 1 << 20).expect_err("twice").contains("twice"));
+    assert!(
+        attempt(&twice, "x", 1 << 20)
+            .expect_err("twice")
+            .contains("twice")
+    );
 }
 
 #[test]

@@ -168,7 +168,10 @@ impl Children {
             workers: warden.config.workers,
             spool_bytes: ACCESS_SPOOL,
         };
-        let socket = self.gateway_socket.as_ref().ok_or("the gateway has no socket")?;
+        let socket = self
+            .gateway_socket
+            .as_ref()
+            .ok_or("the gateway has no socket")?;
         let spool = access_spool(warden)?;
         let mut fds = vec![socket.as_fd()];
         fds.extend(self.http.iter().map(|listener| listener.as_fd()));
@@ -184,20 +187,21 @@ impl Children {
         self.find(role).is_some()
     }
 
-    /// Notes the end of a child of ours; false if it was none.
-    pub fn ended(&mut self, pid: i32, status: i32) -> bool {
-        let Some(child) = self.list.iter_mut().find(|child| child.pid == pid) else {
-            return false;
-        };
-        if child.started.elapsed() > backoff::STEADY {
-            child.failures = 0;
+    /// Notes which children ended, and when each is started again.
+    pub fn reap(&mut self) {
+        for child in self.list.iter_mut().filter(|child| child.pid > 0) {
+            let Some(status) = sys::reap(child.pid) else {
+                continue;
+            };
+            if child.started.elapsed() > backoff::STEADY {
+                child.failures = 0;
+            }
+            child.failures += 1;
+            let (role, pid) = (child.role.word(), child.pid);
+            tracing::warn!(role, pid, status, "ended; it is restarted");
+            child.pid = 0;
+            child.restart_at = Some(Instant::now() + backoff::pause(child.failures));
         }
-        child.failures += 1;
-        child.pid = 0;
-        let pause = backoff::pause(child.failures);
-        child.restart_at = Some(Instant::now() + pause);
-        tracing::warn!(role = child.role.word(), pid, status, "ended; it is restarted");
-        true
     }
 
     /// How long until the next restart is due; an hour if none is.
@@ -234,8 +238,8 @@ impl Children {
         }
         let deadline = Instant::now() + Duration::from_secs(5);
         while self.list.iter().any(|child| child.pid > 0) {
-            while let Some((pid, _)) = sys::reap() {
-                for child in self.list.iter_mut().filter(|child| child.pid == pid) {
+            for child in self.list.iter_mut().filter(|child| child.pid > 0) {
+                if sys::reap(child.pid).is_some() {
                     child.pid = 0;
                 }
             }

@@ -25,7 +25,9 @@ const SPOOL_BYTES: u64 = 4 << 20;
 const CA_INSIDE: &str = "/etc/hutong/ca.pem";
 
 pub fn accept(warden: &Arc<Warden>, listener: &UnixListener) {
-    let control = warden.ids().map_or(sys::effective_uid(), |(control, _)| control);
+    let control = warden
+        .ids()
+        .map_or(sys::effective_uid(), |(control, _)| control);
     for line in listener.incoming().flatten() {
         let known = channel::peer(&line).is_ok_and(|(_, uid)| uid == control);
         if !known || warden.connections.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
@@ -78,7 +80,9 @@ fn checked_program(argv: &[String], env: &[(String, String)]) -> Result<(), Stri
     let no_nul = |text: &String| !text.contains('\0');
     let good = !argv.is_empty()
         && argv.iter().all(no_nul)
-        && env.iter().all(|(key, value)| is_env_key(key) && no_nul(value));
+        && env
+            .iter()
+            .all(|(key, value)| is_env_key(key) && no_nul(value));
     if good {
         Ok(())
     } else {
@@ -119,7 +123,9 @@ impl Warden {
             Request::HasBuilt { app, key } => {
                 checked_app(&app)?;
                 checked_key(&key)?;
-                Ok(Answer::Yes(self.layout.built().join(app).join(key).is_dir()))
+                Ok(Answer::Yes(
+                    self.layout.built().join(app).join(key).is_dir(),
+                ))
             }
             Request::DropBuilt { app, key } => {
                 checked_app(&app)?;
@@ -198,7 +204,7 @@ impl Warden {
             trees::delete(&folder).map_err(failed)?;
             trees::make_owned(&folder, None, 0o700).map_err(failed)?;
             trees::copy(&source, &folder.join("app"), owner).map_err(failed)?;
-        trees::make_owned(&folder.join("home"), owner, 0o700).map_err(failed)?;
+            trees::make_owned(&folder.join("home"), owner, 0o700).map_err(failed)?;
         }
         let mut mounts = host_mounts();
         mounts.push(mount(&folder.join("app"), "/app", true));
@@ -221,7 +227,11 @@ impl Warden {
                 limits: &build.limits,
                 egress: build.egress,
                 // Development mode has no bridge; a build shares the user's own network there.
-                without: if self.root || !build.egress { &[] } else { &[Wall::Net] },
+                without: if self.root || !build.egress {
+                    &[]
+                } else {
+                    &[Wall::Net]
+                },
             },
         )
     }
@@ -332,10 +342,15 @@ impl Warden {
             cgroups: &self.cgroups,
             instances: &self.instances,
             shim: &self.shim,
+            shims: &self.shims,
             control: self.ids().map(|(control, _)| control),
             network: connected,
         }
-        .run(&launch, record, self.cgroups.all_caps().then_some(sandbox.limits))?;
+        .run(
+            &launch,
+            record,
+            self.cgroups.all_caps().then_some(sandbox.limits),
+        )?;
         Ok(Answer::Done)
     }
 
@@ -361,7 +376,12 @@ impl Warden {
         }
         drop(children);
         let mut starting = lock(&self.starting);
-        let mut taken: Vec<u16> = self.instances.all().iter().filter_map(|r| r.egress).collect();
+        let mut taken: Vec<u16> = self
+            .instances
+            .all()
+            .iter()
+            .filter_map(|r| r.egress)
+            .collect();
         taken.extend(starting.iter());
         let index = Network::free_index(&taken)?;
         starting.push(index);
@@ -416,7 +436,10 @@ impl Warden {
         list.extend(lock(&self.children).processes());
         for record in self.instances.live() {
             // Init is part of what an instance costs us.
-            let init: u64 = processes::children(record.pid).into_iter().map(memory_of).sum();
+            let init: u64 = processes::children(record.pid)
+                .into_iter()
+                .map(memory_of)
+                .sum();
             let base = lock(&self.uids).of_app(&record.app).unwrap_or(0);
             list.push(Process {
                 role: "shim".into(),
@@ -433,7 +456,9 @@ impl Warden {
 
 /// The steps of one build share a folder: its id without the step's number.
 fn build_folder(instance: &str) -> &str {
-    instance.rsplit_once("-s").map_or(instance, |(build, _)| build)
+    instance
+        .rsplit_once("-s")
+        .map_or(instance, |(build, _)| build)
 }
 
 fn set_file(launch: &mut Launch, path: &str, content: String) {

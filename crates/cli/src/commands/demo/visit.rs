@@ -17,26 +17,65 @@ pub async fn all(http: SocketAddr, output: Output) -> bool {
     let note = format!("from the demo's check {}", std::process::id());
     let body = serde_json::json!({ "text": note }).to_string();
     let mut right = true;
-    let mut expect = |name: &str, answer: Result<(StatusCode, String), String>, good: &dyn Fn(StatusCode, &str) -> bool| {
+    let mut expect = |name: &str,
+                      answer: Result<(StatusCode, String), String>,
+                      good: &dyn Fn(StatusCode, &str) -> bool| {
         let (fine, text) = match &answer {
             Ok((status, text)) => (good(*status, text), format!("{status} {text}")),
             Err(error) => (false, error.clone()),
         };
         right &= fine;
-        let short: String = printable(&text).replace('\n', " ").chars().take(90).collect();
-        output.text(&format!("{} {name}: {short}", if fine { "ok  " } else { "FAIL" }));
+        let short: String = printable(&text)
+            .replace('\n', " ")
+            .chars()
+            .take(90)
+            .collect();
+        output.text(&format!(
+            "{} {name}: {short}",
+            if fine { "ok  " } else { "FAIL" }
+        ));
     };
     let get = |host, path| request(http, Method::GET, host, path, "");
     let ok = StatusCode::OK;
-    expect("notes is healthy", get("notes.localhost", "/healthz").await, &|s, t| s == ok && t.trim() == "ok");
+    expect(
+        "notes is healthy",
+        get("notes.localhost", "/healthz").await,
+        &|s, t| s == ok && t.trim() == "ok",
+    );
     let posted = request(http, Method::POST, "notes.localhost", "/api/notes", &body).await;
-    expect("notes keeps a note", posted, &|s, _| s == StatusCode::CREATED);
-    expect("board is a page", get("board.localhost", "/").await, &|s, t| s == ok && t.contains("<html"));
-    expect("board's own paths are the page too", get("board.localhost", "/about").await, &|s, t| s == ok && t.contains("<html"));
-    expect("board reaches notes by its own /api", get("board.localhost", "/api/notes").await, &|s, t| s == ok && t.contains(&note));
-    expect("clock is compiled and answers", get("clock.localhost", "/").await, &|s, t| s == ok && t.contains("\"time\""));
-    expect("chat echoes over a WebSocket", echo(http, "chat.localhost", "hello").await, &|s, t| s == StatusCode::SWITCHING_PROTOCOLS && t == "hello");
-    expect("an unknown host is not found", get("nobody.localhost", "/").await, &|s, _| s == StatusCode::NOT_FOUND);
+    expect("notes keeps a note", posted, &|s, _| {
+        s == StatusCode::CREATED
+    });
+    expect(
+        "board is a page",
+        get("board.localhost", "/").await,
+        &|s, t| s == ok && t.contains("<html"),
+    );
+    expect(
+        "board's own paths are the page too",
+        get("board.localhost", "/about").await,
+        &|s, t| s == ok && t.contains("<html"),
+    );
+    expect(
+        "board reaches notes by its own /api",
+        get("board.localhost", "/api/notes").await,
+        &|s, t| s == ok && t.contains(&note),
+    );
+    expect(
+        "clock is compiled and answers",
+        get("clock.localhost", "/").await,
+        &|s, t| s == ok && t.contains("\"time\""),
+    );
+    expect(
+        "chat echoes over a WebSocket",
+        echo(http, "chat.localhost", "hello").await,
+        &|s, t| s == StatusCode::SWITCHING_PROTOCOLS && t == "hello",
+    );
+    expect(
+        "an unknown host is not found",
+        get("nobody.localhost", "/").await,
+        &|s, _| s == StatusCode::NOT_FOUND,
+    );
     right
 }
 
@@ -62,10 +101,20 @@ async fn request(
             .header("content-type", "application/json")
             .body(Full::new(Bytes::copy_from_slice(body.as_bytes())))
             .map_err(|e| e.to_string())?;
-        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| e.to_string())?;
         let status = response.status();
-        let body = response.into_body().collect().await.map_err(|e| e.to_string())?;
-        Ok((status, String::from_utf8_lossy(&body.to_bytes()).into_owned()))
+        let body = response
+            .into_body()
+            .collect()
+            .await
+            .map_err(|e| e.to_string())?;
+        Ok((
+            status,
+            String::from_utf8_lossy(&body.to_bytes()).into_owned(),
+        ))
     };
     tokio::time::timeout(PATIENCE, work)
         .await
@@ -99,7 +148,11 @@ async fn echo(http: SocketAddr, host: &str, text: &str) -> Result<(StatusCode, S
         let mut payload = vec![0; usize::from(length & 0x7f)];
         stream.read_exact(&mut payload).await?;
         let text = String::from_utf8_lossy(&payload).into_owned();
-        let text = if kind == 0x81 { text } else { format!("frame {kind:#x}: {text}") };
+        let text = if kind == 0x81 {
+            text
+        } else {
+            format!("frame {kind:#x}: {text}")
+        };
         Ok((StatusCode::SWITCHING_PROTOCOLS, text))
     };
     match tokio::time::timeout(PATIENCE, work).await {

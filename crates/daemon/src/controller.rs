@@ -26,6 +26,7 @@ const KEEP_DATA_MS: u64 = 7 * 86_400_000;
 const STUCK_MS: u64 = 5_000;
 /// Lines of output that a failed deployment shows.
 const LAST_WORDS: usize = 20;
+const FIRST_WORDS: usize = 10;
 
 /// Runs until the process ends.
 pub async fn run(control: Arc<Control>) {
@@ -516,7 +517,7 @@ fn with_port_hint(control: &Control, loaded: &Loaded, deployment: u64, reason: &
     )
 }
 
-/// The last lines that a deployment's instances printed.
+/// The first and last lines that a deployment's instances or builds printed.
 pub fn last_words(control: &Control, app: &str, deployment: u64) -> Vec<String> {
     control.logs.ingest();
     let query = Query {
@@ -532,8 +533,12 @@ pub fn last_words(control: &Control, app: &str, deployment: u64) -> Vec<String> 
         .filter(|line| line.i.contains(&mine) && line.s != "note")
         .map(|line| line.m)
         .collect();
-    let surplus = words.len().saturating_sub(LAST_WORDS);
-    words.split_off(surplus)
+    if words.len() > FIRST_WORDS + LAST_WORDS {
+        // The cause is as often in the first lines as in the last.
+        let end = words.len() - LAST_WORDS;
+        words.splice(FIRST_WORDS..end, ["…".to_owned()]);
+    }
+    words
 }
 
 /// Kills what does not stop, forgets what is over. True when something was forgotten.

@@ -166,20 +166,28 @@ fn redirect(path: &str, head: &Parts) -> Answer {
     Answer::plain(response)
 }
 
-/// Names that carry a hash of their content may be kept for good.
+/// Names that carry a hash of their content may be kept for good: `app-3f9c1d2ab8.js`,
+/// `index.B1x9k2Lq.css`, and Vite's eight characters of base64url, `index-DOC_6ND3.js`.
 fn is_hashed(name: &str) -> bool {
     let name = name.rsplit('/').next().unwrap_or_default();
     let Some((stem, _)) = name.rsplit_once('.') else {
         return false;
     };
-    let Some(at) = stem.rfind(['-', '.', '_']) else {
-        return false;
+    let tail = |at: usize| {
+        let border = stem[..at].ends_with(['-', '.', '_']);
+        border && looks_random(&stem[at..])
     };
-    let hash = &stem[at + 1..];
-    hash.len() >= 8
-        && hash.len() <= 64
-        && hash.bytes().all(|c| c.is_ascii_alphanumeric())
-        && hash.bytes().any(|c| c.is_ascii_digit())
+    let vite = stem.len() > 8 && stem.is_ascii() && tail(stem.len() - 8);
+    let last = stem.rfind(['-', '.', '_']).map(|at| at + 1);
+    vite || last.is_some_and(|at| (8..=64).contains(&(stem.len() - at)) && tail(at))
+}
+
+/// Not a word: it has digits, or upper and lower case mixed.
+fn looks_random(text: &str) -> bool {
+    let has = |test: fn(&u8) -> bool| text.as_bytes().iter().any(|byte| test(byte));
+    let plain = |c: u8| c.is_ascii_alphanumeric() || c == b'_' || c == b'-';
+    let mixed = has(u8::is_ascii_lowercase) && text.bytes().skip(1).any(|c| c.is_ascii_uppercase());
+    text.bytes().all(plain) && (has(u8::is_ascii_digit) || mixed)
 }
 
 fn respond(file: File, name: &str, head: &Parts, status: StatusCode) -> Result<Answer, Page> {
@@ -409,6 +417,8 @@ mod tests {
             "assets/app-3f9c1d2ab8.js",
             "index.B1x9k2Lq.css",
             "a_0123456789abcdef.png",
+            "index-DOC_6ND3.js",
+            "index-CIkLTZfM.css",
         ] {
             assert!(is_hashed(name), "{name}");
         }

@@ -146,7 +146,7 @@ fn archive(kind: u8, name: &str, content: &[u8]) -> Vec<u8> {
     let mut block = vec![0u8; 512];
     block[..name.len()].copy_from_slice(name.as_bytes());
     block[100..108].copy_from_slice(b"0000644\0");
-    block[108..124].copy_from_slice(b"0000000\00000000\0");
+    block[108..124].copy_from_slice(b"0000000\x000000000\0");
     block[124..136].copy_from_slice(format!("{:011o}\0", content.len()).as_bytes());
     block[136..148].copy_from_slice(b"00000000000\0");
     block[156] = kind;

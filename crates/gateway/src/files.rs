@@ -184,7 +184,7 @@ fn is_hashed(name: &str) -> bool {
 
 /// Not a word: it has digits, or upper and lower case mixed.
 fn looks_random(text: &str) -> bool {
-    let has = |test: fn(&u8) -> bool| text.as_bytes().iter().any(|byte| test(byte));
+    let has = |test: fn(&u8) -> bool| text.as_bytes().iter().any(test);
     let plain = |c: u8| c.is_ascii_alphanumeric() || c == b'_' || c == b'-';
     let mixed = has(u8::is_ascii_lowercase) && text.bytes().skip(1).any(|c| c.is_ascii_uppercase());
     text.bytes().all(plain) && (has(u8::is_ascii_digit) || mixed)

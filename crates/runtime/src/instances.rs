@@ -24,16 +24,38 @@ pub struct Record {
     /// Milliseconds since 1970.
     pub started_at: u64,
     pub egress: Option<u16>,
+    /// Which server started it; see [`Instances::end_strangers`].
+    pub server: u64,
 }
 
 pub struct Instances {
     layout: Layout,
     cgroups: Cgroups,
+    server: u64,
 }
 
 impl Instances {
-    pub fn new(layout: Layout, cgroups: Cgroups) -> Self {
-        Instances { layout, cgroups }
+    pub fn new(layout: Layout, cgroups: Cgroups, server: u64) -> Self {
+        Instances {
+            layout,
+            cgroups,
+            server,
+        }
+    }
+
+    pub fn server(&self) -> u64 {
+        self.server
+    }
+
+    /// Ends what a server with another state left at this place: its data folder was deleted while its
+    /// apps ran, and their numbers mean nothing here.
+    pub fn end_strangers(&self) {
+        for record in self.all() {
+            if record.server != self.server {
+                self.kill(&record.instance);
+                self.clean_up(&record.instance);
+            }
+        }
     }
 
     fn path(&self, instance: &str) -> PathBuf {

@@ -19,6 +19,8 @@ struct State {
     /// The range of our own processes.
     own: u32,
     apps: BTreeMap<String, u32>,
+    /// A random number that tells this server from another at the same place.
+    server: u64,
 }
 
 pub struct Uids {
@@ -33,10 +35,12 @@ impl Uids {
             Ok(text) => serde_json::from_slice(&text)
                 .map_err(|error| format!("{}: {error}", path.display()))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let mut random = [0; 4];
+                let mut random = [0; 8];
                 getrandom::fill(&mut random).map_err(|error| error.to_string())?;
+                let server = u64::from_le_bytes(random);
                 State {
-                    own: u32::from_le_bytes(random) % RANGES,
+                    own: (server % u64::from(RANGES)) as u32,
+                    server,
                     apps: BTreeMap::new(),
                 }
             }
@@ -57,6 +61,9 @@ impl Uids {
         FIRST + range % RANGES * UID_RANGE
     }
 
+    pub fn server(&self) -> u64 {
+        self.state.server
+    }
     pub fn control(&self) -> u32 {
         Self::base(self.state.own) + 1
     }

@@ -24,7 +24,7 @@ use crate::paths::Layout;
 use crate::uids::Uids;
 use crate::{doctor, launch, processes, seccomp, sys};
 
-use children::Children;
+use children::{Children, Role};
 
 /// How the server listens and where it keeps things; validated by the command line.
 #[derive(Clone, Debug)]
@@ -73,7 +73,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
         .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-/// Runs until SIGTERM or SIGINT. `ready` is told how the server is reached, once it serves.
+/// Runs until SIGTERM, SIGINT or SIGHUP. `ready` is told how the server is reached, once it serves.
 pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     // Before any thread exists, so that all inherit the mask.
     let signals = sys::signals(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
@@ -95,7 +95,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         .create(root.then(|| (uids.control(), uids.gateway())))
         .map_err(|error| format!("cannot lay out {}: {error}", layout.data.display()))?;
     let warden = Arc::new(Warden {
-        instances: Instances::new(layout.clone(), cgroups.clone()),
+        instances: Instances::new(layout.clone(), cgroups.clone(), uids.server()),
         shim: launch::shim_program().map_err(|error| format!("cannot hold the shim: {error}"))?,
         seccomp: seccomp::program()?,
         uids: Mutex::new(uids),
@@ -110,6 +110,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         layout,
         config,
     });
+    warden.instances.end_strangers();
     warden.instances.sweep();
     warden.instances.live();
     warden.serve_requests()?;
@@ -212,7 +213,7 @@ impl Warden {
             let pause = lock(&self.children).next_restart();
             sys::poll(&[signals.as_raw_fd()], pause.as_millis() as i32);
             while let Some(signal) = sys::next_signal(signals) {
-                if matches!(signal, libc::SIGTERM | libc::SIGINT) {
+                if matches!(signal, libc::SIGTERM | libc::SIGINT | libc::SIGHUP) {
                     self.ending.store(true, Ordering::Relaxed);
                 }
             }
@@ -236,6 +237,8 @@ impl Warden {
 
     fn end(&self) {
         if self.config.stop_apps {
+            // Control first: it would start again what we stop.
+            lock(&self.children).stop(Role::Control);
             self.stop_apps();
         }
         lock(&self.children).stop_all();

@@ -33,6 +33,7 @@ pub struct Server {
     pub http: String,
     pub messages: Vec<String>,
     env: Vec<(String, PathBuf)>,
+    run_dir: PathBuf,
 }
 
 impl Server {
@@ -97,6 +98,11 @@ impl Server {
             api: said["api"].clone(),
             http: said["http"].clone(),
             messages,
+            run_dir: said["api"]
+                .strip_prefix("unix:")
+                .and_then(|socket| Path::new(socket).parent())
+                .map(Path::to_owned)
+                .unwrap_or_default(),
             env: env
                 .iter()
                 .map(|(k, v)| ((*k).to_owned(), (*v).clone()))
@@ -179,6 +185,15 @@ impl Server {
         eventually("the server ends", 30, || {
             matches!(self.child.try_wait(), Ok(Some(_)))
         });
+        // Whatever the test did, a server that was told to stop its apps leaves no trace.
+        if !std::thread::panicking() && !self.run_dir.as_os_str().is_empty() {
+            let left = std::fs::read_dir(self.run_dir.join("i"))
+                .into_iter()
+                .flatten()
+                .flatten();
+            let left: Vec<_> = left.map(|entry| entry.file_name()).collect();
+            assert!(left.is_empty(), "left behind: {left:?}");
+        }
     }
 
     /// SIGKILL to the warden alone.

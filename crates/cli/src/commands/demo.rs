@@ -99,8 +99,7 @@ async fn show(
     std::fs::create_dir_all(&examples).map_err(CliError::failed)?;
     EXAMPLES.extract(&examples).map_err(CliError::failed)?;
     let mut failed = false;
-    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
-        .map_err(CliError::failed)?;
+    let mut stop = stop_signals()?;
     for app in app_folders(&examples) {
         let name = app
             .file_name()
@@ -110,7 +109,7 @@ async fn show(
         output.say(&format!("deploying {name} …"));
         let deployed = tokio::select! {
             deployed = deploy::deploy(&client, &app, output) => deployed,
-            _ = interrupt.recv() => return Ok(ExitCode::from(130)),
+            _ = stop.recv() => return Ok(ExitCode::from(130)),
         };
         let problem = match deployed {
             Ok(deployment) if deployment.state == DeploymentState::Done => continue,
@@ -135,7 +134,7 @@ async fn show(
     }
     invite(&client, http, output).await?;
     tokio::select! {
-        _ = interrupt.recv() => output.say("\nstopping everything …"),
+        _ = stop.recv() => output.say("\nstopping everything …"),
         () = ended(server) => return Err(CliError::failed("the server ended")),
     }
     Ok(ExitCode::SUCCESS)
@@ -164,6 +163,25 @@ async fn ended(server: &mut Child) {
     while matches!(server.try_wait(), Ok(None)) {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
+}
+
+/// Ctrl-C, SIGTERM, or the terminal is gone.
+fn stop_signals() -> Result<tokio::sync::mpsc::Receiver<()>, CliError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
+        let mut heard = signal(kind).map_err(CliError::failed)?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            heard.recv().await;
+            let _ = sender.send(()).await;
+        });
+    }
+    Ok(receiver)
 }
 
 /// Front ends first: they own the hosts whose paths others serve.

@@ -233,24 +233,33 @@ impl Children {
 
     /// SIGTERM to all, SIGKILL to what stays.
     pub fn stop_all(&mut self) {
-        for child in self.list.iter().filter(|child| child.pid > 0) {
+        self.stop_those(|_| true);
+    }
+
+    pub fn stop(&mut self, role: Role) {
+        self.stop_those(|other| other == role);
+    }
+
+    fn stop_those(&mut self, which: impl Fn(Role) -> bool) {
+        let (mut ending, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.list)
+            .into_iter()
+            .partition(|child| which(child.role));
+        self.list = rest;
+        for child in ending.iter().filter(|child| child.pid > 0) {
             sys::kill(child.pid, libc::SIGTERM);
         }
         let deadline = Instant::now() + Duration::from_secs(5);
-        while self.list.iter().any(|child| child.pid > 0) {
-            for child in self.list.iter_mut().filter(|child| child.pid > 0) {
+        while ending.iter().any(|child| child.pid > 0) {
+            for child in ending.iter_mut().filter(|child| child.pid > 0) {
+                if Instant::now() > deadline {
+                    sys::kill(child.pid, libc::SIGKILL);
+                }
                 if sys::reap(child.pid).is_some() {
                     child.pid = 0;
                 }
             }
-            if Instant::now() > deadline {
-                for child in self.list.iter().filter(|child| child.pid > 0) {
-                    sys::kill(child.pid, libc::SIGKILL);
-                }
-            }
             std::thread::sleep(Duration::from_millis(5));
         }
-        self.list.clear();
     }
 
     pub fn processes(&self) -> Vec<Process> {

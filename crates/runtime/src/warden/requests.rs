@@ -291,6 +291,9 @@ impl Warden {
 
     fn launch(&self, mut launch: Launch, sandbox: &Sandbox<'_>) -> Result<Answer, String> {
         let shares_network = !self.root && sandbox.without == [Wall::Net];
+        if self.ending.load(Ordering::Relaxed) {
+            return Err("the server is being stopped".into());
+        }
         if self.instances.read(sandbox.instance).is_some() {
             return Err(format!("{} is there already", sandbox.instance));
         }
@@ -336,6 +339,7 @@ impl Warden {
             start_time: 0,
             started_at: processes::now_ms(),
             egress: index,
+            server: self.instances.server(),
         };
         Launcher {
             layout: &self.layout,

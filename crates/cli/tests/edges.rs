@@ -28,7 +28,7 @@ fn the_crate_edges_are_kept() {
             ],
         ),
         ("hutong-testkit", &[]),
-        ("xtask", &[]),
+        ("xtask", &["hutong-testkit"]),
     ]);
     let output = Command::new(env!("CARGO"))
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])

@@ -34,6 +34,7 @@ pub struct Server {
     pub messages: Vec<String>,
     env: Vec<(String, PathBuf)>,
     run_dir: PathBuf,
+    binary: PathBuf,
 }
 
 impl Server {
@@ -54,9 +55,22 @@ impl Server {
         Self::start_in_with_env(data, arguments, &[])
     }
 
+    /// A server of another build of the binary, for benchmarks.
+    pub fn start_binary(binary: &Path, arguments: &[&str]) -> Self {
+        let data = tempfile::Builder::new()
+            .prefix("hutong-bench-")
+            .tempdir()
+            .expect("a temporary folder");
+        Self::launch(binary, data, arguments, &[])
+    }
+
     /// `env` is given to every command that is run against the server.
     pub fn start_in_with_env(data: TempDir, arguments: &[&str], env: &[(&str, &PathBuf)]) -> Self {
-        let mut child = Command::new(binary())
+        Self::launch(&binary(), data, arguments, env)
+    }
+
+    fn launch(binary: &Path, data: TempDir, arguments: &[&str], env: &[(&str, &PathBuf)]) -> Self {
+        let mut child = Command::new(binary)
             .args(["serve", "--stop-apps", "--http", "127.0.0.1:0"])
             .args(if arguments.contains(&"--config") {
                 &[][..]
@@ -98,6 +112,7 @@ impl Server {
             api: said["api"].clone(),
             http: said["http"].clone(),
             messages,
+            binary: binary.to_owned(),
             run_dir: said["api"]
                 .strip_prefix("unix:")
                 .and_then(|socket| Path::new(socket).parent())
@@ -124,7 +139,7 @@ impl Server {
     }
 
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = Command::new(&self.binary);
         command
             .args(arguments)
             .env("HUTONG_API", &self.api)

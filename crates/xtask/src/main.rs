@@ -1,1 +1,118 @@
-fn main() {}
+//! Chores of the project: `cargo xtask bench NAME` measures against the rival and prints a table.
+
+mod footprint;
+mod gateway;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure; wants a release build, root, and (for `gateway`) nginx and wrk
+    Bench {
+        #[command(subcommand)]
+        name: Bench,
+        /// Print JSON rows instead of a table
+        #[arg(long, global = true)]
+        json: bool,
+    },
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum Bench {
+    /// Requests per CPU-second beside nginx, in one run, interleaved
+    Gateway,
+    /// Memory of our own processes, and the time that start, deploy and rollback take
+    Footprint,
+}
+
+/// One measured thing, in the shape that every benchmark of ours has.
+#[derive(Debug)]
+pub struct Row {
+    pub name: String,
+    pub ours: f64,
+    pub rival: Option<f64>,
+    pub unit: &'static str,
+    /// What the budget asks: of the ratio if there is a rival, else of `ours`.
+    pub must: f64,
+    pub goal: f64,
+    pub more_is_better: bool,
+}
+
+impl Row {
+    fn measured(&self) -> f64 {
+        self.rival.map_or(self.ours, |rival| self.ours / rival)
+    }
+
+    fn meets(&self, bound: f64) -> bool {
+        if self.more_is_better {
+            self.measured() >= bound
+        } else {
+            self.measured() <= bound
+        }
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let Command::Bench { name, json } = Cli::parse().command;
+    let rows = match name {
+        Bench::Gateway => gateway::run()?,
+        Bench::Footprint => footprint::run()?,
+    };
+    if json {
+        let list: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                serde_json::json!({
+                    "name": row.name, "ours": row.ours, "rival": row.rival,
+                    "ratio": row.rival.map(|rival| row.ours / rival),
+                    "must": row.must, "goal": row.goal, "ok": row.meets(row.must),
+                })
+            })
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&list)?);
+        return Ok(());
+    }
+    println!("| what | ours | rival | ratio | must | goal | |");
+    println!("|---|---|---|---|---|---|---|");
+    for row in &rows {
+        let rival = row
+            .rival
+            .map_or("–".into(), |r| format!("{r:.0} {}", row.unit));
+        let ratio = row
+            .rival
+            .map_or("–".into(), |r| format!("{:.2}", row.ours / r));
+        let verdict = match (row.meets(row.must), row.meets(row.goal)) {
+            (_, true) => "goal",
+            (true, _) => "must",
+            _ => "MISSED",
+        };
+        println!(
+            "| {} | {:.1} {} | {rival} | {ratio} | {} | {} | {verdict} |",
+            row.name, row.ours, row.unit, row.must, row.goal
+        );
+    }
+    Ok(())
+}
+
+/// The middle of an odd number of measurements.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// The release binary, built if need be.
+pub fn release_binary() -> anyhow::Result<std::path::PathBuf> {
+    let status = std::process::Command::new(env!("CARGO"))
+        .args(["build", "--release", "--package", "hutong"])
+        .status()?;
+    anyhow::ensure!(status.success(), "the release build failed");
+    let target =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/release/hutong");
+    Ok(target.canonicalize()?)
+}

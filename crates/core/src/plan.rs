@@ -243,9 +243,12 @@ impl<'a> Planner<'a> {
             if let Some(reason) = self.overdue(instance, version) {
                 return self.give_up(version, &new, reason);
             }
+            if let Health::Failing(why) = &instance.health {
+                return self.give_up(version, &new, format!("it got unhealthy again: {why}"));
+            }
         }
         let active = self.desired.active.as_ref();
-        if version.strategy == Strategy::Recreate && active.is_some_and(|a| !a.is_static) {
+        if version.strategy == Strategy::Recreate {
             let old: Vec<_> = self
                 .seen
                 .iter()
@@ -363,6 +366,8 @@ impl<'a> Planner<'a> {
                 self.stop(instance, &format!("it is not healthy any more: {why}"));
             } else if self.give_role(instance) {
                 healthy += 1;
+            } else if instance.stopping {
+                self.wait(format!("{} to end", instance.id), None);
             } else {
                 starting += 1;
                 let deadline = instance.started_ms + active.start_timeout.as_millis() as u64;
@@ -385,6 +390,11 @@ impl<'a> Planner<'a> {
     fn restart_missing(&mut self, active: &Version, mine: &[&Seen]) -> Duration {
         let running = mine.iter().filter(|seen| !seen.stopping).count();
         if running >= active.instances as usize {
+            return Duration::ZERO;
+        }
+        let another = |seen: &Seen| seen.stopping || seen.deployment != active.deployment;
+        if active.strategy == Strategy::Recreate && self.seen.iter().any(another) {
+            self.wait("the instance before it to end".into(), None);
             return Duration::ZERO;
         }
         let desired = self.desired;

@@ -209,11 +209,13 @@ fn run_step(
 fn wait_until_gone(control: &Control, instance: &str, deployment: u64) -> Result<(), Broken> {
     let deadline = Instant::now() + TIMEOUT;
     loop {
-        let listed = control.warden.list().map_err(Broken::plain)?;
-        if !listed.iter().any(|i| i.instance == instance) {
-            return Ok(());
-        }
         let late = Instant::now() > deadline;
+        match control.warden.list() {
+            Ok(listed) if !listed.iter().any(|i| i.instance == instance) => return Ok(()),
+            // The warden is being restarted; the build goes on meanwhile.
+            Err(error) if late => return Err(Broken::plain(error)),
+            _ => {}
+        }
         if late || is_superseded(control, deployment) {
             let _ = control.warden.kill(instance);
             if late {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use hutong_core::plan::{self, Desired, Plan, Role, Rollout, Seen, Serve, Step, Version};
 use hutong_core::spec::{AppSpec, Egress, Restart, Run};
 use hutong_core::{backoff, retention};
-use hutong_ipc::gateway::Snapshot;
+use hutong_ipc::gateway::{self as wire, Snapshot};
 use hutong_ipc::shim::Exit;
 use hutong_ipc::warden::{Instance, Limits, Start, Tree};
 use hutong_runtime::client::Driver;
@@ -31,6 +31,17 @@ const FIRST_WORDS: usize = 10;
 /// Runs until the process ends.
 pub async fn run(control: Arc<Control>) {
     let mut published = publish::last(&control.data_dir);
+    {
+        // What served before a restart is not taken for sick before it could be asked.
+        let mut observed = lock(&control.observed);
+        observed.since_ms = now_ms();
+        let targets = published.apps.values().flat_map(|app| &app.targets);
+        for target in targets.filter(|target| target.role == wire::Role::Active) {
+            observed
+                .health
+                .insert(target.instance.clone(), plan::Health::Healthy);
+        }
+    }
     loop {
         let ours = control.clone();
         let result = tokio::task::spawn_blocking(move || {
@@ -54,7 +65,8 @@ pub async fn run(control: Arc<Control>) {
         let pause = match outcome {
             Ok(Outcome { again: true, .. }) => continue,
             Ok(Outcome { until_ms, .. }) => until_ms.map_or(TIMER, |until| {
-                Duration::from_millis(until.saturating_sub(now_ms()) + 1).min(TIMER)
+                Duration::from_millis(until.saturating_sub(now_ms()))
+                    .clamp(Duration::from_millis(10), TIMER)
             }),
             Err(reason) => {
                 tracing::warn!("cannot look after the apps now: {reason}");
@@ -135,7 +147,7 @@ fn observe(control: &Control) -> Result<(), String> {
         .logs
         .spooled()
         .into_iter()
-        .filter(|name| !name.starts_with("build-"))
+        .filter(|name| !ids::is_build(name))
         .chain(before)
         .filter(|instance| !now.contains_key(instance))
         .collect();
@@ -238,6 +250,12 @@ impl Loaded {
         chosen.map(|(_, _, spec)| spec)
     }
 
+    fn spec_of(&self, deployment: u64) -> Option<&AppSpec> {
+        let mut versions = self.rollout.iter().chain(&self.active);
+        let found = versions.find(|(of, _, _)| of.id == deployment);
+        found.map(|(_, _, spec)| spec)
+    }
+
     fn version(&self, of: &(Deployment, Release, AppSpec)) -> Version {
         let (deployment, _, spec) = of;
         Version {
@@ -277,7 +295,7 @@ fn seen(control: &Control, app: &str) -> Vec<Seen> {
         .map(|instance| Seen {
             id: instance.instance.clone(),
             deployment: instance.deployment,
-            started_ms: instance.started_at,
+            started_ms: instance.started_at.max(observed.since_ms),
             health: observed.health_of(&instance.instance),
             stopping: observed.stopping.contains_key(&instance.instance),
             draining_since_ms: observed.draining.get(&instance.instance).map(|d| d.0),
@@ -307,7 +325,8 @@ fn publish_all(
             continue;
         };
         let root = loaded.active.as_ref().and_then(static_root);
-        let (mut app, warnings) = publish::app(spec, plan, root.as_deref(), specs);
+        let own = |instance: &str| loaded.spec_of(ids::parse(instance)?.1);
+        let (mut app, warnings) = publish::app(spec, plan, root.as_deref(), specs, own);
         if removed {
             app.routes.clear();
         }
@@ -317,10 +336,11 @@ fn publish_all(
         observed.serving.insert(name.clone(), plan.serve.clone());
         for (instance, role) in &plan.roles {
             if *role == Role::Draining {
+                // The version is set below, when it is known which one says so.
                 observed
                     .draining
                     .entry(instance.clone())
-                    .or_insert((now, next));
+                    .or_insert((now, u64::MAX));
             } else {
                 observed.draining.remove(instance);
                 observed.drained.remove(instance);
@@ -331,18 +351,27 @@ fn publish_all(
         .iter()
         .filter_map(|l| Some((l.app.name.clone(), l.app.active?)))
         .collect();
-    if apps == published.apps && published.version > 0 {
+    let same = apps == published.apps && published.version > 0;
+    {
+        let says_so = if same { published.version } else { next };
+        let mut observed = lock(&control.observed);
+        for (_, version) in observed.draining.values_mut() {
+            *version = (*version).min(says_so);
+        }
+    }
+    if same {
         let mut observed = lock(&control.observed);
         observed.published_active = active;
         observed.published_version = published.version;
         return Ok(());
     }
-    *published = Snapshot {
+    let fresh = Snapshot {
         version: next,
         apps,
     };
-    publish::write(&control.data_dir, published, control.gateway_gid)
+    publish::write(&control.data_dir, &fresh, control.gateway_gid)
         .map_err(|error| format!("cannot publish the routes: {error}"))?;
+    *published = fresh;
     {
         let mut observed = lock(&control.observed);
         observed.published_active = active;
@@ -388,7 +417,8 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                 observed.rollout_failures.insert(*deployment, reason);
             } else {
                 let failures = loaded.app.failures + 1;
-                let _ = control.store.note_failure(app, failures, &reason, false);
+                let noted = control.store.note_failure(app, failures, &reason, false);
+                return noted.is_ok();
             }
             true
         }
@@ -598,11 +628,27 @@ fn retain(control: &Control, loaded: &Loaded) {
     };
     let active = loaded.active.as_ref().map(|(_, release, _)| release.number);
     let under_way = control.store.under_way(name).ok().flatten();
-    let in_use =
-        |number| active == Some(number) || under_way.as_ref().is_some_and(|d| d.release == number);
-    let list: Vec<(u64, bool)> = releases
+    let running: Vec<u64> = {
+        let observed = lock(&control.observed);
+        let mine = observed.instances.values().filter(|i| i.app == *name);
+        mine.map(|instance| instance.deployment).collect()
+    };
+    let running: Vec<u64> = running
+        .into_iter()
+        .filter_map(|id| Some(control.store.deployment(id).ok()??.release))
+        .collect();
+    let in_use = |number| {
+        active == Some(number)
+            || running.contains(&number)
+            || under_way.as_ref().is_some_and(|d| d.release == number)
+    };
+    let list: Vec<retention::Kept> = releases
         .iter()
-        .map(|release| (release.number, in_use(release.number)))
+        .map(|release| retention::Kept {
+            id: release.number,
+            in_use: in_use(release.number),
+            served: release.served,
+        })
         .collect();
     let gone = retention::superfluous(&list, control.settings.keep_releases);
     if gone.is_empty() {
@@ -640,7 +686,11 @@ fn drop_unused_trees(control: &Control) {
             .and_then(|at| at.elapsed().ok());
         let old = age.is_some_and(|age| age > Duration::from_secs(3600));
         if hutong_core::name::is_digest(&name) && !used.contains(&name) && old {
-            let _ = std::fs::remove_dir_all(entry.path());
+            // The name goes first: half a tree must never be taken for a whole one.
+            let gone = trees.join(format!(".upload-gone-{name}"));
+            if std::fs::rename(entry.path(), &gone).is_ok() {
+                let _ = std::fs::remove_dir_all(gone);
+            }
         }
     }
 }

@@ -26,6 +26,7 @@ pub async fn run(control: Arc<Control>) {
 }
 
 async fn converse(control: &Control, stream: UnixStream) -> std::io::Result<()> {
+    lock(&control.observed).since_ms = hutong_runtime::processes::now_ms();
     let (mut reader, mut writer) = stream.into_split();
     let nudge = channel::encode(&Nudge::Reload)?;
     writer.write_all(&nudge).await?;

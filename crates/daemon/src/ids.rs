@@ -17,9 +17,21 @@ pub fn parse(instance: &str) -> Option<(&str, u64)> {
     Some((app, deployment.parse().ok()?))
 }
 
-/// A step of a deployment's build.
+/// A step of a deployment's build. Told from an instance by its last part, which is no hex number.
 pub fn build_step(app: &str, deployment: u64, step: usize) -> String {
-    format!("build-{app}-d{deployment}-s{step}")
+    format!("{app}-d{deployment}-s{step}")
+}
+
+/// Whether a spool's name is a build's.
+pub fn is_build(name: &str) -> bool {
+    let last = name.rsplit('-').next().unwrap_or_default();
+    parse(name).is_some() && last.starts_with('s')
+}
+
+/// Whether a spool's name is that of a gateway worker's access records; no instance has such an id.
+pub fn is_access(name: &str) -> bool {
+    let worker = name.strip_prefix("access-");
+    worker.is_some_and(|n| !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit()))
 }
 
 #[cfg(test)]
@@ -32,5 +44,7 @@ mod tests {
         assert_eq!(parse(&id), Some(("my-d1-app", 42)));
         assert!(hutong_core::name::is_instance_id(&id));
         assert_eq!(parse("x"), None);
+        assert!(is_build(&build_step("a", 1, 0)) && !is_build(&id));
+        assert!(is_access("access-0") && !is_access(&instance("access-0", 1)));
     }
 }

@@ -44,7 +44,7 @@ impl Logs {
         let _ = fs::create_dir_all(&folder);
         Logs {
             folder,
-            spool: control.join("spool"),
+            spool: control.with_file_name("spool"),
             open: Mutex::default(),
             ingest: Mutex::default(),
             changed: tokio::sync::Notify::new(),

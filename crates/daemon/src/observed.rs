@@ -24,6 +24,8 @@ pub struct Observed {
     pub warnings: HashMap<String, Vec<String>>,
     /// What the gateway does with each app.
     pub serving: HashMap<String, hutong_core::plan::Serve>,
+    /// Since when the gateway could have told us of health; milliseconds since 1970.
+    pub since_ms: u64,
     /// The deployment that each app's last published table serves.
     pub published_active: HashMap<String, u64>,
     /// The version of the snapshot that was published last.

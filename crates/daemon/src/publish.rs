@@ -9,12 +9,14 @@ use hutong_core::spec::{AppSpec, Run};
 use hutong_ipc::gateway as wire;
 use hutong_runtime::paths::atomic_write;
 
-/// One app's part of the snapshot. `specs` are those of every app, for consents.
-pub fn app(
-    spec: &AppSpec,
+/// One app's part of the snapshot. `specs` are those of every app, for consents; `own` is the
+/// specification of an instance's own release.
+pub fn app<'a>(
+    spec: &'a AppSpec,
     plan: &Plan,
     static_root: Option<&str>,
     specs: &BTreeMap<String, AppSpec>,
+    own: impl Fn(&str) -> Option<&'a AppSpec>,
 ) -> (wire::App, Vec<String>) {
     let mut warnings = Vec::new();
     let mut routes = Vec::new();
@@ -43,34 +45,43 @@ pub fn app(
             },
             _,
         ) => wire::Serve::Down {
-            reason: reason.clone(),
+            // Visitors need not know what is wrong inside.
+            reason: if reason == "the app is stopped" {
+                reason.clone()
+            } else {
+                "the app is not available at the moment".to_owned()
+            },
             retry_after_s: *retry_after_s,
         },
     };
+    let milliseconds = |time: std::time::Duration| time.as_millis() as u64;
     let targets = plan
         .roles
         .iter()
-        .map(|(instance, role)| wire::Target {
-            instance: instance.clone(),
-            port: spec.port,
-            role: match role {
-                Role::Candidate => wire::Role::Candidate,
-                Role::Active => wire::Role::Active,
-                Role::Draining => wire::Role::Draining,
-            },
+        .map(|(instance, role)| {
+            // Port and health check are those of the instance's own release.
+            let spec = own(instance).unwrap_or(spec);
+            wire::Target {
+                instance: instance.clone(),
+                port: spec.port,
+                health: wire::Health {
+                    path: spec.health.path.clone(),
+                    interval_ms: milliseconds(spec.health.interval),
+                    timeout_ms: milliseconds(spec.health.timeout),
+                    retries: spec.health.retries,
+                },
+                role: match role {
+                    Role::Candidate => wire::Role::Candidate,
+                    Role::Active => wire::Role::Active,
+                    Role::Draining => wire::Role::Draining,
+                },
+            }
         })
         .collect();
-    let milliseconds = |time: std::time::Duration| time.as_millis() as u64;
     let app = wire::App {
         routes,
         serve,
         targets,
-        health: wire::Health {
-            path: spec.health.path.clone(),
-            interval_ms: milliseconds(spec.health.interval),
-            timeout_ms: milliseconds(spec.health.timeout),
-            retries: spec.health.retries,
-        },
         response_timeout_ms: milliseconds(spec.response_timeout),
         // Long enough for a recreate: drain, stop, start.
         hold_timeout_ms: milliseconds(spec.start_timeout + spec.stop_timeout + spec.drain_timeout),

@@ -273,7 +273,9 @@ impl Store {
             let now = now_ms();
             t.execute(
                 "INSERT INTO apps (name, goal, changed_ms) VALUES (?1, 'running', ?2)
-                 ON CONFLICT (name) DO UPDATE SET goal = 'running', purge = 0, changed_ms = ?2",
+                 ON CONFLICT (name) DO UPDATE SET
+                   active = CASE WHEN goal = 'removed' THEN NULL ELSE active END,
+                   goal = 'running', purge = 0, changed_ms = ?2",
                 params![app, now],
             )?;
             let number: u64 = t.query_row(
@@ -290,13 +292,13 @@ impl Store {
     }
 
     /// Rolls an existing release out (again).
-    pub fn redeploy(&self, app: &str, release: u64, kind: &str) -> Result<Deployment> {
+    pub fn redeploy(&self, app: &str, release: u64, kind: &str, state: &str) -> Result<Deployment> {
         self.write(|t| {
             t.execute(
                 "UPDATE apps SET goal = 'running', changed_ms = ? WHERE name = ?",
                 params![now_ms(), app],
             )?;
-            add_deployment(t, app, release, kind, "rolling")
+            add_deployment(t, app, release, kind, state)
         })
     }
 
@@ -319,6 +321,14 @@ impl Store {
     pub fn promote(&self, deployment: u64) -> Result<()> {
         self.write(|t| {
             let now = now_ms();
+            let rolling = t.execute(
+                "UPDATE deployments SET state = 'done', finished_ms = ?2 WHERE id = ?1 AND state = 'rolling'",
+                params![deployment, now],
+            )?;
+            if rolling == 0 {
+                // Stopped, removed or superseded meanwhile: the newest wish counts.
+                return Ok(());
+            }
             t.execute(
                 "UPDATE apps SET active = ?1, failures = 0, last_failure = NULL, halted = NULL WHERE name = (SELECT app FROM deployments WHERE id = ?1)",
                 [deployment],
@@ -326,10 +336,6 @@ impl Store {
             t.execute(
                 "UPDATE releases SET served = 1 WHERE (app, number) = (SELECT app, release FROM deployments WHERE id = ?)",
                 [deployment],
-            )?;
-            t.execute(
-                "UPDATE deployments SET state = 'done', finished_ms = ?2 WHERE id = ?1",
-                params![deployment, now],
             )?;
             Ok(())
         })

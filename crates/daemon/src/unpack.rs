@@ -40,6 +40,7 @@ pub fn unpack(
 ) -> Result<(), UnpackError> {
     let target = trees.join(claimed);
     if target.exists() {
+        refresh(&target);
         return Ok(());
     }
     let temporary = Temporary::new(trees)?;
@@ -80,7 +81,14 @@ pub fn unpack(
     finish().map_err(UnpackError::Disk)
 }
 
-/// Removes what interrupted uploads left.
+/// Marks a tree as just asked for, so that it is not cleared away before it is deployed.
+pub fn refresh(tree: &Path) {
+    if let Ok(folder) = fs::File::open(tree) {
+        let _ = folder.set_modified(std::time::SystemTime::now());
+    }
+}
+
+/// Removes what interrupted uploads and deletions left.
 pub fn sweep(trees: &Path) {
     for entry in fs::read_dir(trees).into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().starts_with(".upload-") {

@@ -72,7 +72,7 @@ impl Log {
             t: now_micros(),
             app: &entry.app,
             ip: entry.visitor,
-            method: &entry.method,
+            method: cut(&entry.method),
             host: cut(&entry.host),
             path: cut(&entry.path),
             status: entry.status,

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -18,7 +18,7 @@ use hyper::header::{
 use hyper::http::request::Parts;
 use hyper::{Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::pages::Page;
 use crate::pipeline::{Answer, Reply, from_file, full};
@@ -27,16 +27,24 @@ use crate::pipeline::{Answer, Reply, from_file, full};
 const SMALL: u64 = 128 << 10;
 const CHUNK: u64 = 256 << 10;
 
+/// No link, no way up.
+const INSIDE: ResolveFlags = ResolveFlags::BENEATH
+    .union(ResolveFlags::NO_SYMLINKS)
+    .union(ResolveFlags::NO_MAGICLINKS);
+
 /// The folder of one release.
 pub struct Root {
-    path: PathBuf,
+    data_dir: PathBuf,
+    relative: String,
     folder: OnceLock<Arc<OwnedFd>>,
 }
 
 impl Root {
-    pub fn new(path: PathBuf) -> Self {
+    /// `relative` is below `data_dir`.
+    pub fn new(data_dir: &Path, relative: &str) -> Self {
         Root {
-            path,
+            data_dir: data_dir.to_owned(),
+            relative: relative.to_owned(),
             folder: OnceLock::new(),
         }
     }
@@ -45,13 +53,10 @@ impl Root {
         if let Some(folder) = self.folder.get() {
             return Ok(folder.clone());
         }
-        let opened = rustix::fs::openat2(
-            CWD,
-            &self.path,
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-            ResolveFlags::NO_MAGICLINKS,
-        )?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let data_dir = rustix::fs::open(&self.data_dir, flags, Mode::empty())?;
+        // A build may have made the folder a link to somewhere else: it is not followed.
+        let opened = rustix::fs::openat2(data_dir, &self.relative, flags, Mode::empty(), INSIDE)?;
         Ok(self.folder.get_or_init(|| Arc::new(opened)).clone())
     }
 
@@ -61,7 +66,7 @@ impl Root {
             if path.is_empty() { "." } else { path },
             OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
             Mode::empty(),
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+            INSIDE,
         )?;
         Ok(File::from(fd))
     }
@@ -118,7 +123,8 @@ enum Found {
 
 fn find(root: &Root, relative: &str, index: &str) -> Found {
     let hidden = |segment: &str| segment.starts_with('.') && segment != ".well-known";
-    if relative.split('/').any(hidden) || relative.contains('\0') {
+    // The app's own configuration is no page, where the whole folder is served.
+    if relative.split('/').any(hidden) || relative.contains('\0') || relative == "hutong.toml" {
         return Found::Nothing;
     }
     let trimmed = relative.trim_end_matches('/');
@@ -441,7 +447,7 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link")).expect("symlink");
         std::fs::create_dir(dir.path().join("sub")).expect("mkdir");
         std::fs::write(dir.path().join("sub/index.html"), "i").expect("write");
-        let root = Root::new(dir.path().to_owned());
+        let root = Root::new(dir.path(), ".");
         let is_file = |path: &str| matches!(find(&root, path, "index.html"), Found::File(..));
         assert!(is_file("a.txt") && is_file("sub/"));
         assert!(matches!(find(&root, "sub", "index.html"), Found::Folder));

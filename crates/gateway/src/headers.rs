@@ -33,7 +33,7 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrade: bool) {
         .filter_map(|name| name.trim().parse().ok())
         .collect();
     for name in named {
-        if name != UPGRADE || !upgrade {
+        if name != HOST && (name != UPGRADE || !upgrade) {
             headers.remove(name);
         }
     }
@@ -76,9 +76,12 @@ pub fn add_forwarded(headers: &mut HeaderMap, visitor: IpAddr, prefix: &str) {
     }
 }
 
-/// Whether the request asks to leave HTTP (RFC 9110 §7.8).
+/// Whether the request asks for a WebSocket (RFC 6455 §4.1); no other upgrade is passed on.
 pub fn wants_upgrade(headers: &HeaderMap) -> bool {
-    headers.contains_key(UPGRADE)
+    // Only what stays a conversation with this app: h2c would carry further requests past us.
+    headers
+        .get(UPGRADE)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
         && headers
             .get_all(CONNECTION)
             .iter()

@@ -26,9 +26,12 @@ use crate::target::InFlight;
 use crate::{Shared, balance, files};
 
 /// How many requests of one app wait at once; the next one is told to come back.
-const MAX_HELD: usize = 1024;
+const MAX_HELD: usize = 4096;
 /// How long a request waits for an app whose instances all just went away.
 const GRACE: Duration = Duration::from_secs(3);
+
+/// How often a waiting request looks again by itself.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// One worker's own things.
 pub struct Worker {
@@ -88,7 +91,7 @@ async fn route(
     entry: &mut Entry,
 ) -> Result<Answer, Page> {
     let mut job = proxy::Job::new(request, wanted, entry.visitor);
-    let mut wait = Wait::default();
+    let (mut wait, mut grace) = (Wait::default(), Wait::default());
     loop {
         let table = worker.shared.table.load_full();
         let Some(found) = table.find(&wanted.host, &wanted.path) else {
@@ -116,7 +119,7 @@ async fn route(
                 {
                     return Ok(answer);
                 }
-                wait.next(worker, app, GRACE.min(app.hold_timeout)).await?;
+                grace.next(worker, app, GRACE.min(app.hold_timeout)).await?;
             }
             Serve::Hold => wait.next(worker, app, app.hold_timeout).await?,
         }
@@ -168,10 +171,12 @@ impl Wait {
         let _held = Held(app);
         let waited = self.since.map_or(Duration::ZERO, |since| since.elapsed());
         let left = patience.saturating_sub(waited);
-        match tokio::time::timeout(left, version.changed()).await {
-            Ok(Ok(())) => Ok(()),
-            _ => Err(busy()),
+        if left.is_zero() {
+            return Err(busy());
         }
+        // Not only a new table helps: a target that refused once may take the next connection.
+        let _ = tokio::time::timeout(left.min(LOOK), version.changed()).await;
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Empty;
-use hutong_ipc::gateway::{Event, Health};
+use hutong_ipc::gateway::{Event, Role};
 use hyper::Request;
 use hyper::client::conn::http1;
 use hyper::header::{HOST, USER_AGENT};
@@ -55,8 +55,9 @@ impl Probes {
         let mut wanted = HashMap::new();
         for app in &table.apps {
             let host = table.host_of(&app.name);
-            for (_, target) in &app.targets {
-                wanted.insert(target.instance.as_str(), (target, app, host.clone()));
+            for (role, target) in &app.targets {
+                let active = *role == Role::Active;
+                wanted.insert(target.instance.as_str(), (target, active, host.clone()));
             }
         }
         self.running.retain(|instance, probe| {
@@ -66,7 +67,7 @@ impl Probes {
             }
             keep
         });
-        for (instance, (target, app, host)) in wanted {
+        for (instance, (target, was_active, host)) in wanted {
             if self.running.contains_key(instance) {
                 continue;
             }
@@ -75,7 +76,7 @@ impl Probes {
                 shared: self.shared.clone(),
                 events: self.events.clone(),
                 target: target.clone(),
-                health: app.health.clone(),
+                was_active,
                 host,
                 last: last.clone(),
             };
@@ -96,7 +97,8 @@ struct Probing {
     shared: Arc<Shared>,
     events: Events,
     target: Arc<Target>,
-    health: Health,
+    /// It served when we first saw it: one bad probe is no news.
+    was_active: bool,
     host: String,
     last: Rc<RefCell<Option<Event>>>,
 }
@@ -133,7 +135,13 @@ impl Probing {
                     if !healthy {
                         self.set(true, String::new());
                     }
-                    pause = Duration::from_millis(self.health.interval_ms);
+                    pause = Duration::from_millis(self.target.health.interval_ms);
+                }
+                Err(_)
+                    if !healthy && self.was_active && failures + 1 < self.target.health.retries =>
+                {
+                    failures += 1;
+                    pause = LAST_PAUSE;
                 }
                 Err(detail) if !healthy => {
                     self.set(false, detail);
@@ -141,7 +149,7 @@ impl Probing {
                 }
                 Err(detail) => {
                     failures += 1;
-                    if failures >= self.health.retries {
+                    if failures >= self.target.health.retries {
                         self.set(false, detail);
                         pause = LAST_PAUSE;
                     }
@@ -176,12 +184,12 @@ impl Probing {
     }
 
     async fn once(&self, line: &mut Option<Line>) -> Result<(), String> {
-        let timeout = Duration::from_millis(self.health.timeout_ms);
+        let timeout = Duration::from_millis(self.target.health.timeout_ms);
         match tokio::time::timeout(timeout, self.ask(line)).await {
             Ok(result) => result,
             Err(_) => Err(format!(
                 "no answer within {} ms on port {}",
-                self.health.timeout_ms, self.target.port
+                self.target.health.timeout_ms, self.target.port
             )),
         }
     }
@@ -203,7 +211,7 @@ impl Probing {
                 return Err(format!("port {port}: {error}"));
             }
         };
-        let Some(path) = &self.health.path else {
+        let Some(path) = &self.target.health.path else {
             return Ok(());
         };
         let broken = |error| format!("GET {path} on port {port}: {error}");

@@ -142,7 +142,8 @@ impl Upstream {
     fn idle(&self) -> Option<SendRequest<Outgoing>> {
         let mut idle = self.idle.borrow_mut();
         while let Some((sender, since)) = idle.pop() {
-            if !sender.is_closed() && since.elapsed() < IDLE_FOR {
+            // One that is not ready still waits for a visitor's body: it may do so for ever.
+            if sender.is_ready() && since.elapsed() < IDLE_FOR {
                 return Some(sender);
             }
         }
@@ -150,23 +151,11 @@ impl Upstream {
     }
 
     async fn connect(&self, worker: &Worker) -> std::io::Result<SendRequest<Outgoing>> {
-        let mut line = self.line.lock().await;
-        if line.is_none() {
-            *line = Some(Line::open(&worker.shared.run_dir, &self.target.instance).await?);
-        }
-        let open = line.as_mut().ok_or(std::io::ErrorKind::NotConnected)?;
-        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, open.connect(&self.target));
-        let stream = match connecting.await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) => {
-                if error.kind() != std::io::ErrorKind::ConnectionRefused {
-                    *line = None;
-                }
-                return Err(error);
-            }
+        let work = self.connect_stream(worker);
+        let stream = match tokio::time::timeout(CONNECT_TIMEOUT, work).await {
+            Ok(connected) => connected?,
             Err(_) => return Err(std::io::ErrorKind::TimedOut.into()),
         };
-        drop(line);
         let (sender, connection) = http1::Builder::new()
             .max_buf_size(256 << 10)
             .handshake(TokioIo::new(stream))
@@ -177,6 +166,34 @@ impl Upstream {
             let _ = connection.with_upgrades().await;
         });
         Ok(sender)
+    }
+}
+
+impl Upstream {
+    /// Tries 127.0.0.1 and ::1, whichever answered last time first.
+    async fn connect_stream(&self, worker: &Worker) -> std::io::Result<tokio::net::TcpStream> {
+        let v6_first = self.target.prefers_v6();
+        let first = self.mint(worker, v6_first).await?;
+        match self.target.connect(first, v6_first).await {
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                let second = self.mint(worker, !v6_first).await?;
+                self.target.connect(second, !v6_first).await
+            }
+            other => other,
+        }
+    }
+
+    /// A socket of the instance's network. The line is taken out meanwhile: if we are cut off in the
+    /// middle of an answer, it is dropped rather than used out of step.
+    async fn mint(&self, worker: &Worker, v6: bool) -> std::io::Result<std::os::fd::OwnedFd> {
+        let mut place = self.line.lock().await;
+        let mut line = match place.take() {
+            Some(line) => line,
+            None => Line::open(&worker.shared.run_dir, &self.target.instance).await?,
+        };
+        let socket = line.mint(v6).await?;
+        *place = Some(line);
+        Ok(socket)
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use hutong_ipc::gateway::{App as WireApp, Health, Role, Serve, Snapshot};
+use hutong_ipc::gateway::{App as WireApp, Role, Serve, Snapshot};
 
 use crate::files::Root;
 use crate::target::Target;
@@ -34,7 +34,6 @@ pub struct App {
     pub serve: Serve,
     pub root: Option<Root>,
     pub targets: Vec<(Role, Arc<Target>)>,
-    pub health: Health,
     pub response_timeout: Duration,
     pub hold_timeout: Duration,
     /// Requests that wait; kept across tables.
@@ -141,12 +140,12 @@ impl App {
             .iter()
             .map(|target| {
                 let kept = known.get(target.instance.as_str()).map(|t| (*t).clone());
-                let fresh = || Arc::new(Target::new(target.instance.clone(), target.port));
+                let fresh = || Arc::new(Target::new(target));
                 (target.role, kept.unwrap_or_else(fresh))
             })
             .collect();
         let root = match &wire.serve {
-            Serve::Static { root, .. } => Some(Root::new(data_dir.join(root))),
+            Serve::Static { root, .. } => Some(Root::new(data_dir, root)),
             _ => None,
         };
         App {
@@ -154,7 +153,6 @@ impl App {
             serve: wire.serve,
             root,
             targets,
-            health: wire.health,
             response_timeout: Duration::from_millis(wire.response_timeout_ms),
             hold_timeout: Duration::from_millis(wire.hold_timeout_ms),
             held: before.map_or_else(Arc::default, |app| app.held.clone()),
@@ -188,12 +186,6 @@ mod tests {
                 .collect(),
             serve: Serve::Targets,
             targets: Vec::new(),
-            health: Health {
-                path: None,
-                interval_ms: 1,
-                timeout_ms: 1,
-                retries: 1,
-            },
             response_timeout_ms: 1,
             hold_timeout_ms: 1,
         }

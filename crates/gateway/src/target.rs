@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hutong_ipc::channel;
+use hutong_ipc::gateway::Health;
 use hutong_ipc::shim::{Answer, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
@@ -18,6 +19,7 @@ const BATCH: u8 = 8;
 pub struct Target {
     pub instance: String,
     pub port: u16,
+    pub health: Health,
     /// Its last probes said so.
     pub healthy: AtomicBool,
     /// Its shim is gone: nothing will ever answer.
@@ -29,15 +31,35 @@ pub struct Target {
 }
 
 impl Target {
-    pub fn new(instance: String, port: u16) -> Self {
+    pub fn new(wire: &hutong_ipc::gateway::Target) -> Self {
         Target {
-            instance,
-            port,
+            instance: wire.instance.clone(),
+            port: wire.port,
+            health: wire.health.clone(),
             healthy: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             v6: AtomicBool::new(false),
         }
+    }
+
+    /// Whether it answered on ::1 and not on 127.0.0.1 (Node likes to).
+    pub fn prefers_v6(&self) -> bool {
+        self.v6.load(Ordering::Relaxed)
+    }
+
+    /// Connects a socket of its network to its port.
+    pub async fn connect(&self, socket: OwnedFd, v6: bool) -> io::Result<TcpStream> {
+        let address = if v6 {
+            SocketAddr::from((Ipv6Addr::LOCALHOST, self.port))
+        } else {
+            SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+        };
+        let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
+        socket.set_nodelay(true)?;
+        let stream = socket.connect(address).await?;
+        self.v6.store(v6, Ordering::Relaxed);
+        Ok(stream)
     }
 
     pub fn can_serve(&self) -> bool {
@@ -62,32 +84,25 @@ impl Line {
         })
     }
 
-    /// A connection to the target's port: 127.0.0.1 first, then ::1, whichever answered last time first.
+    /// A connection to the target's port, as probes make it.
     pub async fn connect(&mut self, target: &Target) -> io::Result<TcpStream> {
-        let v6_first = target.v6.load(Ordering::Relaxed);
-        match self.connect_by(target.port, v6_first).await {
+        let v6_first = target.prefers_v6();
+        let first = self.mint(v6_first).await?;
+        match target.connect(first, v6_first).await {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                let stream = self.connect_by(target.port, !v6_first).await?;
-                target.v6.store(!v6_first, Ordering::Relaxed);
-                Ok(stream)
+                let second = self.mint(!v6_first).await?;
+                target.connect(second, !v6_first).await
             }
             other => other,
         }
     }
 
-    async fn connect_by(&mut self, port: u16, v6: bool) -> io::Result<TcpStream> {
-        let socket = match if v6 { self.v6.pop() } else { self.v4.pop() } {
-            Some(socket) => socket,
-            None => self.more(v6).await?,
-        };
-        let address = if v6 {
-            SocketAddr::from((Ipv6Addr::LOCALHOST, port))
-        } else {
-            SocketAddr::from((Ipv4Addr::LOCALHOST, port))
-        };
-        let socket = TcpSocket::from_std_stream(std::net::TcpStream::from(socket));
-        socket.set_nodelay(true)?;
-        socket.connect(address).await
+    /// An unconnected socket of the instance's network.
+    pub async fn mint(&mut self, v6: bool) -> io::Result<OwnedFd> {
+        match if v6 { self.v6.pop() } else { self.v4.pop() } {
+            Some(socket) => Ok(socket),
+            None => self.more(v6).await,
+        }
     }
 
     async fn more(&mut self, v6: bool) -> io::Result<OwnedFd> {

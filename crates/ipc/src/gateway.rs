@@ -18,7 +18,6 @@ pub struct App {
     pub serve: Serve,
     /// Everything of this app that the gateway should hold a line to: serving, probing and draining.
     pub targets: Vec<Target>,
-    pub health: Health,
     /// How long the app may take to begin its answer, in milliseconds.
     pub response_timeout_ms: u64,
     /// How long a request waits while the app is held, in milliseconds.
@@ -55,6 +54,7 @@ pub enum Serve {
 pub struct Target {
     pub instance: String,
     pub port: u16,
+    pub health: Health,
     pub role: Role,
 }
 

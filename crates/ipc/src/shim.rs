@@ -36,8 +36,10 @@ pub struct Launch {
     pub tmp_bytes: u64,
     /// The seccomp program, one `sock_filter` as `code | jt << 16 | jf << 24 | k << 32`; empty: none.
     pub seccomp: Vec<u64>,
-    /// Host uids that may connect to the shim's socket.
+    /// Host uids that may ask the shim anything.
     pub peers: Vec<u32>,
+    /// Host uids that may ask for sockets and nothing else: the gateway.
+    pub socket_peers: Vec<u32>,
     /// Bound of each of the two spool files, in bytes.
     pub spool_bytes: u64,
     /// Whether the warden will put an interface into the network namespace.

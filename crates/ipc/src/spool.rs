@@ -160,44 +160,41 @@ pub struct Cursor {
     pub offset: u64,
 }
 
-/// Reads up to `limit` bytes of complete records behind `cursor` and moves it on. A file whose
-/// `Switch` was read is emptied, so call it only when the records of the call before are stored.
+/// Reads up to `limit` bytes of complete records behind `cursor` and moves it on. A file is emptied
+/// only when its `Switch` is the first thing behind the cursor, that is, when everything before was
+/// returned by an earlier call; so store the records of each call before the next one.
 pub fn read(files: &[File; 2], cursor: &mut Cursor, limit: usize) -> io::Result<Vec<Record>> {
-    let mut records = Vec::new();
-    let mut budget = limit;
-    loop {
+    for _ in 0..4 {
         let mut size = files[cursor.file & 1].metadata()?.len();
         if size == 0 && files[1 - (cursor.file & 1)].metadata()?.len() > 0 {
             // Both were empty when a new writer began with the other one.
-            *cursor = Cursor {
-                file: 1 - (cursor.file & 1),
-                offset: 0,
-            };
+            *cursor = other(*cursor);
             size = files[cursor.file].metadata()?.len();
         }
         let file = &files[cursor.file & 1];
         if size < cursor.offset {
-            // Truncated after our last cursor was stored: everything before was read.
+            // Emptied after our last cursor was stored: everything before was read.
             cursor.offset = 0;
         }
-        let want = ((size - cursor.offset) as usize).min(budget.max(HEADER + MAX_PAYLOAD));
+        let want = ((size - cursor.offset) as usize).min(limit.max(HEADER + MAX_PAYLOAD));
         let mut buffer = vec![0; want];
         let got = read_full(file, &mut buffer, cursor.offset)?;
-        let (parsed, used, switched) = parse(&buffer[..got])?;
-        records.extend(parsed);
+        let (records, used, switched) = parse(&buffer[..got])?;
+        if records.is_empty() && switched {
+            file.set_len(0)?;
+            *cursor = other(*cursor);
+            continue;
+        }
         cursor.offset += used as u64;
-        budget = budget.saturating_sub(used);
-        if !switched {
-            return Ok(records);
-        }
-        file.set_len(0)?;
-        *cursor = Cursor {
-            file: 1 - (cursor.file & 1),
-            offset: 0,
-        };
-        if budget == 0 {
-            return Ok(records);
-        }
+        return Ok(records);
+    }
+    Ok(Vec::new())
+}
+
+fn other(cursor: Cursor) -> Cursor {
+    Cursor {
+        file: 1 - (cursor.file & 1),
+        offset: 0,
     }
 }
 
@@ -212,7 +209,7 @@ fn read_full(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// The complete records at the front of `bytes`, how many bytes they took, and whether a `Switch` ended them.
+/// The complete records at the front of `bytes`, how many bytes they took, and whether a `Switch` follows.
 fn parse(bytes: &[u8]) -> io::Result<(Vec<Record>, usize, bool)> {
     let mut records = Vec::new();
     let mut at = 0;
@@ -228,7 +225,7 @@ fn parse(bytes: &[u8]) -> io::Result<(Vec<Record>, usize, bool)> {
             ));
         };
         if kind == Kind::Switch {
-            return Ok((records, at + HEADER, true));
+            return Ok((records, at, true));
         }
         if bytes.len() - at < HEADER + length {
             break;
@@ -270,11 +267,21 @@ mod tests {
         for n in 0..40u64 {
             writer.write(Kind::Stdout, n, &[b'x'; 100]);
         }
-        let first = read(&files, &mut cursor, 1 << 20).expect("read");
+        let all = |cursor: &mut Cursor| {
+            let mut all = Vec::new();
+            loop {
+                let some = read(&files, cursor, 1 << 20).expect("read");
+                if some.is_empty() {
+                    return all;
+                }
+                all.extend(some);
+            }
+        };
+        let first = all(&mut cursor);
         assert!(first.len() < 40 && first.len() > 10, "{}", first.len());
         assert!(first.iter().enumerate().all(|(i, r)| r.time == i as u64));
         writer.write(Kind::Stdout, 99, b"after");
-        let second = read(&files, &mut cursor, 1 << 20).expect("read");
+        let second = all(&mut cursor);
         assert_eq!(second[0].kind, Kind::Dropped);
         assert_eq!(
             second[0].payload,
@@ -295,6 +302,7 @@ mod tests {
             for _ in 0..3 {
                 writer.write(Kind::Stderr, round, &[b'y'; 50]);
             }
+            total += read(&files, &mut cursor, 1 << 20).expect("read").len();
             total += read(&files, &mut cursor, 1 << 20).expect("read").len();
         }
         assert_eq!(total, 90);

@@ -64,10 +64,18 @@ impl WardenClient {
             .line
             .lock()
             .unwrap_or_else(|broken| broken.into_inner());
-        if let Some(open) = line.as_ref()
-            && let Ok((answer, _)) = channel::call(open, request, &[])
-        {
-            return refused(answer);
+        if let Some(open) = line.take() {
+            match channel::call(&open, request, &[]) {
+                Ok((answer, _)) => {
+                    *line = Some(open);
+                    return refused(answer);
+                }
+                // It is still at it: asking twice would do it twice.
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    return Err(unreachable(error));
+                }
+                Err(_) => {}
+            }
         }
         let fresh = UnixStream::connect(&self.path).map_err(unreachable)?;
         let _ = fresh.set_read_timeout(Some(Duration::from_secs(120)));

@@ -140,6 +140,7 @@ fn probe(without: &[Wall], root: bool) -> Result<(), String> {
         tmp_bytes: 1 << 20,
         seccomp: seccomp::program()?,
         peers: Vec::new(),
+        socket_peers: Vec::new(),
         spool_bytes: 4096,
         egress: None,
         without: without.to_vec(),

@@ -84,6 +84,15 @@ impl Network {
 
     fn rules(&self) -> String {
         let (table, bridge, gateway) = (&self.table, &self.bridge, self.gateway);
+        // Where the host forwards nothing else, our switching it on for the uplink must not make it a
+        // router for the uplink's neighbours.
+        let forwards = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward");
+        let guard = match (forwards.as_deref().map(str::trim), default_interface()) {
+            (Ok("0"), Some(uplink)) => {
+                format!("iifname \"{uplink}\" oifname != \"{bridge}\" ct state new drop")
+            }
+            _ => String::new(),
+        };
         let network = format!("{}/{PREFIX}", Ipv4Addr::from(u32::from(gateway) & !0xfff));
         format!(
             r#"table inet {table} {{}}
@@ -104,6 +113,7 @@ table inet {table} {{
     iifname "{bridge}" accept
     oifname "{bridge}" ct state established,related accept
     oifname "{bridge}" drop
+    {guard}
   }}
   chain output {{
     type filter hook output priority -10; policy accept;

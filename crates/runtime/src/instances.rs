@@ -32,6 +32,8 @@ pub struct Instances {
     layout: Layout,
     cgroups: Cgroups,
     server: u64,
+    /// One clean-up at a time: several threads notice the same end.
+    cleaning: std::sync::Mutex<()>,
 }
 
 impl Instances {
@@ -40,6 +42,7 @@ impl Instances {
             layout,
             cgroups,
             server,
+            cleaning: std::sync::Mutex::new(()),
         }
     }
 
@@ -53,7 +56,7 @@ impl Instances {
         for record in self.all() {
             if record.server != self.server {
                 self.kill(&record.instance);
-                self.clean_up(&record.instance);
+                self.clean_up(&record.instance, Some(&record));
             }
         }
     }
@@ -79,7 +82,7 @@ impl Instances {
             if processes::is_alive(record.pid, record.start_time) {
                 live.push(record);
             } else {
-                self.clean_up(&record.instance);
+                self.clean_up(&record.instance, Some(&record));
             }
         }
         live.sort_by_key(|record| record.started_at);
@@ -101,7 +104,18 @@ impl Instances {
 
     /// Kills what is left of an instance and removes its traces. Its file goes last, so that an
     /// interrupted clean-up is done again.
-    pub fn clean_up(&self, instance: &str) {
+    ///
+    /// `of` is the record that was found dead: if it is another one's by now, there is nothing to do.
+    pub fn clean_up(&self, instance: &str, of: Option<&Record>) {
+        let _one = self
+            .cleaning
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(of) = of
+            && self.read(instance).is_none_or(|now| now.pid != of.pid)
+        {
+            return;
+        }
         self.cgroups.kill(instance);
         if self.cgroups.usage(instance).oom_kills > 0 {
             self.note_out_of_memory(instance);
@@ -119,12 +133,12 @@ impl Instances {
 
     /// Said in the spool, behind the shim's last words, because the counter goes with the cgroup.
     fn note_out_of_memory(&self, instance: &str) {
-        let spool = self.layout.control().join("spool");
+        let spool = self.layout.spool();
         let open = |half: &str| {
             fs::OpenOptions::new()
                 .read(true)
                 .append(true)
-                .custom_flags(libc::O_NOFOLLOW)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
                 .open(spool.join(format!("{instance}.{half}")))
         };
         if let (Ok(a), Ok(b)) = (open("a"), open("b"))
@@ -149,7 +163,7 @@ impl Instances {
     pub fn sweep(&self) {
         for instance in self.cgroups.instances() {
             if self.read(&instance).is_none() {
-                self.clean_up(&instance);
+                self.clean_up(&instance, None);
             }
         }
     }

@@ -45,12 +45,7 @@ pub struct Launcher<'a> {
 
 impl Launcher<'_> {
     /// Runs one launch; on failure nothing of it is left.
-    pub fn run(
-        &self,
-        launch: &Launch,
-        mut record: Record,
-        limits: Option<&Limits>,
-    ) -> Result<(), String> {
+    pub fn run(&self, launch: &Launch, mut record: Record, limits: &Limits) -> Result<(), String> {
         let instance = record.instance.clone();
         let socket_path = self.layout.instance_socket(&instance);
         let _ = fs::remove_file(&socket_path);
@@ -80,8 +75,10 @@ impl Launcher<'_> {
             self.converse(launch, &record, limits, &ours, &fds)
         });
         if result.is_err() {
-            sys::kill(record.pid, libc::SIGKILL);
-            self.instances.clean_up(&instance);
+            if processes::is_alive(record.pid, record.start_time) {
+                sys::kill(record.pid, libc::SIGKILL);
+            }
+            self.instances.clean_up(&instance, None);
         }
         result
     }
@@ -90,7 +87,7 @@ impl Launcher<'_> {
         &self,
         launch: &Launch,
         record: &Record,
-        limits: Option<&Limits>,
+        limits: &Limits,
         line: &UnixStream,
         fds: &[std::os::fd::BorrowedFd<'_>],
     ) -> Result<(), String> {
@@ -105,11 +102,9 @@ impl Launcher<'_> {
                     }
                 }
                 Some(Step::Child(pid)) => {
-                    if let Some(limits) = limits {
-                        self.cgroups
-                            .enter(&record.instance, limits, pid)
-                            .map_err(|error| format!("cannot set the caps: {error}"))?;
-                    }
+                    self.cgroups
+                        .enter(&record.instance, limits, pid)
+                        .map_err(|error| format!("cannot set the caps: {error}"))?;
                 }
                 Some(Step::Running) => return Ok(()),
                 Some(Step::Failed(reason)) => return Err(reason),
@@ -120,11 +115,7 @@ impl Launcher<'_> {
     }
 
     fn spool(&self, instance: &str, half: &str) -> Result<File, String> {
-        let path = self
-            .layout
-            .control()
-            .join("spool")
-            .join(format!("{instance}.{half}"));
+        let path = self.layout.spool().join(format!("{instance}.{half}"));
         let failed = |error: std::io::Error| format!("{}: {error}", path.display());
         let file = OpenOptions::new()
             .read(true)

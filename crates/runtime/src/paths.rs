@@ -31,6 +31,9 @@ impl Layout {
     pub fn control(&self) -> PathBuf {
         self.data.join("control")
     }
+    pub fn spool(&self) -> PathBuf {
+        self.data.join("spool")
+    }
     pub fn trees(&self) -> PathBuf {
         self.data.join("trees")
     }
@@ -88,12 +91,9 @@ impl Layout {
             (self.trees(), control, gateway, 0o710),
             (self.gateway(), control, gateway, 0o750),
             (self.control(), control, private(control), 0o700),
-            (
-                self.control().join("spool"),
-                control,
-                private(control),
-                0o700,
-            ),
+            // Beside control's own folder, not in it: the warden opens files here, so no part of the
+            // way may be control's to replace.
+            (self.spool(), control, private(control), 0o700),
         ] {
             match fs::create_dir(&path) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),

@@ -31,7 +31,8 @@ pub fn main(line: &UnixStream) -> Result<(), String> {
     let upstreams: Arc<[SocketAddr]> = setup.upstreams.into();
     let busy = Arc::new(AtomicUsize::new(0));
     let tcp = TcpListener::from(tcp);
-    let (for_tcp, busy_tcp) = (upstreams.clone(), busy.clone());
+    // Counted apart: slow connections must not use up the places of plain questions.
+    let (for_tcp, busy_tcp) = (upstreams.clone(), Arc::new(AtomicUsize::new(0)));
     spawn(move || {
         for stream in tcp.incoming().flatten() {
             let upstreams = for_tcp.clone();

@@ -89,8 +89,8 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
 
     let state = layout.warden_state();
     fs::create_dir_all(&state).map_err(|error| format!("{}: {error}", state.display()))?;
-    let uids = Uids::open(&state)?;
     let _lock = lock_server(&layout)?;
+    let uids = Uids::open(&state)?;
     layout
         .create(root.then(|| (uids.control(), uids.gateway())))
         .map_err(|error| format!("cannot lay out {}: {error}", layout.data.display()))?;
@@ -115,6 +115,17 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     warden.instances.live();
     warden.serve_requests()?;
     lock(&warden.children).start_all(&warden)?;
+    if warden
+        .instances
+        .live()
+        .iter()
+        .any(|record| record.egress.is_some())
+    {
+        // Apps that outlived the last warden go on having a way out.
+        if let Err(error) = warden.ensure_egress() {
+            tracing::error!("the way out of running apps is broken: {error}");
+        }
+    }
     let (http, api) = {
         let children = lock(&warden.children);
         (
@@ -142,18 +153,22 @@ pub struct Ready {
 }
 
 fn check_walls(walls: &[Wanted], root: bool, accepted: &[String]) -> Result<(), String> {
-    // An ordinary user gets development mode, and is told.
-    if !root {
-        let fatal = ["root", "pid", "net"];
+    // Without these no sandbox can be made at all.
+    let fatal = ["root", "pid", "net", "seccomp"];
+    {
         let broken = walls
             .iter()
             .find(|w| !w.stands && fatal.contains(&w.wall.as_str()));
-        return broken.map_or(Ok(()), |wall| {
-            Err(format!(
+        if let Some(wall) = broken {
+            return Err(format!(
                 "no sandbox can be made here: {}\n  remedy: {}",
                 wall.found, wall.remedy
-            ))
-        });
+            ));
+        }
+    }
+    // An ordinary user gets development mode, and is told.
+    if !root {
+        return Ok(());
     }
     let refused: Vec<String> = walls
         .iter()

@@ -19,6 +19,10 @@ pub enum Order {
     Go,
     Signal(i32),
     KillAll,
+    /// SIGKILL to a program that `Exec` started, and its group.
+    KillGuest {
+        id: u32,
+    },
     /// Three descriptors come along.
     Exec {
         id: u32,
@@ -147,7 +151,11 @@ fn spawn(
     drop(report_end);
     let mut errno = [0; 4];
     // The descriptor does not block, so wait for data or for the end.
-    sys::poll(&[(report.as_raw_fd(), sys::READABLE)], -1);
+    // The child has the app's id by now, so the app may stop it: not for long.
+    if sys::poll(&[(report.as_raw_fd(), sys::READABLE)], 5000)[0] == 0 {
+        sys::kill(child, libc::SIGKILL);
+        return Err("it was stopped before it could run".into());
+    }
     match File::from(report).read_exact(&mut errno) {
         Err(_) => Ok(child),
         Ok(()) => Err(why_not_executed(&argv[0], env, i32::from_le_bytes(errno))),
@@ -248,6 +256,11 @@ impl Init<'_> {
             Order::Go => {}
             Order::Signal(signal) => sys::kill(-self.program, signal),
             Order::KillAll => sys::kill(-1, libc::SIGKILL),
+            Order::KillGuest { id } => {
+                if let Some((guest, _)) = self.guests.iter().find(|(_, other)| *other == id) {
+                    sys::kill(-guest, libc::SIGKILL);
+                }
+            }
             Order::Exec { id, exec } => self.exec(id, &exec, &fds),
         }
         true

@@ -23,6 +23,8 @@ fn main() {
     let warden = UnixStream::from(sys::take_stdin());
     // Ctrl-C in the server's terminal is not meant for apps.
     sys::new_session();
+    // The new root's folders must not depend on who started the server.
+    sys::set_umask();
     let Err(reason) = launch(&warden);
     let _ = channel::send(&warden, &Step::Failed(reason), &[]);
     std::process::exit(1);
@@ -95,7 +97,7 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
         sys::become_plain_user(base + INIT_UID).during("the shim cannot drop its privileges")?;
     }
     channel::send(warden, &Step::Running, &[]).during("the warden went away")?;
-    let peers = launch.peers.clone();
+    let (peers, socket_peers) = (launch.peers.clone(), launch.socket_peers.clone());
     drop(launch);
     sys::release_memory();
     supervise::run(supervise::Instance {
@@ -105,6 +107,7 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
         outputs: [Some(stdout), Some(stderr)],
         spool,
         peers,
+        socket_peers,
     })
 }
 

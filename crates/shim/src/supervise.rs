@@ -28,6 +28,7 @@ pub struct Instance {
     pub outputs: [Option<OwnedFd>; 2],
     pub spool: Writer,
     pub peers: Vec<u32>,
+    pub socket_peers: Vec<u32>,
 }
 
 struct Connection {
@@ -35,6 +36,8 @@ struct Connection {
     input: Vec<u8>,
     fds: Vec<OwnedFd>,
     exec: Option<u32>,
+    /// It may ask for sockets and nothing else.
+    sockets_only: bool,
 }
 
 pub fn run(instance: Instance) -> ! {
@@ -102,7 +105,10 @@ impl Shim {
         // From the back, so that removing one does not move those still to visit.
         for index in (0..self.connections.len()).rev() {
             if ready[4 + index] != 0 && !self.serve(index) {
-                self.connections.swap_remove(index);
+                let gone = self.connections.swap_remove(index);
+                if let Some(id) = gone.exec {
+                    let _ = init::tell(&self.instance.line, &Order::KillGuest { id });
+                }
             }
         }
         if ready[1] != 0 {
@@ -168,8 +174,11 @@ impl Shim {
 
     fn accept(&mut self) {
         while let Ok((socket, _)) = self.instance.listener.accept() {
-            let allowed =
-                channel::peer(&socket).is_ok_and(|(_, uid)| self.instance.peers.contains(&uid));
+            let Ok((_, uid)) = channel::peer(&socket) else {
+                continue;
+            };
+            let trusted = self.instance.peers.contains(&uid);
+            let allowed = trusted || self.instance.socket_peers.contains(&uid);
             if !allowed || self.connections.len() >= MAX_CONNECTIONS {
                 continue;
             }
@@ -179,6 +188,7 @@ impl Shim {
                     input: Vec::new(),
                     fds: Vec::new(),
                     exec: None,
+                    sockets_only: !trusted,
                 });
             }
         }
@@ -227,6 +237,10 @@ impl Shim {
     }
 
     fn answer(&mut self, index: usize, request: Request) -> bool {
+        let minting = matches!(request, Request::Sockets { .. });
+        if self.connections[index].sockets_only && !minting {
+            return false;
+        }
         match request {
             Request::Sockets { v4, v6 } => {
                 let sockets = mint(v4, v6);

@@ -31,6 +31,11 @@ pub fn take_stdin() -> OwnedFd {
     }
 }
 
+pub fn set_umask() {
+    // SAFETY: no memory is involved.
+    unsafe { libc::umask(0o022) };
+}
+
 pub fn new_session() {
     // SAFETY: no memory is involved.
     unsafe { libc::setsid() };

@@ -114,6 +114,7 @@ pub async fn watch(client: &Client, mut deployment: Deployment) -> Result<Deploy
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),
     );
     spinner.enable_steady_tick(Duration::from_millis(120));
+    let mut tries = 0;
     while !deployment.state.is_over() {
         let doing = deployment.doing.clone();
         spinner.set_message(printable(doing.as_deref().unwrap_or("waiting")));
@@ -128,7 +129,8 @@ pub async fn watch(client: &Client, mut deployment: Deployment) -> Result<Deploy
         deployment = match client.get(&place).await {
             Ok(deployment) => deployment,
             // The control plane may be restarted while we wait.
-            Err(ClientError::Unreachable { .. } | ClientError::Broken(_)) => {
+            Err(ClientError::Unreachable { .. } | ClientError::Broken(_)) if tries < 150 => {
+                tries += 1;
                 tokio::time::sleep(Duration::from_millis(200)).await;
                 deployment
             }

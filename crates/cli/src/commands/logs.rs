@@ -49,7 +49,8 @@ pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
     let mut body = server.client()?.stream(&place).await?;
     let mut rest = Vec::new();
     while let Some(frame) = body.frame().await {
-        let Ok(frame) = frame else { break };
+        let frame = frame
+            .map_err(|error| CliError::failed(format!("the server's answer broke off: {error}")))?;
         if let Some(data) = frame.data_ref() {
             rest.extend_from_slice(data);
         }

@@ -90,6 +90,8 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         (Goal::Removed, _) => AppState::Removed,
         (_, Some(Serve::Targets | Serve::Static)) => AppState::Running,
         (_, Some(Serve::Down { .. })) => AppState::Failing,
+        // Nothing serves and nothing is on its way.
+        _ if app.active.is_none() && deploying.is_none() => AppState::Failing,
         (_, Some(Serve::Hold) | None) => AppState::Starting,
     };
     let message = match state {
@@ -219,7 +221,16 @@ pub fn redeploy_current(control: &Control, app: &store::App, kind: &str) -> Resu
         ApiError::conflict(format!("{} has no release that ever got healthy", app.name))
             .hint("deploy one")
     })?;
-    let deployment = control.store.redeploy(&app.name, release.release, kind)?;
+    if let Some(other) = control.store.under_way(&app.name)? {
+        return Err(ApiError::conflict(format!(
+            "deployment {} of {} is under way; this would undo it",
+            other.id, app.name
+        ))
+        .hint("wait until it is over, and try again"));
+    }
+    let deployment = control
+        .store
+        .redeploy(&app.name, release.release, kind, "rolling")?;
     control.wake.notify_one();
     Ok(to_wire(&deployment))
 }
@@ -316,6 +327,13 @@ pub async fn change_env(
         .sum();
     if total > spec::MAX_ENV {
         return Err(ApiError::bad("the environment would be over 64K"));
+    }
+    if let Some(other) = control.store.under_way(&app.name)? {
+        return Err(ApiError::conflict(format!(
+            "deployment {} of {} is under way; this would undo it",
+            other.id, app.name
+        ))
+        .hint("wait until it is over, and try again"));
     }
     control
         .store

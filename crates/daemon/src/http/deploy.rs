@@ -34,12 +34,17 @@ pub async fn has_tree(
     State(control): State<Arc<Control>>,
     Path(digest): Path<String>,
 ) -> Result<()> {
-    if tree(&control, &digest)?.is_dir() {
+    let folder = tree(&control, &digest)?;
+    if folder.is_dir() {
+        unpack::refresh(&folder);
         Ok(())
     } else {
         Err(ApiError::not_found("the server does not have this tree"))
     }
 }
+
+/// Uploads at once; more wait.
+static UPLOADS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(4);
 
 /// Uploads a tree as a gzipped tar; its content must have the digest. The same content is kept once.
 #[utoipa::path(put, path = "/v1/trees/{digest}", request_body(content = Vec<u8>, content_type = "application/gzip"), responses((status = 200), (status = 400, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem)))]
@@ -49,6 +54,11 @@ pub async fn upload(
     body: Body,
 ) -> Result<()> {
     tree(&control, &digest)?;
+    // Each holds a thread while it lasts, and disk and memory.
+    let _place = UPLOADS
+        .acquire()
+        .await
+        .map_err(|error| ApiError::new(503, error.to_string()))?;
     let stream = body.into_data_stream().map_err(std::io::Error::other);
     let (sender, receiver) = std::sync::mpsc::sync_channel(8);
     let trees = control.data_dir.join("trees");
@@ -139,10 +149,10 @@ pub async fn deploy(
         )));
     }
     let others = other_specs(&control, &name)?;
-    if let Some(conflict) = route::conflict(&others, &spec) {
+    if let Some(conflict) = conflict(&others, &spec) {
         return Err(ApiError::conflict(conflict));
     }
-    let mut warnings = waiting_routes(&others, &spec);
+    let mut warnings = waiting_routes(&others[0], &spec);
     let before = control.store.app(&name)?;
     let steps = if there {
         check_tree(&spec, &folder)?;
@@ -198,20 +208,30 @@ fn check_tree(spec: &AppSpec, tree: &std::path::Path) -> Result<()> {
     Ok(())
 }
 
-fn other_specs(control: &Control, name: &str) -> Result<BTreeMap<String, AppSpec>> {
-    let mut specs = BTreeMap::new();
+/// The specifications of every other app: the one that serves, and the one under way, which counts
+/// too, because two deployments at once must not win the same host.
+fn other_specs(control: &Control, name: &str) -> Result<Vec<BTreeMap<String, AppSpec>>> {
+    let mut serving = BTreeMap::new();
+    let mut under_way = BTreeMap::new();
     for app in control.store.apps()? {
-        if app.goal != Goal::Removed && app.name != name {
-            // One under way counts too: two first deployments must not win the same host.
-            for version in [control.store.under_way(&app.name)?, active(control, &app)?] {
-                let Some(deployment) = version else { continue };
-                if let Some(release) = control.store.release(&app.name, deployment.release)? {
-                    specs.insert(app.name.clone(), release.parse()?);
-                }
+        if app.goal == Goal::Removed || app.name == name {
+            continue;
+        }
+        for (version, specs) in [
+            (active(control, &app)?, &mut serving),
+            (control.store.under_way(&app.name)?, &mut under_way),
+        ] {
+            let Some(deployment) = version else { continue };
+            if let Some(release) = control.store.release(&app.name, deployment.release)? {
+                specs.insert(app.name.clone(), release.parse()?);
             }
         }
     }
-    Ok(specs)
+    Ok(vec![serving, under_way])
+}
+
+fn conflict(others: &[BTreeMap<String, AppSpec>], spec: &AppSpec) -> Option<String> {
+    others.iter().find_map(|specs| route::conflict(specs, spec))
 }
 
 fn active(control: &Control, app: &store::App) -> Result<Option<store::Deployment>> {
@@ -440,10 +460,18 @@ pub async fn rollback(
     };
     let spec = chosen.parse()?;
     let others = other_specs(&control, &name)?;
-    if let Some(conflict) = route::conflict(&others, &spec) {
+    if let Some(conflict) = conflict(&others, &spec) {
         return Err(ApiError::conflict(conflict));
     }
-    let deployment = control.store.redeploy(&name, chosen.number, "rollback")?;
+    let folder = tree(&control, &chosen.digest)?;
+    let must_build = chosen.built.is_none() && !builds::recipe(&spec, &folder).is_empty();
+    let state = if must_build { "building" } else { "rolling" };
+    let deployment = control
+        .store
+        .redeploy(&name, chosen.number, "rollback", state)?;
+    if must_build {
+        builds::start(&control, deployment.clone());
+    }
     control.wake.notify_one();
     Ok(Json(to_wire(&deployment)))
 }

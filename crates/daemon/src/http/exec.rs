@@ -20,6 +20,9 @@ use tokio::sync::mpsc;
 use super::{ApiError, Result, apps};
 use crate::Control;
 
+/// Sessions at once, on the whole server.
+static SESSIONS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(64);
+
 /// Runs a program in one of the app's instances. The answer is an upgrade to `hutong-exec` frames.
 #[utoipa::path(post, path = "/v1/apps/{app}/exec", request_body = ExecRequest, responses((status = 101), (status = 409, body = Problem)))]
 pub async fn exec(
@@ -28,6 +31,9 @@ pub async fn exec(
     mut request: Request,
 ) -> Result<Response> {
     let app = apps::find(&control, &name)?;
+    let place = SESSIONS
+        .try_acquire()
+        .map_err(|_| ApiError::new(503, "too many programs run beside apps already"))?;
     let upgrade = hyper::upgrade::on(&mut request);
     let Json(wanted) = Json::<ExecRequest>::from_request(request, &())
         .await
@@ -46,6 +52,7 @@ pub async fn exec(
         .await
         .map_err(|error| ApiError::new(500, error.to_string()))??;
     tokio::spawn(async move {
+        let _place = place;
         if let Ok(upgraded) = upgrade.await {
             session.run(TokioIo::new(upgraded)).await;
         }
@@ -158,31 +165,44 @@ fn resize(terminal: &OwnedFd, rows: u16, columns: u16) {
 }
 
 impl Session {
+    /// Until the program ends, or the caller goes; then the shim ends the program.
     async fn run(self, connection: TokioIo<hyper::upgrade::Upgraded>) {
         let (mut reader, mut writer) = tokio::io::split(connection);
         // Frames on their way out: bounded, so a program waits for a slow reader.
         let (frames, mut outgoing) = mpsc::channel::<Vec<u8>>(16);
+        let is_terminal = self.terminal.is_some();
+        // Threads of their own: sessions last, and must not starve the pool of the rest.
         let mut pumps = Vec::new();
         for (kind, file) in self.outputs {
             let frames = frames.clone();
-            pumps.push(tokio::task::spawn_blocking(move || {
-                pump(kind, file, &frames)
-            }));
+            let (done, finished) = tokio::sync::oneshot::channel();
+            std::thread::spawn(move || {
+                pump(kind, file, &frames);
+                let _ = done.send(());
+            });
+            pumps.push(finished);
         }
-        let line = self.line;
-        let ended = tokio::task::spawn_blocking(move || {
+        let (told, ended) = tokio::sync::oneshot::channel();
+        let Ok(line) = self.line.try_clone() else {
+            return;
+        };
+        std::thread::spawn(move || {
             let exit = match channel::receive::<Answer>(&line) {
                 Ok(Some((Answer::ExecEnded(exit), _))) => exit,
                 _ => Exit::Signal(9),
             };
-            let _ = line.shutdown(std::net::Shutdown::Both);
-            exit
+            let _ = told.send(exit);
         });
         tokio::spawn(async move {
             let exit = ended.await.unwrap_or(Exit::Signal(9));
-            // A terminal's output has no end of its own; what is left of it comes at once.
             for pump in pumps {
-                let _ = tokio::time::timeout(std::time::Duration::from_millis(500), pump).await;
+                if is_terminal {
+                    // Its output has no end of its own; what is left of it comes at once.
+                    let patience = std::time::Duration::from_millis(500);
+                    let _ = tokio::time::timeout(patience, pump).await;
+                } else {
+                    let _ = pump.await;
+                }
             }
             let _ = frames
                 .send(frame::encode(frame::EXIT, &last_frame(&exit)))
@@ -195,17 +215,16 @@ impl Session {
                     frame::INPUT if payload.is_empty() => input = None,
                     frame::INPUT => {
                         if let Some(file) = input.take() {
-                            let written =
-                                tokio::task::spawn_blocking(move || write_all(file, &payload));
-                            input = written.await.ok().flatten();
+                            input = write_elsewhere(file, payload).await;
                         }
                     }
                     frame::RESIZE => {
                         if let (Some(terminal), [a, b, c, d]) = (&terminal, payload.as_slice()) {
+                            let (rows, columns) = ([*a, *b], [*c, *d]);
                             resize(
                                 terminal,
-                                u16::from_be_bytes([*a, *b]),
-                                u16::from_be_bytes([*c, *d]),
+                                u16::from_be_bytes(rows),
+                                u16::from_be_bytes(columns),
                             );
                         }
                     }
@@ -227,7 +246,18 @@ impl Session {
             () = listen => {}
             () = &mut speak => {}
         }
+        // The shim sees the end of its line and kills what still runs.
+        let _ = self.line.shutdown(std::net::Shutdown::Both);
     }
+}
+
+/// A program that does not read its input holds up a thread of its own, nothing else.
+async fn write_elsewhere(file: File, payload: Vec<u8>) -> Option<File> {
+    let (done, written) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = done.send(write_all(file, &payload));
+    });
+    written.await.ok().flatten()
 }
 
 fn write_all(mut file: File, payload: &[u8]) -> Option<File> {

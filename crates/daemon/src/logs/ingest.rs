@@ -96,7 +96,7 @@ impl Logs {
                 let name = entry.file_name().into_string().ok()?;
                 name.strip_suffix(".a").map(str::to_owned)
             })
-            .filter(|name| !name.starts_with("access-"))
+            .filter(|name| !ids::is_access(name))
             .collect()
     }
 
@@ -108,6 +108,7 @@ impl Logs {
         let Some(source) = ingest.sources.get_mut(name) else {
             return Ok(false);
         };
+        let before = source.cursor;
         let records = match spool::read(&source.files, &mut source.cursor, BATCH) {
             Ok(records) => records,
             Err(error) => {
@@ -122,12 +123,17 @@ impl Logs {
         if records.is_empty() {
             return Ok(false);
         }
-        if name.starts_with("access-") {
-            self.keep_access(&records)?;
+        let kept = if ids::is_access(name) {
+            self.keep_access(&records)
         } else {
             let app = app_of(name);
             let lines = source.lines(name, &records);
-            self.append(app, "app", &lines)?;
+            self.append(app, "app", &lines)
+        };
+        if let Err(error) = kept {
+            // A full disk, most likely: the spool keeps them until there is room.
+            source.cursor = before;
+            return Err(error);
         }
         let cursor = serde_json::to_vec(&source.cursor)?;
         atomic_write(&self.spool.join(format!("{name}.cursor")), &cursor, 0o600)?;
@@ -179,8 +185,7 @@ impl Logs {
 }
 
 fn app_of(name: &str) -> &str {
-    let instance = name.strip_prefix("build-").unwrap_or(name);
-    ids::parse(instance).map_or(instance, |(app, _)| app)
+    ids::parse(name).map_or(name, |(app, _)| app)
 }
 
 fn open(folder: &Path, name: &str) -> std::io::Result<Source> {
@@ -206,7 +211,7 @@ fn open(folder: &Path, name: &str) -> std::io::Result<Source> {
 impl Source {
     fn lines(&mut self, name: &str, records: &[Record]) -> Vec<u8> {
         let mut lines = Vec::new();
-        let build = name.starts_with("build-");
+        let build = ids::is_build(name);
         for record in records {
             let text = String::from_utf8_lossy(&record.payload);
             let mut note = |message: &str| {

@@ -317,7 +317,7 @@ fn bind_api(warden: &Warden) -> Result<ApiListener, String> {
 
 /// Two files for each worker, control's own; the gateway only gets their descriptors.
 fn access_spool(warden: &Warden) -> Result<Vec<File>, String> {
-    let folder = warden.layout.control().join("spool");
+    let folder = warden.layout.spool();
     let control = warden.ids().map(|(control, _)| control);
     let mut files = Vec::new();
     for worker in 0..warden.config.workers {

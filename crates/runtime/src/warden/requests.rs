@@ -203,7 +203,10 @@ impl Warden {
         if !goes_on {
             trees::delete(&folder).map_err(failed)?;
             trees::make_owned(&folder, None, 0o700).map_err(failed)?;
-            trees::copy(&source, &folder.join("app"), owner).map_err(failed)?;
+            if let Err(error) = trees::copy(&source, &folder.join("app"), owner) {
+                let _ = trees::delete(&folder);
+                return Err(failed(error));
+            }
             trees::make_owned(&folder.join("home"), owner, 0o700).map_err(failed)?;
         }
         let mut mounts = host_mounts();
@@ -270,7 +273,6 @@ impl Warden {
         checked_instance(instance)?;
         let mut peers = vec![0, sys::effective_uid()];
         peers.extend(self.ids().map(|(control, _)| control));
-        peers.extend(self.ids().map(|(_, gateway)| gateway));
         Ok(Launch {
             instance: instance.to_owned(),
             hostname: app.to_owned(),
@@ -283,6 +285,7 @@ impl Warden {
             tmp_bytes: 64 << 20,
             seccomp: self.seccomp.clone(),
             peers,
+            socket_peers: self.ids().map(|(_, gateway)| gateway).into_iter().collect(),
             spool_bytes: SPOOL_BYTES,
             egress: None,
             without: Vec::new(),
@@ -350,15 +353,27 @@ impl Warden {
             control: self.ids().map(|(control, _)| control),
             network: connected,
         }
-        .run(
-            &launch,
-            record,
-            self.cgroups.all_caps().then_some(sandbox.limits),
-        )?;
+        .run(&launch, record, sandbox.limits)?;
         Ok(Answer::Done)
     }
 
-    /// Makes the way out, if it is not there, and takes an address on it.
+    /// Makes bridge, rules and resolver, if they are not there.
+    pub(super) fn ensure_egress(&self) -> Result<(), String> {
+        {
+            let mut network = lock(&self.network);
+            let mut fresh = Network::new(&self.layout.tag)?;
+            // Every time: a reload of the host's firewall flushes our rules too.
+            fresh.ensure()?;
+            *network = Some(fresh);
+        }
+        let mut children = lock(&self.children);
+        if !children.runs(Role::Resolver) {
+            children.start(self, Role::Resolver)?;
+        }
+        Ok(())
+    }
+
+    /// Takes an address on the way out.
     fn reserve_egress(&self) -> Result<u16, String> {
         if !self.root {
             return Err(
@@ -366,19 +381,7 @@ impl Warden {
                     .into(),
             );
         }
-        {
-            let mut network = lock(&self.network);
-            if network.is_none() {
-                let mut fresh = Network::new(&self.layout.tag)?;
-                fresh.ensure()?;
-                *network = Some(fresh);
-            }
-        }
-        let mut children = lock(&self.children);
-        if !children.runs(Role::Resolver) {
-            children.start(self, Role::Resolver)?;
-        }
-        drop(children);
+        self.ensure_egress()?;
         let mut starting = lock(&self.starting);
         let mut taken: Vec<u16> = self
             .instances

@@ -221,3 +221,41 @@ fn the_demo_checks_itself_and_leaves_nothing() {
     }
     assert!(!std::path::Path::new(&format!("/sys/class/net/ht{}", &tag[..6])).exists());
 }
+
+#[test]
+fn exec_loses_no_output_to_a_slow_reader_and_ends_with_its_caller() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    server.deploy(python_app("one", "", "1").path());
+    let mut child = server
+        .command(&["exec", "one", "--", "head", "-c", "3000000", "/dev/zero"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("hutong runs");
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    let mut all = Vec::new();
+    std::io::Read::read_to_end(&mut child.stdout.take().expect("piped"), &mut all).expect("read");
+    assert!(child.wait().expect("wait").success());
+    assert_eq!(all.len(), 3_000_000);
+    let mut child = server
+        .command(&["exec", "one", "--", "sleep", "4321"])
+        .spawn()
+        .expect("hutong runs");
+    let sleeping = || {
+        server.ok(&[
+            "exec",
+            "one",
+            "--",
+            "sh",
+            "-c",
+            "grep -l 4321 /proc/[0-9]*/cmdline || true",
+        ])
+    };
+    // The shell that looks has the number in its own command line.
+    eventually("it runs", 10, || sleeping().lines().count() > 1);
+    let _ = child.kill();
+    let _ = child.wait();
+    eventually("it is ended", 10, || sleeping().lines().count() <= 1);
+}

@@ -225,3 +225,81 @@ fn a_dry_run_says_what_would_be_done_and_does_nothing() {
     );
     assert_eq!(server.json(&["apps"]), serde_json::json!([]));
 }
+
+#[test]
+fn a_release_may_change_its_port_and_its_health_check() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    let app = python_app("moves", "", "m");
+    server.deploy(app.path());
+    let traffic = Traffic::start(&server.http, "moves.test", "/", 100, 4);
+    let toml = app.path().join("hutong.toml");
+    let text = std::fs::read_to_string(&toml).expect("read");
+    std::fs::write(
+        &toml,
+        format!("{text}\nport = 9099\n[health]\npath = \"/up\"\n"),
+    )
+    .expect("write");
+    server.deploy(app.path());
+    assert!(
+        get(&server.http, "moves.test", "/env")
+            .text()
+            .contains("\"PORT\": \"9099\"")
+    );
+    std::fs::write(
+        &toml,
+        format!("{text}\nport = 9099\n[health]\npath = \"/eval?x\"\n[timeouts]\nstart = \"1s\"\n"),
+    )
+    .expect("write");
+    let (_, said) = server.fails(&["deploy", &app.path().to_string_lossy()]);
+    assert!(said.contains("GET /eval?x answered 500"), "{said}");
+    let report = traffic.finish();
+    assert!(report.failed.is_empty(), "{report:?}");
+}
+
+#[test]
+fn a_single_writer_is_never_two_and_a_removed_app_forgets_its_domains() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    // Slow to end, and it marks when two of it live at once.
+    let program = "import os,signal,sys,time,http.server\nlock='/data/lock'\nif os.path.exists(lock): open('/data/twice','w').write('x')\nopen(lock,'w').write('x')\ndef end(*_):\n    time.sleep(0.7); os.remove(lock); os._exit(0)\nsignal.signal(signal.SIGTERM, end)\nclass H(http.server.BaseHTTPRequestHandler):\n    protocol_version='HTTP/1.1'\n    def log_message(*_): pass\n    def do_GET(s):\n        b=b'twice' if os.path.exists('/data/twice') else b'once'\n        s.send_response(200); s.send_header('Content-Length',str(len(b))); s.end_headers(); s.wfile.write(b)\nhttp.server.ThreadingHTTPServer(('127.0.0.1',int(os.environ['PORT'])),H).serve_forever()\n";
+    let toml = "name='solo'\ndomains=['solo.test']\ncommand=['python3','app.py']\ndata=true\n";
+    let app = hutong_testkit::server::app_folder(&[("hutong.toml", toml), ("app.py", program)]);
+    server.deploy(app.path());
+    server.ok(&["restart", "solo"]);
+    server.ok(&["stop", "solo"]);
+    server.ok(&["start", "solo"]);
+    eventually("it serves again", 20, || {
+        get(&server.http, "solo.test", "/").status == 200
+    });
+    assert_eq!(get(&server.http, "solo.test", "/").text(), "once");
+    server.ok(&["remove", "solo"]);
+    eventually("it is gone", 20, || {
+        get(&server.http, "solo.test", "/").status == 404
+    });
+    let heir = hutong_testkit::server::app_folder(&[
+        (
+            "hutong.toml",
+            "name='heir'\ndomains=['solo.test']\nstatic='.'",
+        ),
+        ("index.html", "heir"),
+    ]);
+    server.deploy(heir.path());
+    std::fs::write(
+        app.path().join("hutong.toml"),
+        toml.replace("['solo.test']", "['new.test']"),
+    )
+    .expect("write");
+    server.deploy(app.path());
+    assert_eq!(get(&server.http, "solo.test", "/").text(), "heir");
+    assert_eq!(get(&server.http, "solo.test", "/hutong.toml").status, 404);
+    assert_eq!(
+        get(&server.http, "new.test", "/").text(),
+        "once",
+        "with its old data"
+    );
+}

@@ -281,3 +281,50 @@ fn a_dead_instance_is_out_of_rotation_and_requests_find_the_other() {
         began.elapsed()
     );
 }
+
+/// A visitor who stalls in the middle of a body must not hold a connection that the next one gets.
+#[test]
+fn a_stalled_upload_and_an_h2c_upgrade_harm_nobody() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    let app = python_app("early", "", "e");
+    let path = app.path().join("app.py");
+    let text = std::fs::read_to_string(&path).expect("read");
+    // Answers before it has read the body, and keeps the connection.
+    let early = text.replace(
+        "        data = self.rfile.read(length)\n        self.answer(200, f\"{len(data)}\")",
+        "        self.answer(200, 'early')",
+    );
+    std::fs::write(&path, early).expect("write");
+    server.deploy(app.path());
+    let mut stalled = Vec::new();
+    for _ in 0..8 {
+        let mut stream = TcpStream::connect(&server.http).expect("connect");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .expect("time-out");
+        stream
+            .write_all(b"POST / HTTP/1.1\r\nHost: early.test\r\nContent-Length: 1000000\r\n\r\nx")
+            .expect("write");
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("an early answer");
+        stalled.push(stream);
+    }
+    for _ in 0..20 {
+        let began = Instant::now();
+        assert_eq!(get(&server.http, "early.test", "/").text(), "e");
+        assert!(
+            began.elapsed() < Duration::from_secs(3),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+    let headers = "Connection: Upgrade, HTTP2-Settings, Host\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAARAAAAAAAIAAAAA\r\n";
+    let answer = ask(&server.http, "early.test", "/headers", headers);
+    let seen = answer.text();
+    assert_eq!(answer.status, 200, "{seen}");
+    assert!(!seen.contains("\"upgrade\""), "{seen}");
+    assert!(seen.contains("\"host\": \"early.test\""), "{seen}");
+}

@@ -93,3 +93,30 @@ fn apps_outlive_a_killed_warden_and_are_found_again() {
         Some(1)
     );
 }
+
+/// An app older than its start time-out must not be taken for one that never got healthy.
+#[test]
+fn an_old_app_survives_restarts_of_control_gateway_and_warden() {
+    if !is_root() {
+        return;
+    }
+    let mut server = Server::start();
+    server.deploy(python_app("old", "[timeouts]\nstart = \"600ms\"", "o").path());
+    let before = server.app("old")["instances"][0]["id"].clone();
+    std::thread::sleep(Duration::from_millis(900));
+    for role in ["control", "gateway"] {
+        kill(&server, role);
+        std::thread::sleep(Duration::from_millis(800));
+        eventually("the API answers", 20, || {
+            server.run(&["apps"]).status.success()
+        });
+        assert_eq!(get(&server.http, "old.test", "/").text(), "o", "{role}");
+    }
+    let http = server.http.clone();
+    server.kill();
+    let data = std::mem::replace(&mut server.data, tempfile::tempdir().expect("tempdir"));
+    let again = Server::start_in(data, &["--http", &http]);
+    std::thread::sleep(Duration::from_millis(900));
+    assert_eq!(again.app("old")["instances"][0]["id"], before);
+    assert_eq!(get(&again.http, "old.test", "/").text(), "o");
+}

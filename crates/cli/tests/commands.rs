@@ -259,3 +259,44 @@ fn exec_loses_no_output_to_a_slow_reader_and_ends_with_its_caller() {
     let _ = child.wait();
     eventually("it is ended", 10, || sleeping().lines().count() <= 1);
 }
+
+/// Development mode: everything works for an ordinary user, and the missing walls are named.
+#[test]
+fn the_demo_works_for_an_ordinary_user_and_says_what_is_missing() {
+    if !is_root() {
+        return;
+    }
+    // A place, and a copy of the program, that this user can reach.
+    let folder = tempfile::Builder::new()
+        .prefix("hutong-user-")
+        .tempdir_in("/tmp")
+        .expect("tempdir");
+    let program = folder.path().join("hutong");
+    std::fs::copy(hutong_testkit::server::binary(), &program).expect("copy");
+    std::os::unix::fs::chown(folder.path(), Some(64321), Some(64321)).expect("chown");
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid=64321", "--regid=64321", "--clear-groups"])
+        .arg(&program)
+        .args(["demo", "--check", "--http", "127.0.0.1:0"])
+        .current_dir(folder.path())
+        .env("HOME", folder.path())
+        .env_remove("XDG_RUNTIME_DIR")
+        .output()
+        .expect("setpriv");
+    let said = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(output.status.success(), "{said}");
+    assert!(
+        said.contains("development mode") && said.contains("the wall `ids` is missing"),
+        "{said}"
+    );
+    assert_eq!(said.matches("ok   ").count(), 8, "{said}");
+    let left = std::fs::read_dir("/tmp").expect("/tmp").flatten();
+    let left: Vec<_> = left
+        .filter(|e| e.file_name().to_string_lossy().starts_with("hutong-64321-"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}

@@ -271,8 +271,11 @@ impl Warden {
         mounts: Vec<hutong_ipc::shim::Mount>,
     ) -> Result<Launch, String> {
         checked_instance(instance)?;
-        let mut peers = vec![0, sys::effective_uid()];
-        peers.extend(self.ids().map(|(control, _)| control));
+        // In development mode the shim lives in a user namespace that knows one id, ours, by the app's.
+        let peers = match self.ids() {
+            Some((control, _)) => vec![0, control],
+            None => vec![APP_UID],
+        };
         Ok(Launch {
             instance: instance.to_owned(),
             hostname: app.to_owned(),

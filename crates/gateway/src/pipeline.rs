@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hutong_ipc::gateway::Serve;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{REFERER, USER_AGENT};
+use hyper::header::{ACCEPT, HeaderMap, REFERER, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 
 use crate::access::{Entry, Log};
@@ -47,7 +47,11 @@ pub async fn handle(
     request: Request<Incoming>,
 ) -> Result<Response<Reply>, Infallible> {
     let mut entry = entry(visitor, &request);
-    let accept = request.headers().clone();
+    // Of its headers an error page needs one only.
+    let mut accept = HeaderMap::new();
+    if let Some(value) = request.headers().get(ACCEPT) {
+        accept.insert(ACCEPT, value.clone());
+    }
     let result = match sanity::check(&request) {
         Ok(wanted) => route(&worker, request, &wanted, &mut entry).await,
         Err(reason) => Err(Page {

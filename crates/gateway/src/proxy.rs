@@ -115,14 +115,16 @@ pub struct Upstream {
 impl Upstreams {
     fn get(&self, target: &Arc<Target>) -> Rc<Upstream> {
         let mut map = self.0.borrow_mut();
-        let upstream = map.entry(target.instance.clone()).or_insert_with(|| {
-            Rc::new(Upstream {
-                target: target.clone(),
-                line: tokio::sync::Mutex::new(None),
-                idle: RefCell::default(),
-            })
+        if let Some(known) = map.get(&target.instance) {
+            return known.clone();
+        }
+        let upstream = Rc::new(Upstream {
+            target: target.clone(),
+            line: tokio::sync::Mutex::new(None),
+            idle: RefCell::default(),
         });
-        upstream.clone()
+        map.insert(target.instance.clone(), upstream.clone());
+        upstream
     }
 
     /// Forgets targets that are not served any more, and connections idle for too long. Sockets of an

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hutong_ipc::gateway::{App as WireApp, Role, Serve, Snapshot};
@@ -141,7 +141,10 @@ impl App {
             .map(|target| {
                 let kept = known.get(target.instance.as_str()).map(|t| (*t).clone());
                 let fresh = || Arc::new(Target::new(target));
-                (target.role, kept.unwrap_or_else(fresh))
+                let kept = kept.unwrap_or_else(fresh);
+                let draining = target.role == Role::Draining;
+                kept.draining.store(draining, Ordering::SeqCst);
+                (target.role, kept)
             })
             .collect();
         let root = match &wire.serve {

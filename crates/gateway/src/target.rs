@@ -24,6 +24,8 @@ pub struct Target {
     pub healthy: AtomicBool,
     /// Its shim is gone: nothing will ever answer.
     pub gone: AtomicBool,
+    /// The table wants it to finish: its last request's end is news.
+    pub draining: AtomicBool,
     /// Requests under way, upgraded connections included.
     pub in_flight: AtomicUsize,
     /// It answered on ::1 and not on 127.0.0.1.
@@ -38,6 +40,7 @@ impl Target {
             health: wire.health.clone(),
             healthy: AtomicBool::new(false),
             gone: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             v6: AtomicBool::new(false),
         }
@@ -168,7 +171,8 @@ pub struct InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        if self.target.in_flight.fetch_sub(1, Ordering::SeqCst) == 1 {
+        let last = self.target.in_flight.fetch_sub(1, Ordering::SeqCst) == 1;
+        if last && self.target.draining.load(Ordering::SeqCst) {
             self.shared.drained.notify_one();
         }
     }

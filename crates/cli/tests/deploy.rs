@@ -31,6 +31,10 @@ fn rolling_deploy_and_rollback_lose_no_request_under_load() {
     server.ok(&["rollback", "roll"]);
     assert_eq!(get(&server.http, "roll.test", "/").text(), "release-one");
     server.ok(&["restart", "roll"]);
+    for _ in 0..3 {
+        server.ok(&["rollback", "roll", "2"]);
+        server.ok(&["rollback", "roll", "1"]);
+    }
     let report = traffic.finish();
     assert!(report.failed.is_empty(), "{report:?}");
     assert!(

@@ -19,6 +19,23 @@ use crate::table::Table;
 /// Events on their way to control; what does not fit is told when it asks again.
 const MAX_EVENTS: usize = 1024;
 
+/// Reads the snapshot file and makes it the table of all workers; its version.
+pub fn load(shared: &Shared) -> Result<u64, String> {
+    let path = shared.data_dir.join("gateway").join("snapshot.json");
+    let text = match std::fs::read(&path) {
+        // A new server: nothing was published yet.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
+        other => other.map_err(|error| format!("{}: {error}", path.display()))?,
+    };
+    let snapshot: Snapshot =
+        serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
+    let version = snapshot.version;
+    let table = Table::build(snapshot, &shared.table.load(), &shared.data_dir);
+    shared.table.store(Arc::new(table));
+    shared.version.send_replace(version);
+    Ok(version)
+}
+
 /// Runs until SIGTERM.
 pub async fn run(shared: Arc<Shared>, listener: UnixListener) -> Result<(), String> {
     let failed = |error: io::Error| error.to_string();
@@ -34,8 +51,7 @@ pub async fn run(shared: Arc<Shared>, listener: UnixListener) -> Result<(), Stri
         input: Vec::new(),
         drained: Vec::new(),
     };
-    // A gateway that was restarted serves at once what the one before it served.
-    let _ = line.load();
+    line.probes.follow(&line.shared.table.load());
     let shared = line.shared.clone();
     loop {
         tokio::select! {
@@ -135,20 +151,8 @@ impl ControlLine {
         }
     }
 
-    /// Reads the snapshot file and makes it the table of all workers.
     fn load(&mut self) -> Result<u64, String> {
-        let path = self.shared.data_dir.join("gateway").join("snapshot.json");
-        let text = match std::fs::read(&path) {
-            // A new server: nothing was published yet.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-            other => other.map_err(|error| format!("{}: {error}", path.display()))?,
-        };
-        let snapshot: Snapshot = serde_json::from_slice(&text)
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        let version = snapshot.version;
-        let table = Table::build(snapshot, &self.shared.table.load(), &self.shared.data_dir);
-        self.shared.table.store(Arc::new(table));
-        self.shared.version.send_replace(version);
+        let version = load(&self.shared)?;
         self.probes.follow(&self.shared.table.load());
         Ok(version)
     }

@@ -81,6 +81,8 @@ pub fn main(
         run_dir: setup.run_dir.into(),
         control_uid: setup.control_uid,
     });
+    // A gateway that was restarted serves what the one before it served, from its first connection on.
+    let _ = control_line::load(&shared);
     let mut workers = Vec::new();
     for (index, (listener, spool)) in listeners.into_iter().zip(spools).enumerate() {
         let shared = shared.clone();

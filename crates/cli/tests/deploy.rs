@@ -21,7 +21,7 @@ fn rolling_deploy_and_rollback_lose_no_request_under_load() {
     let server = Server::start();
     let app = python_app("roll", "instances = 2", "release-one");
     server.deploy(app.path());
-    let traffic = Traffic::start(&server.http, "roll.test", "/", 200, 8);
+    let traffic = Traffic::start(&server.http, "roll.test", "/", 200, 40);
     eventually("traffic is answered", 10, || {
         get(&server.http, "roll.test", "/").status == 200
     });
@@ -63,7 +63,7 @@ fn a_recreate_app_waits_and_loses_no_request_and_keeps_its_data() {
     let app = python_app("data", "data = true", "one");
     server.deploy(app.path());
     assert_eq!(get(&server.http, "data.test", "/count").text(), "1");
-    let traffic = Traffic::start(&server.http, "data.test", "/", 200, 8);
+    let traffic = Traffic::start(&server.http, "data.test", "/", 200, 40);
     change(app.path(), "\"one\"", "\"two\"");
     server.deploy(app.path());
     server.ok(&["rollback", "data"]);

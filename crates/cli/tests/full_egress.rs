@@ -7,6 +7,9 @@ use hutong_testkit::server::{Server, python_app};
 use hutong_testkit::visitor::{escape, get};
 use hutong_testkit::{eventually, is_root};
 
+/// One world at a time: its names are fixed, so that what a killed test left is found.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
 const NAMESPACE: &str = "hutong-test-net";
 const OUTER: &str = "htest0";
 /// A documentation address (RFC 5737) plays the internet.
@@ -27,10 +30,14 @@ fn ip(arguments: &[&str]) -> bool {
 }
 
 /// A namespace with a host that has all the addresses and answers on port 8000.
-struct World(Child);
+struct World(
+    Child,
+    #[allow(dead_code)] std::sync::MutexGuard<'static, ()>,
+);
 
 impl World {
     fn new() -> Self {
+        let turn = TURN.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         Self::clean();
         assert!(ip(&["netns", "add", NAMESPACE]));
         assert!(ip(&[
@@ -85,7 +92,7 @@ impl World {
             .stderr(Stdio::null())
             .spawn()
             .expect("a server");
-        World(server)
+        World(server, turn)
     }
 
     fn clean() {
@@ -171,4 +178,48 @@ fn only_the_internet_is_reached_and_only_by_those_who_ask() {
         .cloned()
         .expect("a resolver");
     assert_ne!(resolver["uid"], 0);
+}
+
+/// A company's mirror or proxy lies on a private address: builds reach it, the app itself does not.
+#[test]
+fn builds_reach_the_mirror_of_the_server_file_and_apps_do_not() {
+    if !is_root() {
+        return;
+    }
+    let _world = World::new();
+    let folder = tempfile::tempdir().expect("tempdir");
+    let config = folder.path().join("server.toml");
+    let mirror = FORBIDDEN[2];
+    std::fs::write(
+        &config,
+        format!("[build]\nproxy = 'http://{mirror}:8000'\n"),
+    )
+    .expect("write");
+    let server = Server::start_with(&["--config", &config.to_string_lossy()]);
+    eventually("the mirror answers", 10, || from_host(mirror, 8000));
+    let fetch = format!(
+        "import os,socket; socket.create_connection(('{mirror}',8000),3); assert os.environ['HTTPS_PROXY']; open('fetched','w').write('yes')"
+    );
+    let more = format!(
+        "egress = \"internet\"\n[build]\nnetwork = true\ncommand = [\"python3\", \"-c\", \"{fetch}\"]"
+    );
+    server.deploy(python_app("behind", &more, "b").path());
+    let inside = |source: &str| {
+        let path = format!("/eval?{}", escape(source));
+        get(&server.http, "behind.test", &path).text()
+    };
+    assert_eq!(inside("result=open('/app/fetched').read()"), "yes");
+    let got = inside(&reach(mirror, 8000));
+    assert!(
+        got.contains("timed out") || got.contains("unreachable"),
+        "{got}"
+    );
+    let refused = format!(
+        "import socket; socket.create_connection(('{}',8000),3)",
+        FORBIDDEN[0]
+    );
+    let more = format!("[build]\nnetwork = true\ncommand = [\"python3\", \"-c\", \"{refused}\"]");
+    let nosy = python_app("nosy", &more, "n");
+    let (_, said) = server.fails(&["deploy", &nosy.path().to_string_lossy()]);
+    assert!(said.contains("the build"), "{said}");
 }

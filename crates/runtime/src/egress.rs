@@ -12,7 +12,10 @@ use hutong_ipc::shim::Egress;
 /// The bridge's network: a /20, 4,093 instances.
 const PREFIX: u8 = 20;
 const FIRST_INSTANCE: u16 = 2;
-const LAST_INSTANCE: u16 = 4093;
+const LAST_INSTANCE: u16 = 3999;
+/// Builds have places of their own, because they may reach the owner's mirrors and proxy.
+const FIRST_BUILD: u16 = 4000;
+const LAST_BUILD: u16 = 4093;
 
 /// What no app may reach (RFC 6890 and Alibaba's metadata address, which lies in 100.64.0.0/10).
 const FORBIDDEN: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
@@ -23,17 +26,23 @@ pub struct Network {
     table: String,
     /// The bridge's own address; the network is its /20.
     gateway: Ipv4Addr,
+    /// Mirrors and proxy that the server file names; builds reach them wherever they are.
+    build_hosts: Vec<SocketAddr>,
     ip: PathBuf,
     nft: PathBuf,
 }
 
 impl Network {
     /// Finds the tools; makes nothing yet.
-    pub fn new(tag: &str) -> Result<Self, String> {
+    pub fn new(tag: &str, build_urls: &[&str]) -> Result<Self, String> {
         Ok(Network {
             bridge: format!("ht{}", &tag[..6]),
             table: format!("hutong_{tag}"),
             gateway: Ipv4Addr::UNSPECIFIED,
+            build_hosts: build_urls
+                .iter()
+                .flat_map(|url| addresses_of(url))
+                .collect(),
             ip: tool("ip", "iproute2")?,
             nft: tool("nft", "nftables")?,
         })
@@ -84,6 +93,19 @@ impl Network {
 
     fn rules(&self) -> String {
         let (table, bridge, gateway) = (&self.table, &self.bridge, self.gateway);
+        let base = u32::from(gateway) & !0xfff;
+        let place = |index: u16| Ipv4Addr::from(base + u32::from(index));
+        let (first, last) = (place(FIRST_BUILD), place(LAST_BUILD));
+        let builds: Vec<String> = self
+            .build_hosts
+            .iter()
+            .filter(|host| host.is_ipv4())
+            .map(|host| {
+                let (address, port) = (host.ip(), host.port());
+                format!("iifname \"{bridge}\" ip saddr {first}-{last} ip daddr {address} tcp dport {port} accept")
+            })
+            .collect();
+        let builds = builds.join("\n    ");
         // Where the host forwards nothing else, our switching it on for the uplink must not make it a
         // router for the uplink's neighbours.
         let forwards = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward");
@@ -108,6 +130,7 @@ table inet {table} {{
     type filter hook forward priority -10; policy accept;
     iifname "{bridge}" meta nfproto ipv6 drop
     iifname "{bridge}" ip saddr != {network} drop
+    {builds}
     iifname "{bridge}" ip daddr {{ {FORBIDDEN} }} drop
     iifname "{bridge}" oifname "{bridge}" drop
     iifname "{bridge}" accept
@@ -140,8 +163,13 @@ table inet {table} {{
         }
     }
 
-    pub fn free_index(taken: &[u16]) -> Result<u16, String> {
-        (FIRST_INSTANCE..=LAST_INSTANCE)
+    pub fn free_index(taken: &[u16], build: bool) -> Result<u16, String> {
+        let mut places = if build {
+            FIRST_BUILD..=LAST_BUILD
+        } else {
+            FIRST_INSTANCE..=LAST_INSTANCE
+        };
+        places
             .find(|index| !taken.contains(index))
             .ok_or_else(|| "no address is left on the egress network".into())
     }
@@ -220,6 +248,23 @@ table inet {table} {{
     }
 }
 
+/// The addresses of a URL's host (`http://user@host:port/path`), as this host resolves it now.
+fn addresses_of(url: &str) -> Vec<SocketAddr> {
+    use std::net::ToSocketAddrs;
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    let with_port = match host.rsplit_once(':') {
+        Some((_, port)) if port.parse::<u16>().is_ok() => host.to_owned(),
+        _ if scheme == "https" => format!("{host}:443"),
+        _ => format!("{host}:80"),
+    };
+    with_port
+        .to_socket_addrs()
+        .map(Iterator::collect)
+        .unwrap_or_default()
+}
+
 /// A program of the system's own folders; `PATH` is not asked.
 pub fn tool(name: &str, package: &str) -> Result<PathBuf, String> {
     ["/usr/sbin", "/sbin", "/usr/bin", "/bin"]
@@ -274,6 +319,21 @@ pub fn upstreams() -> Vec<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_host_of_a_url_is_found() {
+        let one = |url| addresses_of(url).first().map(ToString::to_string);
+        assert_eq!(
+            one("http://10.0.0.1:3128").as_deref(),
+            Some("10.0.0.1:3128")
+        );
+        assert_eq!(
+            one("https://u:p@10.0.0.1/simple").as_deref(),
+            Some("10.0.0.1:443")
+        );
+        assert_eq!(one("http://10.0.0.1/x?y").as_deref(), Some("10.0.0.1:80"));
+        assert_eq!(one("not a url"), None);
+    }
 
     #[test]
     fn routes_of_the_kernel_are_read() {

@@ -309,7 +309,7 @@ impl Warden {
             set_file(&mut launch, "/etc/resolv.conf", host);
         }
         let index = (sandbox.egress && !shares_network)
-            .then(|| self.reserve_egress())
+            .then(|| self.reserve_egress(sandbox.build))
             .transpose()?;
         let result = self.launch_connected(launch, sandbox, index);
         if let Some(index) = index {
@@ -364,7 +364,10 @@ impl Warden {
     pub(super) fn ensure_egress(&self) -> Result<(), String> {
         {
             let mut network = lock(&self.network);
-            let mut fresh = Network::new(&self.layout.tag)?;
+            let settings = &self.config.settings;
+            let urls = [&settings.pip_index, &settings.npm_registry, &settings.proxy];
+            let urls: Vec<&str> = urls.into_iter().flatten().map(String::as_str).collect();
+            let mut fresh = Network::new(&self.layout.tag, &urls)?;
             // Every time: a reload of the host's firewall flushes our rules too.
             fresh.ensure()?;
             *network = Some(fresh);
@@ -377,7 +380,7 @@ impl Warden {
     }
 
     /// Takes an address on the way out.
-    fn reserve_egress(&self) -> Result<u16, String> {
+    fn reserve_egress(&self, build: bool) -> Result<u16, String> {
         if !self.root {
             return Err(
                 "egress = \"internet\" needs `hutong serve` as root: an ordinary user may not make bridges"
@@ -393,7 +396,7 @@ impl Warden {
             .filter_map(|r| r.egress)
             .collect();
         taken.extend(starting.iter());
-        let index = Network::free_index(&taken)?;
+        let index = Network::free_index(&taken, build)?;
         starting.push(index);
         Ok(index)
     }

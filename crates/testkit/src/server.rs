@@ -193,6 +193,25 @@ impl Server {
         found.cloned().unwrap_or(Value::Null)
     }
 
+    /// Pid of one of our processes: `warden`, `control`, `gateway`.
+    pub fn role(&self, role: &str) -> u32 {
+        self.find_process(|process| process["role"] == role)
+    }
+
+    /// Pid of the shim of an app's (first) instance.
+    pub fn shim_of(&self, app: &str) -> u32 {
+        self.find_process(|process| process["role"] == "shim" && process["app"] == app)
+    }
+
+    fn find_process(&self, wanted: impl Fn(&Value) -> bool) -> u32 {
+        let system = self.json(&["system"]);
+        let list = system.as_array().expect("a list");
+        let found = list.iter().find(|process| wanted(process));
+        let pid = found.and_then(|process| process["pid"].as_u64());
+        let pid = pid.unwrap_or_else(|| panic!("no such process in {system}"));
+        pid.try_into().expect("a pid")
+    }
+
     /// SIGTERM to the warden, and its end.
     pub fn stop(&mut self) {
         let pid = rustix::process::Pid::from_child(&self.child);
@@ -224,6 +243,14 @@ impl Drop for Server {
             self.stop();
         }
     }
+}
+
+/// Pids of a process's children.
+pub fn children_of(pid: u32) -> Vec<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let text = text.unwrap_or_default();
+    let pids = text.split_ascii_whitespace();
+    pids.filter_map(|pid| pid.parse().ok()).collect()
 }
 
 /// A folder with an app: `files` are (path, content).

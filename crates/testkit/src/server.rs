@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -32,6 +32,7 @@ pub struct Server {
     /// IP:PORT of the gateway.
     pub http: String,
     pub messages: Vec<String>,
+    said: Arc<Mutex<Vec<String>>>,
     env: Vec<(String, PathBuf)>,
     run_dir: PathBuf,
     binary: PathBuf,
@@ -87,9 +88,14 @@ impl Server {
             .expect("the server starts");
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let (lines, heard) = mpsc::channel();
+        let all = Arc::new(Mutex::new(Vec::new()));
+        let keep = all.clone();
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
                 eprintln!("[server] {line}");
+                keep.lock()
+                    .expect("no panic while locked")
+                    .push(line.clone());
                 let _ = lines.send(line);
             }
         });
@@ -112,6 +118,7 @@ impl Server {
             api: said["api"].clone(),
             http: said["http"].clone(),
             messages,
+            said: all,
             binary: binary.to_owned(),
             run_dir: said["api"]
                 .strip_prefix("unix:")
@@ -191,6 +198,11 @@ impl Server {
         let list = apps.as_array().expect("a list");
         let found = list.iter().find(|app| app["name"] == name);
         found.cloned().unwrap_or(Value::Null)
+    }
+
+    /// Every line that the server's processes have written so far.
+    pub fn heard(&self) -> Vec<String> {
+        self.said.lock().expect("no panic while locked").clone()
     }
 
     /// Pid of one of our processes: `warden`, `control`, `gateway`.

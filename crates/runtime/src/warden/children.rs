@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -332,6 +332,11 @@ fn access_spool(warden: &Warden) -> Result<Vec<File>, String> {
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&path)
                 .map_err(failed)?;
+            // The folder is control's: what lies there may be another name of somebody else's file.
+            let found = file.metadata().map_err(failed)?;
+            if !found.is_file() || found.nlink() != 1 {
+                return Err(format!("{}: not a file of its own", path.display()));
+            }
             if let Some(uid) = control {
                 fchown(&file, Some(uid), Some(uid)).map_err(failed)?;
             }

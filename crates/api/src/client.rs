@@ -84,6 +84,10 @@ pub struct Client {
     token: Option<String>,
 }
 
+/// How often, and how fast, a question is asked again whose connection broke.
+const RETRIES: usize = 25;
+const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+
 impl Client {
     pub fn new(address: Address, token: Option<String>) -> Self {
         Client { address, token }
@@ -93,8 +97,18 @@ impl Client {
         &self.address
     }
 
+    /// Asks again when the connection broke: the control plane may be restarted at any time.
     pub async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
-        self.json(Method::GET, path, None::<&()>).await
+        let mut broke = 0;
+        loop {
+            match self.json(Method::GET, path, None::<&()>).await {
+                Err(ClientError::Broken(_)) if broke < RETRIES => {}
+                Err(ClientError::Unreachable { .. }) if (1..RETRIES).contains(&broke) => {}
+                other => return other,
+            }
+            broke += 1;
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
     }
 
     pub async fn post<Q: Serialize, A: DeserializeOwned>(

@@ -83,6 +83,8 @@ enum Command {
     Exec(verbs::exec::Args),
     /// Show our own processes: role, pid, uid, memory
     System,
+    /// Replace the running server by the program installed in its place; apps run on, no request is lost
+    Upgrade,
     /// Show the versions of this program and of the server
     Version,
     /// Print completions for a shell
@@ -153,6 +155,7 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Env(verb) => server.block_on(verbs::env::run(verb, &server))?,
         Command::Exec(args) => return server.block_on(verbs::exec::run(&args, &server)),
         Command::System => server.block_on(verbs::system::run(&server))?,
+        Command::Upgrade => server.block_on(verbs::upgrade::run(&server))?,
         Command::Version => server.block_on(verbs::version::run(&server))?,
     }
     done

@@ -5,19 +5,13 @@ use std::path::{Path, PathBuf};
 
 use hutong_testkit::server::{Server, app_folder, python_app};
 use hutong_testkit::visitor::get;
-use hutong_testkit::{eventually, is_root};
-use rustix::process::{Pid, Signal, kill_process};
+use hutong_testkit::{eventually, is_root, kill};
 
 fn tree_of(server: &Server, app: &str) -> PathBuf {
     let releases = server.json(&["releases", app]);
     let digest = releases[0]["digest"].as_str().expect("a digest");
     let digest = digest.trim_start_matches("sha256:");
     server.data.path().join("trees").join(digest)
-}
-
-fn kill(pid: u32) {
-    let pid = Pid::from_raw(pid as i32).expect("positive");
-    kill_process(pid, Signal::KILL).expect("kill");
 }
 
 #[test]
@@ -69,7 +63,7 @@ fn a_spool_replaced_by_a_link_gives_no_file_away() {
     let server = Server::start();
     server.deploy(python_app("one", "", "1").path());
     let treasure = tempfile::NamedTempFile::new_in(server.data.path()).expect("a file of root's");
-    let spool = server.data.path().join("spool/access-0.a");
+    let spool = server.data.path().join("spool/access-0-0.a");
     for hard in [false, true] {
         std::fs::remove_file(&spool).expect("unlink");
         if hard {

@@ -30,8 +30,9 @@ pub fn is_build(name: &str) -> bool {
 
 /// Whether a spool's name is that of a gateway worker's access records; no instance has such an id.
 pub fn is_access(name: &str) -> bool {
-    let worker = name.strip_prefix("access-");
-    worker.is_some_and(|n| !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit()))
+    let numbers = name.strip_prefix("access-").and_then(|n| n.split_once('-'));
+    let is_number = |n: &str| !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit());
+    numbers.is_some_and(|(slot, worker)| is_number(slot) && is_number(worker))
 }
 
 #[cfg(test)]
@@ -45,6 +46,6 @@ mod tests {
         assert!(hutong_core::name::is_instance_id(&id));
         assert_eq!(parse("x"), None);
         assert!(is_build(&build_step("a", 1, 0)) && !is_build(&id));
-        assert!(is_access("access-0") && !is_access(&instance("access-0", 1)));
+        assert!(is_access("access-0-1") && !is_access(&instance("access-0", 1)));
     }
 }

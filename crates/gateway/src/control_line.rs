@@ -36,12 +36,22 @@ pub fn load(shared: &Shared) -> Result<u64, String> {
     Ok(version)
 }
 
-/// Runs until SIGTERM.
-pub async fn run(shared: Arc<Shared>, listener: UnixListener) -> Result<(), String> {
+/// Why the line ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// SIGTERM.
+    Told,
+    /// SIGUSR1: another gateway serves from the same sockets.
+    Replaced,
+}
+
+/// Runs until SIGTERM or SIGUSR1.
+pub async fn run(shared: Arc<Shared>, listener: UnixListener) -> Result<End, String> {
     let failed = |error: io::Error| error.to_string();
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let mut replaced = signal(SignalKind::user_defined1()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let (events, mut heard) = tokio::sync::mpsc::channel(MAX_EVENTS);
     let mut line = ControlLine {
@@ -55,7 +65,8 @@ pub async fn run(shared: Arc<Shared>, listener: UnixListener) -> Result<(), Stri
     let shared = line.shared.clone();
     loop {
         tokio::select! {
-            _ = terminate.recv() => return Ok(()),
+            _ = terminate.recv() => return Ok(End::Told),
+            _ = replaced.recv() => return Ok(End::Replaced),
             _ = interrupt.recv() => {}
             Ok((stream, _)) = listener.accept() => line.greet(stream).await,
             Some(event) = heard.recv() => line.say(&event).await,
@@ -66,6 +77,16 @@ pub async fn run(shared: Arc<Shared>, listener: UnixListener) -> Result<(), Stri
                 }
             }
         }
+    }
+}
+
+/// SIGTERM.
+pub async fn terminated() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut signal) => {
+            signal.recv().await;
+        }
+        Err(_) => std::future::pending().await,
     }
 }
 

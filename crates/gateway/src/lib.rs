@@ -20,11 +20,14 @@ mod upgrade;
 mod worker;
 
 use std::fs::File;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use hutong_ipc::channel;
@@ -34,6 +37,20 @@ use tokio::sync::{Notify, watch};
 
 use table::Table;
 
+/// A gateway's life, as its workers see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
+enum Phase {
+    Serving,
+    /// Another gateway took our sockets over: nothing new is accepted, and each connection is closed
+    /// with the next answer it gets. An idle one stays open: its visitor may be about to ask.
+    Draining,
+    /// Idle connections are closed, requests under way have a few seconds.
+    Ending,
+}
+
+/// How long a replaced gateway waits for its visitors.
+const DRAIN: Duration = Duration::from_secs(30);
+
 /// What all threads share.
 struct Shared {
     table: ArcSwap<Table>,
@@ -41,7 +58,9 @@ struct Shared {
     version: watch::Sender<u64>,
     /// Poked when a draining target may have finished.
     drained: Notify,
-    ending: watch::Sender<bool>,
+    phase: watch::Sender<Phase>,
+    /// Not serving any more, for every request to see without a lock.
+    closing: AtomicBool,
     data_dir: PathBuf,
     run_dir: PathBuf,
     control_uid: u32,
@@ -50,7 +69,7 @@ struct Shared {
 /// The process's main. `line` is its standard input; `drop_privileges` is called with (uid, gid)
 /// before any thread is started.
 pub fn main(
-    line: &UnixStream,
+    mut line: &UnixStream,
     drop_privileges: impl FnOnce(u32, u32) -> std::io::Result<()>,
 ) -> Result<(), String> {
     let (setup, fds): (GatewaySetup, Vec<OwnedFd>) = channel::receive(line)
@@ -76,7 +95,8 @@ pub fn main(
         table: ArcSwap::from_pointee(Table::default()),
         version: watch::channel(0).0,
         drained: Notify::new(),
-        ending: watch::channel(false).0,
+        phase: watch::channel(Phase::Serving).0,
+        closing: AtomicBool::new(false),
         data_dir: setup.data_dir.into(),
         run_dir: setup.run_dir.into(),
         control_uid: setup.control_uid,
@@ -94,8 +114,27 @@ pub fn main(
     }
     let runtime = runtime()?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, control_line::run(shared.clone(), control))?;
-    shared.ending.send_replace(true);
+    // The warden waits for this where a gateway before us is to be told to finish.
+    let _ = line.write_all(&[1]);
+    let end = local.block_on(&runtime, control_line::run(shared.clone(), control))?;
+    if end == control_line::End::Replaced {
+        shared.closing.store(true, Ordering::Relaxed);
+        shared.phase.send_replace(Phase::Draining);
+        runtime.block_on(async {
+            let quiet = async {
+                while workers.iter().any(|worker| !worker.is_finished()) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            tokio::select! {
+                () = quiet => {}
+                () = tokio::time::sleep(DRAIN) => {}
+                () = control_line::terminated() => {}
+            }
+        });
+    }
+    shared.closing.store(true, Ordering::Relaxed);
+    shared.phase.send_replace(Phase::Ending);
     for worker in workers {
         let _ = worker.join();
     }

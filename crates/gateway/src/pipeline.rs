@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use hutong_ipc::gateway::Serve;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
-use hyper::header::{ACCEPT, HeaderMap, REFERER, USER_AGENT};
+use hyper::header::{ACCEPT, CONNECTION, HeaderMap, HeaderValue, REFERER, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 
 use crate::access::{Entry, Log};
@@ -60,7 +60,13 @@ pub async fn handle(
         }),
     };
     let answer = result.unwrap_or_else(|page| Answer::plain(page.render(&accept)));
-    Ok(answer.recorded(entry, &worker.log))
+    let mut response = answer.recorded(entry, &worker.log);
+    let closing = worker.shared.closing.load(Ordering::Relaxed);
+    if closing && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(CONNECTION, close);
+    }
+    Ok(response)
 }
 
 fn entry(visitor: IpAddr, request: &Request<Incoming>) -> Entry {

@@ -16,7 +16,7 @@ use tokio::task::LocalSet;
 use crate::access::{Log, TICK};
 use crate::pipeline::{self, Worker};
 use crate::proxy::Upstreams;
-use crate::{Shared, runtime};
+use crate::{Phase, Shared, runtime};
 
 /// Visitors' connections per worker; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16384;
@@ -47,7 +47,7 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, spool: Writer) {
     });
     tokio::task::spawn_local(housekeeping(worker.clone()));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let mut ending = shared.ending.subscribe();
+    let mut phase = shared.phase.subscribe();
     loop {
         let Ok(place) = places.clone().acquire_owned().await else {
             return;
@@ -55,27 +55,34 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, spool: Writer) {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
-                    let (worker, ending) = (worker.clone(), shared.ending.subscribe());
+                    let (worker, phase) = (worker.clone(), shared.phase.subscribe());
                     tokio::task::spawn_local(async move {
-                        connection(worker, stream, ending).await;
+                        connection(worker, stream, phase).await;
                         drop(place);
                     });
                 }
                 // Out of descriptors, most likely: those that end free some.
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             },
-            _ = ending.wait_for(|ending| *ending) => break,
+            _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
         }
     }
-    let all = places.acquire_many(MAX_CONNECTIONS as u32);
-    let _ = tokio::time::timeout(LAST_WORDS, all).await;
+    drop(listener);
+    let last = async {
+        let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    tokio::select! {
+        _ = places.acquire_many(MAX_CONNECTIONS as u32) => {}
+        () = last => {}
+    }
     worker.log.flush();
 }
 
 async fn connection(
     worker: Rc<Worker>,
     stream: TcpStream,
-    mut ending: tokio::sync::watch::Receiver<bool>,
+    mut phase: tokio::sync::watch::Receiver<Phase>,
 ) {
     let Ok(peer) = stream.peer_addr() else { return };
     let _ = stream.set_nodelay(true);
@@ -90,7 +97,7 @@ async fn connection(
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => {}
-        _ = ending.wait_for(|ending| *ending) => {
+        _ = phase.wait_for(|phase| *phase == Phase::Ending) => {
             connection.as_mut().graceful_shutdown();
             let _ = connection.await;
         }

@@ -75,6 +75,8 @@ pub enum Request {
     /// Our own processes.
     System,
     Doctor,
+    /// The warden replaces itself by the program that now lies where its own was.
+    Upgrade,
     /// Deletes a built tree.
     DropBuilt {
         app: String,

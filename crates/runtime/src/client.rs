@@ -146,6 +146,10 @@ impl WardenClient {
         }
     }
 
+    pub fn upgrade(&self) -> Result<(), DriverError> {
+        self.done(&Request::Upgrade)
+    }
+
     pub fn doctor(&self) -> Result<Vec<Wanted>, DriverError> {
         match self.ask(&Request::Doctor)? {
             Answer::Doctor(list) => Ok(list),

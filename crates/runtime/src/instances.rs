@@ -26,6 +26,9 @@ pub struct Record {
     pub egress: Option<u16>,
     /// Which server started it; see [`Instances::end_strangers`].
     pub server: u64,
+    /// Its program was executed. Without it, the warden that launched it was killed on the way.
+    #[serde(default)]
+    pub launched: bool,
 }
 
 pub struct Instances {
@@ -48,6 +51,16 @@ impl Instances {
 
     pub fn server(&self) -> u64 {
         self.server
+    }
+
+    /// Ends launches that a killed warden left half-way: nobody goes on with them.
+    pub fn end_unfinished(&self) {
+        for record in self.all() {
+            if !record.launched {
+                self.kill(&record.instance);
+                self.clean_up(&record.instance, Some(&record));
+            }
+        }
     }
 
     /// Ends what a server with another state left at this place: its data folder was deleted while its

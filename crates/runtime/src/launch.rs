@@ -72,7 +72,9 @@ impl Launcher<'_> {
         record.start_time = processes::start_time(record.pid).unwrap_or(0);
         let result = self.instances.write(&record).and_then(|()| {
             let fds = [listener.as_fd(), spool[0].as_fd(), spool[1].as_fd()];
-            self.converse(launch, &record, limits, &ours, &fds)
+            self.converse(launch, &record, limits, &ours, &fds)?;
+            record.launched = true;
+            self.instances.write(&record)
         });
         if result.is_err() {
             if processes::is_alive(record.pid, record.start_time) {

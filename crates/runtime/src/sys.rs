@@ -99,13 +99,17 @@ pub fn unblock_signals() {
     }
 }
 
-/// Reaps one child of ours if it ended: its wait status. Never any child: those that
-/// `std::process` waits for are its own.
+/// Reaps one child of ours if it ended: its wait status, or −1 if it is no child of ours (any more).
+/// Never any child: those that `std::process` waits for are its own.
 pub fn reap(pid: i32) -> Option<i32> {
     let mut status = 0;
     // SAFETY: `status` is written to.
     let reaped = unsafe { libc::waitpid(pid, &mut status, libc::WNOHANG) };
-    (reaped == pid).then_some(status)
+    match reaped {
+        0 => None,
+        -1 => Some(-1),
+        _ => Some(status),
+    }
 }
 
 /// Waits for readiness to read; true where a descriptor has something.

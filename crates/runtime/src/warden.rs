@@ -2,6 +2,7 @@
 //! control, gateway and resolver, and answers typed requests of control ([`requests`]). It parses
 //! nothing that a visitor or an app sent.
 
+mod adopt;
 mod children;
 mod requests;
 
@@ -63,6 +64,9 @@ struct Warden {
     starting: Mutex<Vec<u16>>,
     root: bool,
     ending: AtomicBool,
+    /// Requests are refused: a newer program is about to take this process over.
+    replacing: AtomicBool,
+    under_way: AtomicUsize,
     connections: AtomicUsize,
 }
 
@@ -76,8 +80,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Runs until SIGTERM, SIGINT or SIGHUP. `ready` is told how the server is reached, once it serves.
 pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     // Before any thread exists, so that all inherit the mask.
-    let signals = sys::signals(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGHUP])
-        .map_err(|error| error.to_string())?;
+    let signals = sys::signals(&[
+        libc::SIGCHLD,
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGHUP,
+        libc::SIGUSR2,
+    ])
+    .map_err(|error| error.to_string())?;
     fs::create_dir_all(&config.data_dir)
         .map_err(|error| format!("{}: {error}", config.data_dir.display()))?;
     let layout = Layout::new(&config.data_dir)
@@ -105,14 +115,21 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         starting: Mutex::new(Vec::new()),
         root,
         ending: AtomicBool::new(false),
+        replacing: AtomicBool::new(false),
+        under_way: AtomicUsize::new(0),
         connections: AtomicUsize::new(0),
         cgroups,
         layout,
         config,
     });
     warden.instances.end_strangers();
+    warden.instances.end_unfinished();
     warden.instances.sweep();
-    warden.instances.live();
+    {
+        // They may be our children: this process may have been an older program a moment ago.
+        let live = warden.instances.live();
+        lock(&warden.shims).extend(live.iter().map(|record| record.pid));
+    }
     warden.serve_requests()?;
     lock(&warden.children).start_all(&warden)?;
     if warden
@@ -228,8 +245,15 @@ impl Warden {
             let pause = lock(&self.children).next_restart();
             sys::poll(&[signals.as_raw_fd()], pause.as_millis() as i32);
             while let Some(signal) = sys::next_signal(signals) {
-                if matches!(signal, libc::SIGTERM | libc::SIGINT | libc::SIGHUP) {
-                    self.ending.store(true, Ordering::Relaxed);
+                match signal {
+                    libc::SIGTERM | libc::SIGINT | libc::SIGHUP => {
+                        self.ending.store(true, Ordering::Relaxed);
+                    }
+                    libc::SIGUSR2 => {
+                        let Err(reason) = self.replace();
+                        tracing::error!("the server goes on as it was: {reason}");
+                    }
+                    _ => {}
                 }
             }
             lock(&self.children).reap();
@@ -240,6 +264,26 @@ impl Warden {
                 lock(&self.children).restart_due(self);
             }
         }
+    }
+
+    /// Becomes the program that now lies where ours was, with the same arguments. Gateway, control and
+    /// shims go on; the new program takes them over as those of a killed warden ([`adopt`]).
+    fn replace(&self) -> Result<std::convert::Infallible, String> {
+        let path = program_on_disk()?;
+        check_program(&path)?;
+        self.replacing.store(true, Ordering::SeqCst);
+        let deadline = Instant::now() + UNDER_WAY;
+        while self.under_way.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let mut arguments = std::env::args_os();
+        let mut command = std::process::Command::new(&path);
+        if let Some(name) = arguments.next() {
+            std::os::unix::process::CommandExt::arg0(&mut command, name);
+        }
+        let error = std::os::unix::process::CommandExt::exec(command.args(arguments));
+        self.replacing.store(false, Ordering::SeqCst);
+        Err(format!("{}: {error}", path.display()))
     }
 
     /// True if one ended.
@@ -292,6 +336,46 @@ impl Warden {
                 }
             }
             std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// How long a replaced warden waits for requests that it works on; a launch takes 20 seconds at most.
+const UNDER_WAY: Duration = Duration::from_secs(20);
+
+/// Where our own program lies, or what was put there since.
+fn program_on_disk() -> Result<PathBuf, String> {
+    let link = fs::read_link("/proc/self/exe").map_err(|error| error.to_string())?;
+    let text = link.to_string_lossy();
+    // The kernel's words for a file that was replaced or removed.
+    Ok(text
+        .strip_suffix(" (deleted)")
+        .map_or(link.clone(), PathBuf::from))
+}
+
+/// A program that cannot even say its version must not take the server's place.
+fn check_program(path: &std::path::Path) -> Result<(), String> {
+    let mut child = std::process::Command::new(path)
+        .args(["internal", "ready"])
+        .env_clear()
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .map_err(|error| format!("{} cannot be run: {error}", path.display()))?;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        match child.try_wait() {
+            Ok(Some(status)) if status.success() => return Ok(()),
+            Ok(Some(status)) => {
+                return Err(format!("{} is no working hutong: {status}", path.display()));
+            }
+            _ if Instant::now() > deadline => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(format!("{} does not answer", path.display()));
+            }
+            _ => std::thread::sleep(Duration::from_millis(5)),
         }
     }
 }

@@ -5,6 +5,7 @@ BODY = "@BODY@"
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one segment
 
     def answer(self, status, body, kind="text/plain"):
         data = body.encode() if isinstance(body, str) else body

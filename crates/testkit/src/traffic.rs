@@ -5,18 +5,22 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub struct Traffic {
     stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
     threads: Vec<JoinHandle<Report>>,
 }
 
 #[derive(Debug, Default)]
 pub struct Report {
     pub answered: usize,
+    /// Requests sent again, once, because the connection broke before a byte of the answer came: what
+    /// every browser does with a GET (RFC 9110 §9.2.2).
+    pub sent_again: usize,
     /// What went wrong, and how often.
     pub failed: BTreeMap<String, usize>,
     /// Bodies seen, and how often.
@@ -28,15 +32,28 @@ impl Traffic {
     /// `rate` requests a second in all, over `connections` connections.
     pub fn start(http: &str, host: &str, path: &str, rate: u32, connections: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
+        let answered = Arc::new(AtomicUsize::new(0));
         let threads = (0..connections)
             .map(|_| {
-                let stop = stop.clone();
+                let (stop, answered) = (stop.clone(), answered.clone());
                 let (http, host, path) = (http.to_owned(), host.to_owned(), path.to_owned());
                 let pause = Duration::from_secs_f64(f64::from(connections) / f64::from(rate));
-                std::thread::spawn(move || run(&http, &host, &path, pause, &stop))
+                std::thread::spawn(move || run(&http, &host, &path, pause, &stop, &answered))
             })
             .collect();
-        Traffic { stop, threads }
+        Traffic {
+            stop,
+            answered,
+            threads,
+        }
+    }
+
+    /// Waits until so many more requests were answered.
+    pub fn goes_on(&self, count: usize) {
+        let wanted = self.answered.load(Ordering::SeqCst) + count;
+        crate::eventually("traffic is answered", 60, || {
+            self.answered.load(Ordering::SeqCst) >= wanted
+        });
     }
 
     pub fn finish(self) -> Report {
@@ -45,6 +62,7 @@ impl Traffic {
         for thread in self.threads {
             let one = thread.join().expect("traffic does not panic");
             all.answered += one.answered;
+            all.sent_again += one.sent_again;
             all.slowest = all.slowest.max(one.slowest);
             for (key, count) in one.failed {
                 *all.failed.entry(key).or_default() += count;
@@ -57,7 +75,14 @@ impl Traffic {
     }
 }
 
-fn run(http: &str, host: &str, path: &str, pause: Duration, stop: &AtomicBool) -> Report {
+fn run(
+    http: &str,
+    host: &str,
+    path: &str,
+    pause: Duration,
+    stop: &AtomicBool,
+    answered: &AtomicUsize,
+) -> Report {
     let mut report = Report::default();
     let mut connection = None;
     let mut next = Instant::now();
@@ -66,9 +91,18 @@ fn run(http: &str, host: &str, path: &str, pause: Duration, stop: &AtomicBool) -
         std::thread::sleep(next.saturating_duration_since(Instant::now()));
         next += pause;
         let began = Instant::now();
-        match one(&mut connection, http, host, path) {
+        let mut result = one(&mut connection, http, host, path);
+        if let Err(error) = &result
+            && is_lost(error)
+        {
+            connection = None;
+            report.sent_again += 1;
+            result = one(&mut connection, http, host, path);
+        }
+        match result {
             Ok((200, body)) => {
                 report.answered += 1;
+                answered.fetch_add(1, Ordering::SeqCst);
                 *report.bodies.entry(body).or_default() += 1;
             }
             Ok((status, body)) => {
@@ -83,6 +117,14 @@ fn run(http: &str, host: &str, path: &str, pause: Duration, stop: &AtomicBool) -
     }
     report
 }
+
+/// The connection ended where an answer should have begun.
+fn is_lost(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset};
+    matches!(error.kind(), ConnectionReset | BrokenPipe) || error.to_string() == NO_ANSWER
+}
+
+const NO_ANSWER: &str = "the connection ended before an answer";
 
 type Connection = BufReader<TcpStream>;
 
@@ -104,7 +146,9 @@ fn one(
     let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n");
     stream.get_mut().write_all(request.as_bytes())?;
     let mut line = String::new();
-    stream.read_line(&mut line)?;
+    if stream.read_line(&mut line)? == 0 {
+        return Err(std::io::Error::other(NO_ANSWER));
+    }
     let status = line
         .split(' ')
         .nth(1)
@@ -114,7 +158,9 @@ fn one(
     let mut close = false;
     loop {
         line.clear();
-        stream.read_line(&mut line)?;
+        if stream.read_line(&mut line)? == 0 {
+            return Err(std::io::Error::other("the answer ended within its head"));
+        }
         let header = line.trim().to_lowercase();
         if header.is_empty() {
             break;

@@ -1,15 +1,17 @@
 //! Memory of our own processes (PSS), and the times that people feel. "Own start" is the same program
 //! run bare, in the same run.
 
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Instant;
 
 use hutong_testkit::server::Server;
 
 use crate::{Row, median, release_binary};
 
-const ROUNDS: usize = 7;
+pub const ROUNDS: usize = 7;
 
 pub fn run() -> anyhow::Result<Vec<Row>> {
     let binary = release_binary()?;
@@ -18,22 +20,9 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     let clock = examples.join("clock");
     server.deploy(&clock);
     server.ok(&["scale", "clock", "1"]);
-    let own = own_start(&clock)?;
+    let own = own_start(&clock, &[])?;
     let (mut restarts, mut rollbacks, mut deploys) = (Vec::new(), Vec::new(), Vec::new());
-    let copy = tempfile::tempdir()?;
-    for file in ["hutong.toml", "main.c"] {
-        std::fs::copy(clock.join(file), copy.path().join(file))?;
-    }
-    // Without the build step, which is the compiler's time: the program comes along.
-    let text = std::fs::read_to_string(copy.path().join("hutong.toml"))?;
-    let text = text
-        .lines()
-        .filter(|line| !line.starts_with("[build]") && !line.contains("\"cc\""))
-        .map(|line| line.replace("instances = 2", "instances = 1"))
-        .collect::<Vec<_>>()
-        .join("\n");
-    std::fs::write(copy.path().join("hutong.toml"), text)?;
-    build(&clock, &copy.path().join("clock"))?;
+    let copy = built_clock(&clock, 1)?;
     for round in 0..ROUNDS {
         std::fs::write(copy.path().join("round.txt"), round.to_string())?;
         deploys.push(timed(|| server.deploy(copy.path())));
@@ -95,43 +84,96 @@ pub fn run() -> anyhow::Result<Vec<Row>> {
     ])
 }
 
-fn timed<T>(work: impl FnOnce() -> T) -> f64 {
+/// How long the work takes, in milliseconds.
+pub fn timed<T>(work: impl FnOnce() -> T) -> f64 {
     let began = Instant::now();
     work();
     began.elapsed().as_secs_f64() * 1000.0
 }
 
-fn build(clock: &Path, program: &Path) -> anyhow::Result<()> {
+/// The clock of examples/ without its build step, which is the compiler's time: the program comes along.
+pub fn built_clock(clock: &Path, instances: u32) -> anyhow::Result<tempfile::TempDir> {
+    let copy = tempfile::tempdir()?;
+    std::fs::copy(clock.join("main.c"), copy.path().join("main.c"))?;
+    let text = std::fs::read_to_string(clock.join("hutong.toml"))?;
+    let text = text
+        .lines()
+        .filter(|line| !line.starts_with("[build]") && !line.contains("\"cc\""))
+        .map(|line| line.replace("instances = 2", &format!("instances = {instances}")))
+        .collect::<Vec<_>>()
+        .join("\n");
+    std::fs::write(copy.path().join("hutong.toml"), text)?;
+    build(clock, &copy.path().join("clock"), &[])?;
+    Ok(copy)
+}
+
+/// Compiles the `main.c` of a folder.
+pub fn build(source: &Path, program: &Path, flags: &[&str]) -> anyhow::Result<()> {
     let built = Command::new("cc")
         .args(["-O2", "-o"])
         .arg(program)
-        .arg(clock.join("main.c"))
+        .args(flags)
+        .arg(source.join("main.c"))
         .status()?;
     anyhow::ensure!(built.success(), "cc failed");
     Ok(())
 }
 
 /// From spawn to the first connection, without any sandbox; the median in milliseconds.
-fn own_start(clock: &Path) -> anyhow::Result<f64> {
+pub fn own_start(source: &Path, flags: &[&str]) -> anyhow::Result<f64> {
     let folder = tempfile::tempdir()?;
-    let program = folder.path().join("clock");
-    build(clock, &program)?;
+    let program = folder.path().join("program");
+    build(source, &program, flags)?;
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port();
+        times.push(Bare::start(&program)?.milliseconds);
+    }
+    Ok(median(times))
+}
+
+/// A program that runs without any sandbox, until this is dropped.
+pub struct Bare {
+    child: Child,
+    /// From spawn to the first connection.
+    pub milliseconds: f64,
+}
+
+impl Bare {
+    pub fn start(program: &Path) -> anyhow::Result<Self> {
+        let port = free_port()?;
         let began = Instant::now();
-        let mut child = Command::new(&program)
+        let child = Command::new(program)
             .env("PORT", port.to_string())
             .stdout(Stdio::null())
             .spawn()?;
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        let mut bare = Bare {
+            child,
+            milliseconds: 0.0,
+        };
+        while TcpStream::connect(("127.0.0.1", port)).is_err() {
             anyhow::ensure!(began.elapsed().as_secs() < 10, "it does not listen");
         }
-        times.push(began.elapsed().as_secs_f64() * 1000.0);
-        child.kill()?;
-        child.wait()?;
+        bare.milliseconds = began.elapsed().as_secs_f64() * 1000.0;
+        Ok(bare)
     }
-    Ok(median(times))
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port that nothing listens on, below those that the kernel gives to connections: a try to connect
+/// to one of those may end up connected with itself.
+fn free_port() -> anyhow::Result<u16> {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    for _ in 0..10_000 {
+        let port = NEXT.fetch_add(1, Ordering::Relaxed);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    anyhow::bail!("no port is free")
 }

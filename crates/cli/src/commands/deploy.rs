@@ -93,10 +93,19 @@ async fn upload(client: &Client, pack: &Pack) -> Result<(), CliError> {
             .progress_chars("=> "),
     );
     bar.set_message(format!("uploading {} files", pack.count()));
-    let moved = bar.clone();
-    let sent = client
-        .put_stream(&place, pack.stream(move |bytes| moved.set_position(bytes)))
-        .await;
+    let mut tries = 0;
+    let sent = loop {
+        let moved = bar.clone();
+        let stream = pack.stream(move |bytes| moved.set_position(bytes));
+        match client.put_stream(&place, stream).await {
+            // The control plane was restarted; the same bytes may be sent again.
+            Err(ClientError::Broken(_) | ClientError::Unreachable { .. }) if tries < 5 => {
+                tries += 1;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+            other => break other,
+        }
+    };
     bar.finish_and_clear();
     sent.map_err(|error| match error {
         ClientError::Refused(problem) if problem.detail.contains("as announced") => {

@@ -8,6 +8,10 @@ use hutong_runtime::sys;
 use crate::error::CliError;
 
 pub fn run(role: &str) -> Result<ExitCode, CliError> {
+    if role == "ready" {
+        // Asked by a warden that is about to be replaced by this program.
+        return Ok(ExitCode::SUCCESS);
+    }
     // The warden waits for its signals by descriptor, and its mask is inherited.
     sys::unblock_signals();
     // Only a warden gives a socket as standard input; anything else fails at the first message.

@@ -18,6 +18,7 @@ pub mod serve;
 pub mod start;
 pub mod status;
 pub mod system;
+pub mod upgrade;
 pub mod version;
 
 use std::future::Future;

@@ -49,6 +49,7 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(server::version))
         .routes(routes!(server::system))
         .routes(routes!(server::doctor))
+        .routes(routes!(server::upgrade))
 }
 
 /// The API's description, as JSON.

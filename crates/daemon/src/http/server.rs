@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use hutong_api::{SystemProcess, Version, Wall};
+use hutong_api::{Problem, SystemProcess, Version, Wall};
+use hutong_runtime::client::DriverError;
 
 use super::{ApiError, Result};
 use crate::Control;
@@ -34,6 +35,18 @@ pub async fn system(State(control): State<Arc<Control>>) -> Result<Json<Vec<Syst
         })
         .collect();
     Ok(Json(list))
+}
+
+/// The running server becomes the program that now lies where its own was. Apps run on, no request is
+/// lost; the answer comes before the change.
+#[utoipa::path(post, path = "/v1/upgrade", responses((status = 200), (status = 409, body = Problem)))]
+pub async fn upgrade(State(control): State<Arc<Control>>) -> Result<()> {
+    blocking(move || control.warden.upgrade())
+        .await?
+        .map_err(|error| match error {
+            DriverError::Refused(reason) => ApiError::conflict(reason),
+            other => other.into(),
+        })
 }
 
 /// Every wall of isolation, and whether it stands on this host.

@@ -1,7 +1,7 @@
 //! Control, gateway and resolver as the warden's children: spawned from our own binary, given their
 //! sockets over standard input, restarted with back-off, found again by a restarted warden.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 use hutong_core::backoff;
 use hutong_ipc::channel;
 use hutong_ipc::warden::{ControlSetup, GatewaySetup, Process, ResolverSetup};
-use serde::{Deserialize, Serialize};
 
+use super::adopt::{self, Listening, OnRecord};
 use super::{Api, Warden, bind_http, bind_unix, lock, memory_of, port_is_taken};
-use crate::paths::atomic_write;
 use crate::{egress, processes, sys};
 
+/// Listening sockets of one gateway.
+const MAX_WORKERS: usize = 8;
 /// Bound of each of the two access spool files of a worker, in bytes.
 const ACCESS_SPOOL: u64 = 8 << 20;
 
@@ -40,13 +41,6 @@ impl Role {
     }
 }
 
-/// Kept in /run for the next warden.
-#[derive(Serialize, Deserialize)]
-struct OnRecord {
-    pid: i32,
-    start_time: u64,
-}
-
 struct Child {
     role: Role,
     /// 0 while it is down.
@@ -59,6 +53,8 @@ struct Child {
 #[derive(Default)]
 pub struct Children {
     list: Vec<Child>,
+    /// Gateways before the one in `list`; each ends once its last request is answered.
+    retired: Vec<OnRecord>,
     api: Option<ApiListener>,
     gateway_socket: Option<UnixListener>,
     http: Vec<TcpListener>,
@@ -72,22 +68,81 @@ struct ApiListener {
 
 impl Children {
     pub fn start_all(&mut self, warden: &Warden) -> Result<(), String> {
-        for role in [Role::Control, Role::Gateway, Role::Resolver] {
-            end_predecessor(warden, role);
+        self.take_over(warden);
+        // Two control planes would start the same things twice.
+        adopt::end(warden, Role::Control);
+        adopt::end(warden, Role::Resolver);
+        if self.http.is_empty() {
+            // Their sockets could not be had, or are not those that we are to have.
+            adopt::end(warden, Role::Gateway);
+            self.retired.clear();
+            if port_is_taken(warden.config.http) {
+                return Err(format!(
+                    "something else listens on {} already; stop it, or choose another --http",
+                    warden.config.http
+                ));
+            }
+            self.http = bind_http(warden.config.http, warden.config.workers)?;
         }
-        if port_is_taken(warden.config.http) {
-            return Err(format!(
-                "something else listens on {} already; stop it, or choose another --http",
-                warden.config.http
-            ));
+        if self.api.is_none() {
+            self.api = Some(bind_api(warden)?);
         }
-        self.http = bind_http(warden.config.http, warden.config.workers)?;
-        self.api = Some(bind_api(warden)?);
-        let path = warden.layout.gateway_socket();
-        let control = warden.ids().map(|(control, _)| control);
-        self.gateway_socket = Some(bind_unix(&path, 0o600, control)?);
+        if self.gateway_socket.is_none() {
+            let path = warden.layout.gateway_socket();
+            let control = warden.ids().map(|(control, _)| control);
+            self.gateway_socket = Some(bind_unix(&path, 0o600, control)?);
+        }
         self.start(warden, Role::Gateway)?;
         self.start(warden, Role::Control)
+    }
+
+    /// Takes the sockets of what runs already, where they are those that we want.
+    fn take_over(&mut self, warden: &Warden) {
+        let wanted = warden.config.http;
+        let same = |found: SocketAddr| {
+            found.ip() == wanted.ip() && (wanted.port() == 0 || found.port() == wanted.port())
+        };
+        self.retired = adopt::on_record(warden, Role::Gateway);
+        // The newest that has any: gateways before it listen no more, or on the same sockets.
+        let found = self.retired.iter().rev().map(adopt::listening);
+        let found = found.into_iter().find(|sockets| !sockets.is_empty());
+        for socket in found.unwrap_or_default() {
+            match socket {
+                Listening::Tcp(listener, address) if same(address) => {
+                    if self.http.len() < MAX_WORKERS {
+                        self.http.push(listener);
+                    }
+                }
+                Listening::Unix(listener, path)
+                    if path == warden.layout.gateway_socket() && adopt::still_there(&path) =>
+                {
+                    self.gateway_socket = Some(listener);
+                }
+                _ => {}
+            }
+        }
+        let control = adopt::on_record(warden, Role::Control);
+        for found in control.iter().flat_map(adopt::listening) {
+            let text = match (&found, &warden.config.api) {
+                (Listening::Unix(_, path), Api::Unix(wanted)) => {
+                    let wanted = wanted.clone().unwrap_or_else(|| warden.layout.api_socket());
+                    let same = std::path::absolute(wanted).is_ok_and(|wanted| wanted == *path);
+                    (same && adopt::still_there(path)).then(|| format!("unix:{}", path.display()))
+                }
+                (Listening::Tcp(_, found), Api::Tcp(wanted)) => {
+                    let port = wanted.port() == 0 || found.port() == wanted.port();
+                    (found.ip() == wanted.ip() && port).then(|| found.to_string())
+                }
+                _ => None,
+            };
+            if let Some(text) = text {
+                let (fd, path): (OwnedFd, _) = match found {
+                    Listening::Unix(listener, path) => (listener.into(), Some(path)),
+                    Listening::Tcp(listener, _) => (listener.into(), None),
+                };
+                self.api = Some(ApiListener { fd, text, path });
+            }
+        }
     }
 
     pub fn api_text(&self) -> &str {
@@ -124,6 +179,9 @@ impl Children {
         let pid = child.id() as i32;
         let failures = self.find(role).map_or(0, |child| child.failures);
         self.list.retain(|child| child.role != role);
+        self.retired.retain(OnRecord::is_alive);
+        let taken = |slot: &usize| self.retired.iter().any(|old| old.slot == *slot);
+        let slot = (0..).find(|slot| !taken(slot)).unwrap_or(0);
         self.list.push(Child {
             role,
             pid,
@@ -131,13 +189,21 @@ impl Children {
             failures,
             restart_at: None,
         });
-        put_on_record(warden, role, pid);
+        let mut record = vec![OnRecord::of(pid, slot)];
+        if role == Role::Gateway {
+            record.splice(0..0, self.retired.iter().cloned());
+        }
+        adopt::put_on_record(warden, role, &record);
         let sent = match role {
             Role::Control => self.set_up_control(warden, &ours),
-            Role::Gateway => self.set_up_gateway(warden, &ours),
+            Role::Gateway => self.set_up_gateway(warden, &ours, slot),
             Role::Resolver => set_up_resolver(warden, &ours),
         };
-        sent.map_err(|error| format!("cannot set {} up: {error}", role.word()))
+        sent.map_err(|error| format!("cannot set {} up: {error}", role.word()))?;
+        if role == Role::Gateway && !self.retired.is_empty() {
+            retire_once_ready(ours, self.retired.clone());
+        }
+        Ok(())
     }
 
     fn set_up_control(&self, warden: &Warden, line: &UnixStream) -> Result<(), String> {
@@ -158,21 +224,27 @@ impl Children {
         channel::send(line, &setup, &[api.fd.as_fd()]).map_err(|error| error.to_string())
     }
 
-    fn set_up_gateway(&self, warden: &Warden, line: &UnixStream) -> Result<(), String> {
+    fn set_up_gateway(
+        &self,
+        warden: &Warden,
+        line: &UnixStream,
+        slot: usize,
+    ) -> Result<(), String> {
         let ids = warden.ids();
         let setup = GatewaySetup {
             data_dir: warden.layout.data.to_string_lossy().into_owned(),
             run_dir: warden.layout.run.to_string_lossy().into_owned(),
             drop_to: ids.map(|(_, gateway)| (gateway, gateway)),
             control_uid: ids.map_or(sys::effective_uid(), |(control, _)| control),
-            workers: warden.config.workers,
+            // As many as there are sockets: one that nobody accepts from would swallow visitors.
+            workers: self.http.len(),
             spool_bytes: ACCESS_SPOOL,
         };
         let socket = self
             .gateway_socket
             .as_ref()
             .ok_or("the gateway has no socket")?;
-        let spool = access_spool(warden)?;
+        let spool = access_spool(warden, slot, self.http.len())?;
         let mut fds = vec![socket.as_fd()];
         fds.extend(self.http.iter().map(|listener| listener.as_fd()));
         fds.extend(spool.iter().map(|file| file.as_fd()));
@@ -189,6 +261,10 @@ impl Children {
 
     /// Notes which children ended, and when each is started again.
     pub fn reap(&mut self) {
+        self.retired.retain(|old| {
+            sys::reap(old.pid);
+            old.is_alive()
+        });
         for child in self.list.iter_mut().filter(|child| child.pid > 0) {
             let Some(status) = sys::reap(child.pid) else {
                 continue;
@@ -233,7 +309,18 @@ impl Children {
 
     /// SIGTERM to all, SIGKILL to what stays.
     pub fn stop_all(&mut self) {
+        for old in self.retired.iter().filter(|old| old.is_alive()) {
+            sys::kill(old.pid, libc::SIGTERM);
+        }
         self.stop_those(|_| true);
+        let deadline = Instant::now() + Duration::from_secs(6);
+        while !self.retired.is_empty() {
+            self.reap();
+            for old in self.retired.iter().filter(|_| Instant::now() > deadline) {
+                sys::kill(old.pid, libc::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn stop(&mut self, role: Role) {
@@ -316,13 +403,13 @@ fn bind_api(warden: &Warden) -> Result<ApiListener, String> {
 }
 
 /// Two files for each worker, control's own; the gateway only gets their descriptors.
-fn access_spool(warden: &Warden) -> Result<Vec<File>, String> {
+fn access_spool(warden: &Warden, slot: usize, workers: usize) -> Result<Vec<File>, String> {
     let folder = warden.layout.spool();
     let control = warden.ids().map(|(control, _)| control);
     let mut files = Vec::new();
-    for worker in 0..warden.config.workers {
+    for worker in 0..workers {
         for half in ["a", "b"] {
-            let path = folder.join(format!("access-{worker}.{half}"));
+            let path = folder.join(format!("access-{slot}-{worker}.{half}"));
             let failed = |error: std::io::Error| format!("{}: {error}", path.display());
             let file = OpenOptions::new()
                 .read(true)
@@ -346,30 +433,19 @@ fn access_spool(warden: &Warden) -> Result<Vec<File>, String> {
     Ok(files)
 }
 
-fn record_path(warden: &Warden, role: Role) -> PathBuf {
-    warden.layout.run.join(format!("{}.json", role.word()))
-}
-
-fn put_on_record(warden: &Warden, role: Role, pid: i32) {
-    let record = OnRecord {
-        pid,
-        start_time: processes::start_time(pid).unwrap_or(0),
-    };
-    if let Ok(text) = serde_json::to_vec(&record) {
-        let _ = atomic_write(&record_path(warden, role), &text, 0o600);
-    }
-}
-
-/// Ends what a warden before us left running in this role. Apps are not touched.
-fn end_predecessor(warden: &Warden, role: Role) {
-    let record = fs::read(record_path(warden, role)).ok();
-    let Some(old) = record.and_then(|text| serde_json::from_slice::<OnRecord>(&text).ok()) else {
-        return;
-    };
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while processes::is_alive(old.pid, old.start_time) {
-        let last = Instant::now() > deadline;
-        sys::kill(old.pid, if last { libc::SIGKILL } else { libc::SIGTERM });
-        std::thread::sleep(Duration::from_millis(10));
+/// Tells old gateways to finish what they have as soon as the new one says that it serves. Until then,
+/// and if it never does, they go on: both accept from the same sockets.
+fn retire_once_ready(line: UnixStream, old: Vec<OnRecord>) {
+    let spawned = std::thread::Builder::new()
+        .stack_size(128 << 10)
+        .spawn(move || {
+            if std::io::Read::read_exact(&mut &line, &mut [0]).is_ok() {
+                for old in old.iter().filter(|old| old.is_alive()) {
+                    sys::kill(old.pid, libc::SIGUSR1);
+                }
+            }
+        });
+    if let Err(error) = spawned {
+        tracing::error!("cannot wait for the new gateway: {error}");
     }
 }

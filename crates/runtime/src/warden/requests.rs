@@ -49,8 +49,15 @@ pub fn accept(warden: &Arc<Warden>, listener: &UnixListener) {
 
 fn serve(warden: &Warden, line: &UnixStream) {
     while let Ok(Some((request, _))) = channel::receive::<Request>(line) {
-        let answer = warden.answer(request).unwrap_or_else(Answer::Failed);
-        if channel::send(line, &answer, &[]).is_err() {
+        warden.under_way.fetch_add(1, Ordering::SeqCst);
+        let answer = if warden.replacing.load(Ordering::SeqCst) {
+            Answer::Failed("the server is being replaced by a newer one".into())
+        } else {
+            warden.answer(request).unwrap_or_else(Answer::Failed)
+        };
+        let sent = channel::send(line, &answer, &[]);
+        warden.under_way.fetch_sub(1, Ordering::SeqCst);
+        if sent.is_err() {
             return;
         }
     }
@@ -119,6 +126,12 @@ impl Warden {
             }
             Request::List => Ok(Answer::Instances(self.list())),
             Request::System => Ok(Answer::System(self.system())),
+            Request::Upgrade => {
+                // Refused here, where somebody hears why; done by the main thread behind this answer.
+                super::check_program(&super::program_on_disk()?)?;
+                sys::kill(std::process::id() as i32, libc::SIGUSR2);
+                Ok(Answer::Done)
+            }
             Request::Doctor => Ok(Answer::Doctor(crate::doctor::examine(&self.cgroups))),
             Request::HasBuilt { app, key } => {
                 checked_app(&app)?;
@@ -300,8 +313,13 @@ impl Warden {
         if self.ending.load(Ordering::Relaxed) {
             return Err("the server is being stopped".into());
         }
-        if self.instances.read(sandbox.instance).is_some() {
-            return Err(format!("{} is there already", sandbox.instance));
+        if let Some(found) = self.instances.read(sandbox.instance) {
+            // Ids are random: control asks again because the answer to its first request was lost.
+            return if found.launched && processes::is_alive(found.pid, found.start_time) {
+                Ok(Answer::Done)
+            } else {
+                Err(format!("{} is there already", sandbox.instance))
+            };
         }
         launch.without = sandbox.without.to_vec();
         if sandbox.without.contains(&Wall::Net) {
@@ -346,6 +364,7 @@ impl Warden {
             started_at: processes::now_ms(),
             egress: index,
             server: self.instances.server(),
+            launched: false,
         };
         Launcher {
             layout: &self.layout,

@@ -293,6 +293,85 @@ fn memory_cpu_and_pids_beyond_the_caps_are_out_of_reach() {
     assert!(logs.contains("ran out of memory"), "{logs}");
 }
 
+/// Whoever starts the server may have left descriptors open, and signals ignored (runc's CVE-2024-21626).
+#[test]
+fn what_the_server_inherited_reaches_no_app() {
+    if !is_root() {
+        return;
+    }
+    let folder = std::fs::File::open("/root").expect("a folder of root's");
+    rustix::io::fcntl_setfd(&folder, rustix::io::FdFlags::empty()).expect("inheritable");
+    let number = std::os::fd::AsRawFd::as_raw_fd(&folder);
+    // Python sets the signal's fate and becomes the server.
+    let ignore = "import os,signal,sys\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])";
+    let server = Server::start_through(&["/usr/bin/python3", "-c", ignore]);
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).expect("its descriptors");
+    let inherited = fds
+        .flatten()
+        .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|link| link == Path::new("/root")));
+    assert!(inherited, "the warden itself has it: number {number}");
+    server.deploy(python_app("thief", "", "t").path());
+    let open = "import os\nresult=[os.readlink('/proc/self/fd/'+f) for f in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/'+f)]";
+    let inside = inside(&server, "thief", open);
+    assert!(
+        !inside.contains("/root") && inside.contains("/dev/null"),
+        "{inside}"
+    );
+    let shim = server.shim_of("thief");
+    let ours = [
+        server.role("control"),
+        server.role("gateway"),
+        shim,
+        children_of(shim)[0],
+    ];
+    for pid in ours {
+        for fd in std::fs::read_dir(format!("/proc/{pid}/fd"))
+            .expect("fds")
+            .flatten()
+        {
+            let link = std::fs::read_link(fd.path()).unwrap_or_default();
+            assert_ne!(link, Path::new("/root"), "process {pid}");
+        }
+    }
+    // SIGCHLD is noticed all the same.
+    let control = server.role("control");
+    hutong_testkit::kill(control);
+    eventually("control is restarted", 20, || {
+        server.run(&["apps"]).status.success()
+    });
+    assert_ne!(server.role("control"), control);
+}
+
+/// What the kernel counts by user is counted to the app: it cannot use up root's.
+#[test]
+fn an_app_uses_up_its_own_inotify_instances_and_nobody_elses() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    server.deploy(python_app("thief", "", "t").path());
+    server.deploy(python_app("calm", "", "c").path());
+    let make = "import ctypes,os\nlibc=ctypes.CDLL(None,use_errno=True)\nfds=[]\nwhile len(fds)<COUNT:\n  fd=libc.inotify_init1(0)\n  if fd<0: break\n  fds.append(fd)\nresult=len(fds)";
+    let all = format!(
+        "import builtins\n{}\nbuiltins.kept=fds",
+        make.replace("COUNT", "100000")
+    );
+    let taken: usize = inside(&server, "thief", &all).parse().expect("a number");
+    assert!(taken > 50, "{taken}");
+    let few = make.replace("COUNT", "5");
+    assert_eq!(outside(&few), "5", "root on the host has its own");
+    assert_eq!(
+        inside(&server, "calm", &few),
+        "5",
+        "and so has the neighbour"
+    );
+    assert_eq!(
+        inside(&server, "thief", &few),
+        "0",
+        "only the thief has none left"
+    );
+}
+
 #[test]
 fn our_own_processes_have_the_least_privilege_and_nothing_listens_but_the_gateway() {
     if !is_root() {

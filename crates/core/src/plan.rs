@@ -15,9 +15,9 @@ pub struct Desired {
     pub active: Option<Version>,
     /// The deployment under way.
     pub rollout: Option<Rollout>,
-    /// How often the active version ended by itself, in a row.
+    /// How often the active version ended by itself or had to be ended, in a row.
     pub failures: u32,
-    /// Milliseconds since 1970.
+    /// When it last did; like every time here in milliseconds of a clock that nobody sets.
     pub last_failure_ms: u64,
     /// It ended, and its restart policy says to leave it: why.
     pub halted: Option<String>,
@@ -50,7 +50,7 @@ pub struct Seen {
     pub deployment: u64,
     pub started_ms: u64,
     pub health: Health,
-    /// SIGTERM was sent.
+    /// SIGTERM was sent, or it is dead and not gone yet.
     pub stopping: bool,
     /// When it was first told to finish what it has.
     pub draining_since_ms: Option<u64>,
@@ -92,6 +92,8 @@ pub enum Step {
     Stop {
         instance: String,
         why: String,
+        /// It failed: counts for the pause before the next start.
+        sick: bool,
     },
     /// The rollout is what serves from now on.
     Promote {
@@ -120,7 +122,7 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Step::Start { deployment } => write!(f, "start an instance of deployment {deployment}"),
-            Step::Stop { instance, why } => write!(f, "stop {instance}: {why}"),
+            Step::Stop { instance, why, .. } => write!(f, "stop {instance}: {why}"),
             Step::Promote { deployment } => write!(f, "deployment {deployment} takes over"),
             Step::Fail { deployment, reason } => {
                 write!(f, "give up deployment {deployment}: {reason}")
@@ -129,6 +131,9 @@ impl fmt::Display for Step {
         }
     }
 }
+
+/// Instances of one app that one plan starts.
+const STARTS_AT_ONCE: usize = 4;
 
 /// Plans one app.
 pub fn plan(desired: &Desired, seen: &[Seen], now_ms: u64) -> Plan {
@@ -207,18 +212,20 @@ impl<'a> Planner<'a> {
             self.steps.push(Step::Stop {
                 instance: seen.id.clone(),
                 why: why.to_owned(),
+                sick: false,
             });
         } else {
             self.wait(format!("{} to finish its requests", seen.id), deadline);
         }
     }
 
-    fn stop(&mut self, seen: &Seen, why: &str) {
+    fn stop(&mut self, seen: &Seen, why: &str, sick: bool) {
         self.roles.push((seen.id.clone(), Role::Draining));
         if !seen.stopping {
             self.steps.push(Step::Stop {
                 instance: seen.id.clone(),
                 why: why.to_owned(),
+                sick,
             });
         }
     }
@@ -266,7 +273,8 @@ impl<'a> Planner<'a> {
             }
         }
         self.start_missing(version, &new);
-        let healthy = new.iter().filter(|s| s.health == Health::Healthy).count();
+        let serves = |seen: &&&Seen| seen.health == Health::Healthy && !seen.stopping;
+        let healthy = new.iter().filter(serves).count();
         for instance in &new {
             self.roles.push((instance.id.clone(), Role::Candidate));
             if instance.health != Health::Healthy {
@@ -284,7 +292,8 @@ impl<'a> Planner<'a> {
 
     fn start_missing(&mut self, version: &Version, have: &[&Seen]) {
         let running = have.iter().filter(|seen| !seen.stopping).count();
-        for _ in running..version.instances as usize {
+        // A few at a time: each takes a while, and other apps wait for the same hands.
+        for _ in (running..version.instances as usize).take(STARTS_AT_ONCE) {
             self.steps.push(Step::Start {
                 deployment: version.deployment,
             });
@@ -293,7 +302,7 @@ impl<'a> Planner<'a> {
 
     fn give_up(&mut self, version: &Version, new: &[&Seen], reason: String) -> Serve {
         for instance in new {
-            self.stop(instance, "its deployment failed");
+            self.stop(instance, "its deployment failed", false);
         }
         self.steps.push(Step::Fail {
             deployment: version.deployment,
@@ -346,9 +355,15 @@ impl<'a> Planner<'a> {
         let mut mine = self.of(active.deployment);
         if let Some(reason) = &self.desired.halted {
             for instance in mine {
-                self.stop(instance, "the app is over");
+                self.stop(instance, "the app is over", false);
             }
             return down(reason, 60);
+        }
+        // What ends already takes nobody's place: another is started beside it.
+        let ending = mine.extract_if(.., |seen| seen.stopping);
+        for seen in ending.collect::<Vec<_>>() {
+            self.roles.push((seen.id.clone(), Role::Draining));
+            self.wait(format!("{} to end", seen.id), None);
         }
         // Healthy ones first, then older ones: what is too many is at the end.
         mine.sort_by_key(|seen| (seen.health != Health::Healthy, seen.started_ms));
@@ -361,13 +376,15 @@ impl<'a> Planner<'a> {
         let mut starting = 0;
         for instance in &mine {
             if let Some(reason) = self.overdue(instance, active) {
-                self.stop(instance, &reason);
-            } else if let (Health::Failing(why), false) = (&instance.health, instance.stopping) {
-                self.stop(instance, &format!("it is not healthy any more: {why}"));
+                self.stop(instance, &reason, true);
+            } else if let Health::Failing(why) = &instance.health {
+                self.stop(
+                    instance,
+                    &format!("it is not healthy any more: {why}"),
+                    true,
+                );
             } else if self.give_role(instance) {
                 healthy += 1;
-            } else if instance.stopping {
-                self.wait(format!("{} to end", instance.id), None);
             } else {
                 starting += 1;
                 let deadline = instance.started_ms + active.start_timeout.as_millis() as u64;

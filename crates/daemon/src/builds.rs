@@ -11,7 +11,7 @@ use hutong_ipc::shim::Exit;
 use hutong_ipc::warden::{Build, Limits, ServerSettings};
 use hutong_runtime::client::Driver;
 
-use crate::store::{Deployment, Release};
+use crate::store::{Deployment, Release, StoreError};
 use crate::{Control, controller, ids};
 
 /// Caps of a build: it must not freeze a machine of 2 cores and 4 GB.
@@ -66,10 +66,38 @@ pub fn advice(spec: &AppSpec, tree: &Path) -> Option<String> {
     })
 }
 
-/// Goes on with builds that a restart interrupted.
-pub fn resume(control: &Arc<Control>) {
-    for deployment in control.store.building().unwrap_or_default() {
+/// Begins builds again that a restart interrupted, and throws away what others left.
+pub async fn resume(control: &Arc<Control>) {
+    let under_way = control.store.building().unwrap_or_default();
+    let keep = under_way.iter().map(|d| ids::build(&d.app, d.id)).collect();
+    let ours = control.clone();
+    let swept = tokio::task::spawn_blocking(move || ours.warden.build_sweep(keep)).await;
+    if let Ok(Err(error)) = swept {
+        tracing::warn!("cannot clear away what builds left: {error}");
+    }
+    let build_spools = control
+        .logs
+        .spooled()
+        .into_iter()
+        .filter(|name| ids::is_build(name));
+    for name in build_spools {
+        let alive = ids::parse(&name).is_some_and(|(_, id)| under_way.iter().any(|d| d.id == id));
+        if !alive {
+            control.logs.forget_spool(&name);
+        }
+    }
+    for deployment in under_way {
         start(control, deployment);
+    }
+}
+
+/// Writes a build's outcome down, however long the disk is full.
+async fn settle(control: &Arc<Control>, write: impl Fn(&Control) -> Result<(), StoreError>) {
+    let mut pause = Duration::from_millis(200);
+    while let Err(error) = write(control) {
+        tracing::error!("{error}");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(10));
     }
 }
 
@@ -81,13 +109,18 @@ pub fn start(control: &Arc<Control>, deployment: Deployment) {
             return;
         };
         let ours = control.clone();
-        let id = deployment.id;
+        let (id, app) = (deployment.id, deployment.app.clone());
         let work = tokio::task::spawn_blocking(move || build(&ours, &deployment));
         let result = work.await.unwrap_or_else(|error| Err(Broken::plain(error)));
-        if let Err(broken) = result
-            && let Err(error) = control.store.fail(id, &broken.reason, &broken.log)
-        {
-            tracing::error!("{error}");
+        match result {
+            Ok(Some(key)) => settle(&control, |c| c.store.built(id, Some(&key))).await,
+            Ok(None) => {}
+            Err(broken) => {
+                let ours = control.clone();
+                let step = ids::build_step(&app, id, 0);
+                let _ = tokio::task::spawn_blocking(move || ours.warden.build_drop(&step)).await;
+                settle(&control, |c| c.store.fail(id, &broken.reason, &broken.log)).await;
+            }
         }
         control.wake.notify_one();
     });
@@ -107,7 +140,8 @@ impl Broken {
     }
 }
 
-fn build(control: &Control, deployment: &Deployment) -> Result<(), Broken> {
+/// The key that the result is kept by; none if nobody wants it any more.
+fn build(control: &Control, deployment: &Deployment) -> Result<Option<String>, Broken> {
     let app = &deployment.app;
     let release = control
         .store
@@ -129,17 +163,14 @@ fn build(control: &Control, deployment: &Deployment) -> Result<(), Broken> {
         let last = ids::build_step(app, deployment.id, steps.len() - 1);
         if is_superseded(control, deployment.id) {
             let _ = control.warden.build_drop(&last);
-            return Ok(());
+            return Ok(None);
         }
         control
             .warden
             .build_keep(&last, app, &key)
             .map_err(Broken::plain)?;
     }
-    control
-        .store
-        .built(deployment.id, Some(&key))
-        .map_err(Broken::plain)
+    Ok(Some(key))
 }
 
 fn key(release: &Release, steps: &[Recipe]) -> String {
@@ -199,7 +230,6 @@ fn run_step(
         (Some(exit), _) => exit.to_string(),
         (None, _) => "was killed".into(),
     };
-    let _ = control.warden.build_drop(&instance);
     Err(Broken {
         reason: format!("the build `{line}` {why}"),
         log: controller::last_words(control, app, deployment.id),

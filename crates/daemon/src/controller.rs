@@ -11,8 +11,8 @@ use hutong_core::{backoff, retention};
 use hutong_ipc::gateway::{self as wire, Snapshot};
 use hutong_ipc::shim::Exit;
 use hutong_ipc::warden::{Instance, Limits, Start, Tree};
-use hutong_runtime::client::Driver;
-use hutong_runtime::processes::now_ms;
+use hutong_runtime::client::{Driver, DriverError};
+use hutong_runtime::processes::steady_ms;
 
 use crate::logs::{End, Query};
 use crate::store::{App, Deployment, Goal, Release, StoreError};
@@ -20,8 +20,17 @@ use crate::{Control, ids, lock, publish};
 
 /// Without a change, everything is looked at again this often.
 const TIMER: Duration = Duration::from_secs(5);
-/// An app's data outlives it by a week, unless purged.
+/// An app's data outlives it by a week, unless purged: counted while the server runs, because a clock
+/// that is set wrong must not delete anything.
 const KEEP_DATA_MS: u64 = 7 * 86_400_000;
+/// How often that is counted.
+const AGE_MS: u64 = 60_000;
+/// How soon an instance is looked at again that is dead and not gone.
+const ENDING_MS: u64 = 50;
+/// The pause behind a pass that failed grows to this.
+const TROUBLE: Duration = Duration::from_secs(5);
+/// Trees that no release uses are kept so long: one may be about to be deployed.
+const KEEP_TREES_MS: u64 = 3_600_000;
 /// Behind the stop time-out the shim itself is stuck.
 const STUCK_MS: u64 = 5_000;
 /// Lines of output that a failed deployment shows.
@@ -34,7 +43,7 @@ pub async fn run(control: Arc<Control>) {
     {
         // What served before a restart is not taken for sick before it could be asked.
         let mut observed = lock(&control.observed);
-        observed.since_ms = now_ms();
+        observed.since_ms = steady_ms();
         let targets = published.apps.values().flat_map(|app| &app.targets);
         for target in targets.filter(|target| target.role == wire::Role::Active) {
             observed
@@ -42,7 +51,21 @@ pub async fn run(control: Arc<Control>) {
                 .insert(target.instance.clone(), plan::Health::Healthy);
         }
     }
+    let mut aged = steady_ms();
+    let mut troubled = 0;
     loop {
+        if steady_ms() - aged >= AGE_MS {
+            let elapsed = steady_ms() - aged;
+            aged += elapsed;
+            let ours = control.clone();
+            let _ = tokio::task::spawn_blocking(move || {
+                if let Err(error) = ours.store.age_removed(elapsed) {
+                    tracing::warn!("{error}");
+                }
+                ours.store.keep_ballast();
+            })
+            .await;
+        }
         let ours = control.clone();
         let result = tokio::task::spawn_blocking(move || {
             let outcome = pass(&ours, &mut published);
@@ -62,15 +85,27 @@ pub async fn run(control: Arc<Control>) {
             }
         };
         control.passes.send_modify(|passes| *passes += 1);
+        let trouble = outcome.as_ref().err().cloned();
+        let news = std::mem::replace(&mut lock(&control.observed).trouble, trouble.clone());
         let pause = match outcome {
-            Ok(Outcome { again: true, .. }) => continue,
-            Ok(Outcome { until_ms, .. }) => until_ms.map_or(TIMER, |until| {
-                Duration::from_millis(until.saturating_sub(now_ms()))
-                    .clamp(Duration::from_millis(10), TIMER)
-            }),
+            Ok(Outcome { again: true, .. }) => {
+                troubled = 0;
+                continue;
+            }
+            Ok(Outcome { until_ms, .. }) => {
+                troubled = 0;
+                until_ms.map_or(TIMER, |until| {
+                    Duration::from_millis(until.saturating_sub(steady_ms()))
+                        .clamp(Duration::from_millis(10), TIMER)
+                })
+            }
             Err(reason) => {
-                tracing::warn!("cannot look after the apps now: {reason}");
-                Duration::from_millis(200)
+                // Once, not every time: the disk may be full.
+                if news.as_ref() != Some(&reason) {
+                    tracing::warn!("cannot look after the apps now: {reason}");
+                }
+                troubled += 1;
+                (Duration::from_millis(100) * 2u32.pow(troubled.min(6))).min(TROUBLE)
             }
         };
         let _ = tokio::time::timeout(pause, control.wake.notified()).await;
@@ -92,23 +127,26 @@ struct Loaded {
 
 fn pass(control: &Control, published: &mut Snapshot) -> Result<Outcome, String> {
     observe(control)?;
-    let loaded = load(control).map_err(|error| error.to_string())?;
+    let (loaded, broken) = load(control).map_err(|error| error.to_string())?;
     let specs: BTreeMap<String, AppSpec> = loaded
         .iter()
         .filter(|l| l.app.goal != Goal::Removed)
         .filter_map(|l| Some((l.app.name.clone(), l.routing_spec()?.clone())))
         .collect();
-    let now = now_ms();
+    let now = steady_ms();
     let mut plans = Vec::new();
     for loaded in &loaded {
         let seen = seen(control, &loaded.app.name);
         plans.push(plan::plan(&desired(control, loaded), &seen, now));
     }
-    publish_all(control, &loaded, &plans, &specs, published, now)?;
     let mut outcome = Outcome {
         again: false,
         until_ms: None,
     };
+    outcome.again = publish_all(control, &loaded, &plans, &specs, &broken, published, now)?;
+    if lock(&control.observed).instances.values().any(|i| i.ending) {
+        outcome.until_ms = Some(now + ENDING_MS);
+    }
     for (loaded, plan) in loaded.iter().zip(&plans) {
         let words = plan.steps.iter().map(ToString::to_string).collect();
         lock(&control.observed)
@@ -153,40 +191,103 @@ fn observe(control: &Control) -> Result<(), String> {
         .collect();
     ended.sort();
     ended.dedup();
+    let mut failed: BTreeMap<String, Failure> = BTreeMap::new();
     for instance in ended {
-        note_end(control, &instance).map_err(|error| error.to_string())?;
+        if let Some(failure) = note_end(control, &instance).map_err(|e| e.to_string())? {
+            // Once for each app: a whole set of instances ends together when something else is wrong.
+            failed.entry(failure.app.name.clone()).or_insert(failure);
+        }
+        control.logs.forget_spool(&instance);
+        lock(&control.observed).forget(&instance);
     }
-    lock(&control.observed).instances = now;
+    for failure in failed.values() {
+        note_failure(
+            control,
+            &failure.app,
+            failure.steady,
+            &failure.why,
+            failure.halt,
+        );
+    }
+    let mut observed = lock(&control.observed);
+    observed.instances = now;
+    observed.looked = true;
     Ok(())
 }
 
-fn note_end(control: &Control, instance: &str) -> Result<(), StoreError> {
+/// An instance of a serving version that ended by itself.
+struct Failure {
+    app: App,
+    why: String,
+    /// It had run well for long.
+    steady: bool,
+    halt: bool,
+}
+
+fn note_end(control: &Control, instance: &str) -> Result<Option<Failure>, StoreError> {
     let end = control.logs.end_of(instance);
-    let (was_told, started) = {
+    let (told, started, looked) = {
         let observed = lock(&control.observed);
-        let started = observed.instances.get(instance).map(|i| i.started_at);
-        (observed.stopping.contains_key(instance), started)
+        let started = observed.instances.get(instance).map(|i| i.started_steady);
+        let told = end.told || observed.stopping.contains_key(instance);
+        (told, started, observed.looked)
     };
-    if let Some((name, deployment)) = ids::parse(instance)
-        && !was_told
-        && let Some(app) = control.store.app(name)?
-    {
-        let why = why(&end);
-        let under_way = control.store.under_way(name)?;
-        if under_way.is_some_and(|d| d.id == deployment) {
-            let mut observed = lock(&control.observed);
-            observed.rollout_failures.insert(deployment, why);
-        } else if app.active == Some(deployment) && app.goal == Goal::Running {
-            let lived = started.map_or(0, |at| now_ms().saturating_sub(at));
-            let steady = lived >= backoff::STEADY.as_millis() as u64;
-            let failures = if steady { 1 } else { app.failures + 1 };
-            let halt = halts(control, &app, &end)?;
-            control.store.note_failure(name, failures, &why, halt)?;
+    let Some((name, deployment)) = ids::parse(instance) else {
+        return Ok(None);
+    };
+    // The machine was switched off: nothing of that is the app's doing.
+    let by_itself = matches!(end.exit, Some(Exit::Code(_)));
+    let machine_went = !looked && control.rebooted && !by_itself;
+    if told || machine_went {
+        return Ok(None);
+    }
+    let Some(app) = control.store.app(name)? else {
+        return Ok(None);
+    };
+    let why = why(&end);
+    let under_way = control.store.under_way(name)?;
+    if under_way.is_some_and(|d| d.id == deployment) {
+        let mut observed = lock(&control.observed);
+        observed.rollout_failures.insert(deployment, why);
+        return Ok(None);
+    }
+    if app.active != Some(deployment) || app.goal != Goal::Running {
+        return Ok(None);
+    }
+    let lived = started.map(|at| steady_ms().saturating_sub(at));
+    Ok(Some(Failure {
+        steady: lived.is_some_and(|lived| lived >= backoff::STEADY.as_millis() as u64),
+        halt: halts(control, &app, &end)?,
+        app,
+        why,
+    }))
+}
+
+/// Counts a failure; one that cannot be written down counts in memory.
+fn note_failure(control: &Control, app: &App, steady: bool, why: &str, halt: bool) {
+    let before = failures_of(control, app);
+    let failures = if steady { 1 } else { before.saturating_add(1) };
+    let written = control.store.note_failure(&app.name, failures, why, halt);
+    let mut observed = lock(&control.observed);
+    observed.failed_at.insert(app.name.clone(), steady_ms());
+    match written {
+        Ok(()) => {
+            observed.failures.remove(&app.name);
+        }
+        Err(error) => {
+            tracing::warn!("{error}");
+            observed.failures.insert(app.name.clone(), failures);
         }
     }
-    control.logs.forget_spool(instance);
-    lock(&control.observed).forget(instance);
-    Ok(())
+}
+
+fn failures_of(control: &Control, app: &App) -> u32 {
+    let observed = lock(&control.observed);
+    observed
+        .failures
+        .get(&app.name)
+        .copied()
+        .unwrap_or(app.failures)
 }
 
 fn why(end: &End) -> String {
@@ -225,22 +326,41 @@ fn version_of(control: &Control, deployment: Option<u64>) -> Result<VersionOf, S
     Ok(Some((deployment, release, spec)))
 }
 
-fn load(control: &Control) -> Result<Vec<Loaded>, StoreError> {
-    let mut all = Vec::new();
+/// Every app, and those whose stored configuration this program does not understand, and why: they are
+/// left as they are.
+type Read = (Vec<Loaded>, BTreeMap<String, String>);
+
+fn load(control: &Control) -> Result<Read, StoreError> {
+    let (mut all, mut broken) = (Vec::new(), BTreeMap::new());
     for app in control.store.apps()? {
-        let active = version_of(control, app.active)?;
-        let rolling = control
-            .store
-            .under_way(&app.name)?
-            .filter(|deployment| deployment.state == "rolling");
-        let rollout = version_of(control, rolling.map(|d| d.id))?;
-        all.push(Loaded {
-            app,
-            active,
-            rollout,
-        });
+        let name = app.name.clone();
+        match load_one(control, app) {
+            Ok(loaded) => all.push(loaded),
+            Err(error @ StoreError::Spec { .. }) => {
+                broken.insert(name, error.to_string());
+            }
+            Err(error) => return Err(error),
+        }
     }
-    Ok(all)
+    Ok((all, broken))
+}
+
+fn load_one(control: &Control, app: App) -> Result<Loaded, StoreError> {
+    let active = match version_of(control, app.active) {
+        // Nothing of a removed app has to be understood any more.
+        Err(StoreError::Spec { .. }) if app.goal == Goal::Removed => None,
+        other => other?,
+    };
+    let rolling = control
+        .store
+        .under_way(&app.name)?
+        .filter(|deployment| deployment.state == "rolling");
+    let rollout = version_of(control, rolling.map(|d| d.id))?;
+    Ok(Loaded {
+        app,
+        active,
+        rollout,
+    })
 }
 
 impl Loaded {
@@ -280,8 +400,16 @@ fn desired(control: &Control, loaded: &Loaded) -> Desired {
         running: loaded.app.goal == Goal::Running,
         active: loaded.active.as_ref().map(|active| loaded.version(active)),
         rollout,
-        failures: loaded.app.failures,
-        last_failure_ms: loaded.app.last_failure_ms,
+        failures: observed
+            .failures
+            .get(&loaded.app.name)
+            .copied()
+            .unwrap_or(loaded.app.failures),
+        last_failure_ms: observed
+            .failed_at
+            .get(&loaded.app.name)
+            .copied()
+            .unwrap_or(0),
         halted: loaded.app.halted.clone(),
     }
 }
@@ -295,11 +423,11 @@ fn seen(control: &Control, app: &str) -> Vec<Seen> {
         .map(|instance| Seen {
             id: instance.instance.clone(),
             deployment: instance.deployment,
-            started_ms: instance.started_at.max(observed.since_ms),
+            started_ms: instance.started_steady.max(observed.since_ms),
             health: observed.health_of(&instance.instance),
-            stopping: observed.stopping.contains_key(&instance.instance),
+            stopping: instance.ending || observed.stopping.contains_key(&instance.instance),
             draining_since_ms: observed.draining.get(&instance.instance).map(|d| d.0),
-            drained: observed.drained.contains(&instance.instance),
+            drained: observed.is_drained(&instance.instance),
         })
         .collect()
 }
@@ -309,10 +437,19 @@ fn publish_all(
     loaded: &[Loaded],
     plans: &[Plan],
     specs: &BTreeMap<String, AppSpec>,
+    broken: &BTreeMap<String, String>,
     published: &mut Snapshot,
     now: u64,
-) -> Result<(), String> {
+) -> Result<bool, String> {
     let mut apps = BTreeMap::new();
+    for (name, reason) in broken {
+        // Whatever it served, it serves on.
+        if let Some(app) = published.apps.get(name) {
+            apps.insert(name.clone(), app.clone());
+        }
+        let mut observed = lock(&control.observed);
+        observed.warnings.insert(name.clone(), vec![reason.clone()]);
+    }
     let next = published.version + 1;
     for (loaded, plan) in loaded.iter().zip(plans) {
         let name = &loaded.app.name;
@@ -352,18 +489,24 @@ fn publish_all(
         .filter_map(|l| Some((l.app.name.clone(), l.app.active?)))
         .collect();
     let same = apps == published.apps && published.version > 0;
-    {
-        let says_so = if same { published.version } else { next };
+    let says_so = if same { published.version } else { next };
+    let news = {
         let mut observed = lock(&control.observed);
-        for (_, version) in observed.draining.values_mut() {
-            *version = (*version).min(says_so);
+        let mut fresh = Vec::new();
+        for (instance, (_, version)) in &mut observed.draining {
+            if *version > says_so {
+                *version = says_so;
+                fresh.push(instance.clone());
+            }
         }
-    }
+        // The gateway said so before we had looked: nothing else will wake us.
+        fresh.iter().any(|instance| observed.is_drained(instance))
+    };
     if same {
         let mut observed = lock(&control.observed);
         observed.published_active = active;
         observed.published_version = published.version;
-        return Ok(());
+        return Ok(news);
     }
     let fresh = Snapshot {
         version: next,
@@ -378,7 +521,7 @@ fn publish_all(
         observed.published_version = published.version;
     }
     control.published.notify_one();
-    Ok(())
+    Ok(news)
 }
 
 /// Where a static version's files are, below the data folder.
@@ -402,8 +545,14 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
     let app = &loaded.app.name;
     match step {
         Step::Start { deployment } => {
-            let Err(reason) = start(control, loaded, *deployment) else {
-                return true;
+            let reason = match start(control, loaded, *deployment) {
+                Ok(()) => return true,
+                // It may have been started all the same: the next look tells. Not the app's failure.
+                Err(NotStarted::Unknown(reason)) => {
+                    tracing::warn!("{reason}");
+                    return false;
+                }
+                Err(NotStarted::Because(reason)) => reason,
             };
             control
                 .logs
@@ -416,13 +565,18 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                 let mut observed = lock(&control.observed);
                 observed.rollout_failures.insert(*deployment, reason);
             } else {
-                let failures = loaded.app.failures + 1;
-                let noted = control.store.note_failure(app, failures, &reason, false);
-                return noted.is_ok();
+                note_failure(control, &loaded.app, false, &reason, false);
             }
             true
         }
-        Step::Stop { instance, why } => {
+        Step::Stop {
+            instance,
+            why,
+            sick,
+        } => {
+            if *sick {
+                note_failure(control, &loaded.app, false, why, false);
+            }
             let spec = loaded.routing_spec();
             let timeout = spec.map_or(Duration::from_secs(10), |spec| spec.stop_timeout);
             control
@@ -432,18 +586,25 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                 let _ = control.warden.kill(instance);
             }
             let mut observed = lock(&control.observed);
-            observed.stopping.insert(instance.clone(), now_ms());
+            observed.stopping.insert(instance.clone(), steady_ms());
             false
         }
         Step::Promote { deployment } => {
             let done = control.store.promote(*deployment);
-            if let Err(error) = &done {
-                tracing::error!("{error}");
+            match done {
+                Ok(()) => {
+                    let mut observed = lock(&control.observed);
+                    observed.failures.remove(app);
+                    drop(observed);
+                    let text = format!("deployment {deployment} serves");
+                    control.logs.note(app, "", &text);
+                    true
+                }
+                Err(error) => {
+                    tracing::error!("{error}");
+                    false
+                }
             }
-            control
-                .logs
-                .note(app, "", &format!("deployment {deployment} serves"));
-            done.is_ok()
         }
         Step::Fail { deployment, reason } => {
             let reason = with_port_hint(control, loaded, *deployment, reason);
@@ -464,14 +625,26 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
     }
 }
 
-fn start(control: &Control, loaded: &Loaded, deployment: u64) -> Result<(), String> {
+enum NotStarted {
+    /// The warden could not be reached, or did not answer.
+    Unknown(String),
+    Because(String),
+}
+
+impl From<String> for NotStarted {
+    fn from(reason: String) -> Self {
+        NotStarted::Because(reason)
+    }
+}
+
+fn start(control: &Control, loaded: &Loaded, deployment: u64) -> Result<(), NotStarted> {
     let versions = loaded.rollout.iter().chain(&loaded.active);
     let (_, release, spec) = versions
         .into_iter()
         .find(|(of, _, _)| of.id == deployment)
-        .ok_or("its release is gone")?;
+        .ok_or_else(|| "its release is gone".to_owned())?;
     let Run::Command(argv) = &spec.run else {
-        return Err("a static app has no instances".into());
+        return Err("a static app has no instances".to_owned().into());
     };
     let mut env: BTreeMap<String, String> = spec.env.clone();
     env.extend(
@@ -510,10 +683,11 @@ fn start(control: &Control, loaded: &Loaded, deployment: u64) -> Result<(), Stri
             control.logs.note(&loaded.app.name, &instance, &text);
             Ok(())
         }
-        Err(error) => {
+        Err(error @ DriverError::Refused(_)) => {
             control.logs.forget_spool(&instance);
-            Err(error.to_string())
+            Err(NotStarted::Because(error.to_string()))
         }
+        Err(error) => Err(NotStarted::Unknown(error.to_string())),
     }
 }
 
@@ -593,16 +767,47 @@ fn tidy(control: &Control, loaded: &Loaded, now: u64) -> bool {
         let _ = control.warden.kill(&instance);
     }
     if loaded.app.goal == Goal::Removed {
-        let expired = loaded.app.purge || loaded.app.changed_ms + KEEP_DATA_MS < now;
+        let expired = loaded.app.purge || loaded.app.removed_ms > KEEP_DATA_MS;
         return left == 0 && expired && forget(control, name);
     }
     if loaded.rollout.is_none() {
+        forgive(control, loaded, now);
         retain(control, loaded);
     }
     false
 }
 
+/// An app that runs well for long starts with a clean slate.
+fn forgive(control: &Control, loaded: &Loaded, now: u64) {
+    if failures_of(control, &loaded.app) == 0 {
+        return;
+    }
+    let steady = backoff::STEADY.as_millis() as u64;
+    let name = &loaded.app.name;
+    let well = {
+        let observed = lock(&control.observed);
+        let failed = observed.failed_at.get(name).copied().unwrap_or(0);
+        let mut mine = observed.instances.values().filter(|i| i.app == *name);
+        now > failed + steady
+            && mine.any(|i| {
+                now > i.started_steady + steady
+                    && observed.health_of(&i.instance) == plan::Health::Healthy
+            })
+    };
+    if well && control.store.clear_failures(name).is_ok() {
+        lock(&control.observed).failures.remove(name);
+    }
+}
+
 fn forget(control: &Control, app: &str) -> bool {
+    // Deployed again since this pass began?
+    let removed = control
+        .store
+        .app(app)
+        .is_ok_and(|now| now.is_some_and(|now| now.goal == Goal::Removed));
+    if !removed {
+        return true;
+    }
     if let Err(error) = control.warden.drop_data(app) {
         tracing::warn!("cannot delete the data of {app}: {error}");
         return false;
@@ -677,19 +882,17 @@ fn drop_unused_trees(control: &Control) {
         return;
     };
     let trees = control.data_dir.join("trees");
+    let now = steady_ms();
     for entry in std::fs::read_dir(&trees).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
-        let age = entry
-            .metadata()
-            .and_then(|m| m.modified())
-            .ok()
-            .and_then(|at| at.elapsed().ok());
-        let old = age.is_some_and(|age| age > Duration::from_secs(3600));
+        let asked = lock(&control.trees_asked).get(&name).copied();
+        let old = asked.unwrap_or(control.began_ms) + KEEP_TREES_MS < now;
         if hutong_core::name::is_digest(&name) && !used.contains(&name) && old {
             // The name goes first: half a tree must never be taken for a whole one.
             let gone = trees.join(format!(".upload-gone-{name}"));
             if std::fs::rename(entry.path(), &gone).is_ok() {
                 let _ = std::fs::remove_dir_all(gone);
+                lock(&control.trees_asked).remove(&name);
             }
         }
     }

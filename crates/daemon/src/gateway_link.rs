@@ -26,7 +26,7 @@ pub async fn run(control: Arc<Control>) {
 }
 
 async fn converse(control: &Control, stream: UnixStream) -> std::io::Result<()> {
-    lock(&control.observed).since_ms = hutong_runtime::processes::now_ms();
+    lock(&control.observed).since_ms = hutong_runtime::processes::steady_ms();
     let (mut reader, mut writer) = stream.into_split();
     let nudge = channel::encode(&Nudge::Reload)?;
     writer.write_all(&nudge).await?;
@@ -62,10 +62,7 @@ fn take(control: &Control, event: Event) {
                 detail,
             } => observed.note_health(instance, healthy, detail),
             Event::Drained { instance, version } => {
-                let since = observed.draining.get(&instance);
-                if since.is_some_and(|(_, published)| version >= *published) {
-                    observed.drained.insert(instance);
-                }
+                observed.drained.insert(instance, version);
             }
             Event::Gone { .. } => {}
             Event::Rejected { reason } => tracing::error!("the gateway rejects: {reason}"),

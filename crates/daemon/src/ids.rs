@@ -17,6 +17,11 @@ pub fn parse(instance: &str) -> Option<(&str, u64)> {
     Some((app, deployment.parse().ok()?))
 }
 
+/// A deployment's build, all its steps.
+pub fn build(app: &str, deployment: u64) -> String {
+    format!("{app}-d{deployment}")
+}
+
 /// A step of a deployment's build. Told from an instance by its last part, which is no hex number.
 pub fn build_step(app: &str, deployment: u64, step: usize) -> String {
     format!("{app}-d{deployment}-s{step}")

@@ -14,9 +14,10 @@ mod publish;
 mod store;
 mod unpack;
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use hutong_ipc::channel;
@@ -46,6 +47,11 @@ struct Control {
     published: Notify,
     /// One build at a time: two freeze a small machine.
     building: tokio::sync::Semaphore,
+    /// When this process began, and when each tree was last asked for: milliseconds since boot.
+    began_ms: u64,
+    trees_asked: Mutex<HashMap<String, u64>>,
+    /// The machine was started anew since a control plane last ran here.
+    rebooted: bool,
     /// How many passes the controller made; whoever asks waits for the next one.
     passes: tokio::sync::watch::Sender<u64>,
 }
@@ -101,6 +107,9 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         wake: Notify::new(),
         published: Notify::new(),
         building: tokio::sync::Semaphore::new(1),
+        began_ms: hutong_runtime::processes::steady_ms(),
+        trees_asked: Mutex::default(),
+        rebooted: is_rebooted(&own),
         passes: tokio::sync::watch::channel(0).0,
         http: setup.http,
         settings: setup.settings,
@@ -111,7 +120,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         run_dir,
     });
     unpack::sweep(&control.data_dir.join("trees"));
-    builds::resume(&control);
+    builds::resume(&control).await;
     tokio::spawn(gateway_link::run(control.clone()));
     tokio::spawn(logs::run(control.clone()));
     tokio::spawn(controller::run(control.clone()));
@@ -120,6 +129,21 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         served = http::serve(control, api, api_is_tcp) => served,
         () = terminated() => Ok(()),
     }
+}
+
+/// Compares the kernel's boot id (random(4)) with the one of the last time.
+fn is_rebooted(folder: &Path) -> bool {
+    let path = folder.join("boot");
+    let now = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let last = std::fs::read(&path).unwrap_or_default();
+    if now == last {
+        return false;
+    }
+    if let Err(error) = hutong_runtime::paths::atomic_write(&path, &now, 0o600) {
+        // At worst, the ends of a reboot are not counted as failures twice.
+        tracing::warn!("{}: {error}", path.display());
+    }
+    true
 }
 
 async fn terminated() {

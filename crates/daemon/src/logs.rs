@@ -73,7 +73,11 @@ impl Logs {
         let Some(log) = open.get_mut(&key) else {
             return Ok(());
         };
-        log.file.write_all(lines)?;
+        if let Err(error) = log.file.write_all(lines) {
+            // Half a batch must not stay: it is written again as a whole.
+            let _ = log.file.set_len(log.size);
+            return Err(error);
+        }
         log.size += lines.len() as u64;
         if log.size >= FILE_BYTES {
             open.remove(&key);

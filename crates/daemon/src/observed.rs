@@ -1,6 +1,6 @@
 //! What is seen and not stored: asked again after a restart.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 
 use hutong_core::plan::Health;
 use hutong_ipc::warden::Instance;
@@ -11,11 +11,20 @@ pub struct Observed {
     pub instances: BTreeMap<String, Instance>,
     /// What the gateway said of each instance.
     pub health: HashMap<String, Health>,
-    /// Instances that were told to stop, and when (milliseconds since 1970).
+    /// Instances that were told to stop, and when. Every time here is in milliseconds since boot.
     pub stopping: HashMap<String, u64>,
     /// When an instance's role became draining, and under which version.
     pub draining: HashMap<String, (u64, u64)>,
-    pub drained: HashSet<String>,
+    /// Draining instances without a request left, and the version of the table that this is true of.
+    pub drained: HashMap<String, u64>,
+    /// Failures of apps that could not be written down yet: how many in a row.
+    pub failures: HashMap<String, u32>,
+    /// When each app last failed.
+    pub failed_at: HashMap<String, u64>,
+    /// What keeps the controller from its work, for whoever waits for it.
+    pub trouble: Option<String>,
+    /// The first look: what ended before it, ended while nobody looked.
+    pub looked: bool,
     /// What went wrong with an instance of a deployment that was under way.
     pub rollout_failures: HashMap<u64, String>,
     /// The last plan of each app, in words.
@@ -24,7 +33,7 @@ pub struct Observed {
     pub warnings: HashMap<String, Vec<String>>,
     /// What the gateway does with each app.
     pub serving: HashMap<String, hutong_core::plan::Serve>,
-    /// Since when the gateway could have told us of health; milliseconds since 1970.
+    /// Since when the gateway could have told us of health.
     pub since_ms: u64,
     /// The deployment that each app's last published table serves.
     pub published_active: HashMap<String, u64>,
@@ -38,6 +47,15 @@ impl Observed {
     pub fn health_of(&self, instance: &str) -> Health {
         let unknown = || Health::Starting("it was not probed yet".into());
         self.health.get(instance).cloned().unwrap_or_else(unknown)
+    }
+
+    /// Whether a draining instance has no request left under the table that first said so.
+    pub fn is_drained(&self, instance: &str) -> bool {
+        let since = self.draining.get(instance);
+        let done = self.drained.get(instance);
+        since
+            .zip(done)
+            .is_some_and(|((_, published), version)| version >= published)
     }
 
     /// Takes a probe's result in.

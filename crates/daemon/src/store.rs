@@ -1,7 +1,7 @@
 //! What users declared, in SQLite (WAL, one writer). Never asked while a visitor waits.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use hutong_core::spec::{self, AppSpec};
@@ -12,8 +12,18 @@ use thiserror::Error;
 use crate::cipher::Cipher;
 use crate::lock;
 
-/// The schema that this program writes.
-const VERSION: i64 = 1;
+/// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
+const VERSION: i64 = 2;
+/// The schema of a new store, before the migrations.
+const FIRST_VERSION: i64 = 1;
+/// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
+const MIGRATIONS: [&str; 1] = [
+    // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
+    "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
+];
+
+/// A file that is given up when the disk is full, so that `remove --purge` can still be written down.
+const BALLAST: u64 = 4 << 20;
 
 const SCHEMA: &str = "
 CREATE TABLE apps (
@@ -63,7 +73,9 @@ CREATE TABLE env (
 #[derive(Debug, Error)]
 pub enum StoreError {
     #[error("the store cannot be used: {0}")]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite(rusqlite::Error),
+    #[error("the disk is full: {0}; free some room, for example with `hutong remove APP --purge`")]
+    Full(rusqlite::Error),
     #[error(
         "the store {path} is of version {found}, this program knows {VERSION}: install a newer hutong"
     )]
@@ -74,11 +86,21 @@ pub enum StoreError {
     Spec { app: String, problem: String },
 }
 
+impl From<rusqlite::Error> for StoreError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(rusqlite::ErrorCode::DiskFull) => StoreError::Full(error),
+            _ => StoreError::Sqlite(error),
+        }
+    }
+}
+
 pub type Result<T> = std::result::Result<T, StoreError>;
 
 pub struct Store {
     connection: Mutex<Connection>,
     cipher: Cipher,
+    ballast: PathBuf,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,10 +136,10 @@ pub struct App {
     pub active: Option<u64>,
     pub scale: Option<u32>,
     pub failures: u32,
-    pub last_failure_ms: u64,
     pub last_failure: Option<String>,
     pub halted: Option<String>,
-    pub changed_ms: u64,
+    /// How long ago it was removed, in time that the server ran.
+    pub removed_ms: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -175,18 +197,58 @@ impl Store {
                 found,
             });
         }
-        if found == 0 {
-            connection.execute_batch(&format!(
-                "BEGIN; {SCHEMA} PRAGMA user_version = {VERSION}; COMMIT;"
-            ))?;
+        if found < VERSION {
+            // All or nothing: a kill on the way leaves the old version.
+            let mut script = String::from("BEGIN; ");
+            if found == 0 {
+                script.push_str(SCHEMA);
+            }
+            let from = found.max(FIRST_VERSION) - FIRST_VERSION;
+            for migration in &MIGRATIONS[from as usize..] {
+                script.push_str(migration);
+            }
+            script.push_str(&format!("PRAGMA user_version = {VERSION}; COMMIT;"));
+            connection.execute_batch(&script)?;
         }
-        Ok(Store {
+        let store = Store {
             connection: Mutex::new(connection),
             cipher,
-        })
+            ballast: path.with_file_name("ballast"),
+        };
+        store.keep_ballast();
+        Ok(store)
     }
 
-    fn write<T>(&self, work: impl FnOnce(&rusqlite::Transaction<'_>) -> Result<T>) -> Result<T> {
+    /// Makes the ballast again once there is room.
+    pub fn keep_ballast(&self) {
+        if self.ballast.exists() {
+            return;
+        }
+        let folder = self.ballast.parent().unwrap_or(Path::new("."));
+        let room = rustix::fs::statvfs(folder).map_or(0, |found| found.f_bavail * found.f_frsize);
+        if room > 16 * BALLAST {
+            let made = std::fs::File::create(&self.ballast).and_then(|file| {
+                let flags = rustix::fs::FallocateFlags::empty();
+                rustix::fs::fallocate(&file, flags, 0, BALLAST).map_err(Into::into)
+            });
+            if let Err(error) = made {
+                tracing::warn!("no reserve for a full disk: {error}");
+            }
+        }
+    }
+
+    /// One transaction; on a full disk it is tried again with the ballast's room.
+    fn write<T>(&self, work: impl Fn(&rusqlite::Transaction<'_>) -> Result<T>) -> Result<T> {
+        match self.write_once(&work) {
+            Err(StoreError::Full(error)) if std::fs::remove_file(&self.ballast).is_ok() => {
+                tracing::error!("{}", StoreError::Full(error));
+                self.write_once(&work)
+            }
+            other => other,
+        }
+    }
+
+    fn write_once<T>(&self, work: impl Fn(&rusqlite::Transaction<'_>) -> Result<T>) -> Result<T> {
         let mut connection = lock(&self.connection);
         let transaction = connection.transaction()?;
         let result = work(&transaction)?;
@@ -279,7 +341,7 @@ impl Store {
                 params![app, now],
             )?;
             let number: u64 = t.query_row(
-                "UPDATE apps SET next_release = next_release + 1, scale = NULL WHERE name = ? RETURNING next_release - 1",
+                "UPDATE apps SET next_release = next_release + 1 WHERE name = ? RETURNING next_release - 1",
                 [app],
                 |row| row.get(0),
             )?;
@@ -333,6 +395,11 @@ impl Store {
                 "UPDATE apps SET active = ?1, failures = 0, last_failure = NULL, halted = NULL WHERE name = (SELECT app FROM deployments WHERE id = ?1)",
                 [deployment],
             )?;
+            // The file's number of instances counts again, from now on and not before.
+            t.execute(
+                "UPDATE apps SET scale = NULL WHERE (name, 'deploy') = (SELECT app, kind FROM deployments WHERE id = ?)",
+                [deployment],
+            )?;
             t.execute(
                 "UPDATE releases SET served = 1 WHERE (app, number) = (SELECT app, release FROM deployments WHERE id = ?)",
                 [deployment],
@@ -355,7 +422,7 @@ impl Store {
     pub fn set_goal(&self, app: &str, goal: Goal, purge: bool) -> Result<()> {
         self.write(|t| {
             t.execute(
-                "UPDATE apps SET goal = ?2, purge = ?3, halted = NULL, failures = 0, changed_ms = ?4 WHERE name = ?1",
+                "UPDATE apps SET goal = ?2, purge = ?3, halted = NULL, failures = 0, changed_ms = ?4, removed_ms = 0 WHERE name = ?1",
                 params![app, goal.word(), purge, now_ms()],
             )?;
             if goal != Goal::Running {
@@ -386,9 +453,32 @@ impl Store {
         })
     }
 
+    /// Forgets a removed app; one that was deployed again meanwhile stays.
     pub fn forget_app(&self, app: &str) -> Result<()> {
         self.write(|t| {
-            t.execute("DELETE FROM apps WHERE name = ?", [app])?;
+            t.execute(
+                "DELETE FROM apps WHERE name = ? AND goal = 'removed'",
+                [app],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// Removed apps have been kept for so much longer.
+    pub fn age_removed(&self, elapsed_ms: u64) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE apps SET removed_ms = removed_ms + ? WHERE goal = 'removed'",
+                [elapsed_ms],
+            )?;
+            Ok(())
+        })
+    }
+
+    /// It has run well for long enough.
+    pub fn clear_failures(&self, app: &str) -> Result<()> {
+        self.write(|t| {
+            t.execute("UPDATE apps SET failures = 0 WHERE name = ?", [app])?;
             Ok(())
         })
     }
@@ -403,12 +493,15 @@ impl Store {
         })
     }
 
+    /// Changes variables and, for a running app, begins the deployment (of `release`) that brings them: one
+    /// without the other must not be.
     pub fn change_env(
         &self,
         app: &str,
         set: &BTreeMap<String, String>,
         unset: &[String],
-    ) -> Result<()> {
+        release: Option<u64>,
+    ) -> Result<Option<Deployment>> {
         let mut sealed = Vec::new();
         for (key, value) in set {
             let value = self
@@ -418,7 +511,7 @@ impl Store {
             sealed.push((key, value));
         }
         self.write(|t| {
-            for (key, value) in sealed {
+            for (key, value) in &sealed {
                 t.execute(
                     "INSERT OR REPLACE INTO env (app, key, sealed, updated_ms) VALUES (?, ?, ?, ?)",
                     params![app, key, value, now_ms()],
@@ -430,7 +523,8 @@ impl Store {
                     params![app, key],
                 )?;
             }
-            Ok(())
+            let began = release.map(|release| add_deployment(t, app, release, "env", "rolling"));
+            began.transpose()
         })
     }
 
@@ -497,10 +591,9 @@ fn app_from(row: &Row<'_>) -> rusqlite::Result<App> {
         active: row.get("active")?,
         scale: row.get("scale")?,
         failures: row.get("failures")?,
-        last_failure_ms: row.get("last_failure_ms")?,
         last_failure: row.get("last_failure")?,
         halted: row.get("halted")?,
-        changed_ms: row.get("changed_ms")?,
+        removed_ms: row.get("removed_ms")?,
     })
 }
 
@@ -552,7 +645,7 @@ mod tests {
         let three = first.deploy("a", "d3", spec, "rolling").expect("deploy");
         first.fail(three.id, "no", &["line".into()]).expect("fail");
         let set = BTreeMap::from([("K".to_owned(), "secret".to_owned())]);
-        first.change_env("a", &set, &[]).expect("env");
+        first.change_env("a", &set, &[], None).expect("env");
         drop(first);
         let again = store(dir.path());
         let app = again.app("a").expect("read").expect("there");
@@ -576,6 +669,26 @@ mod tests {
         let wal = std::fs::read(dir.path().join("state.db-wal")).unwrap_or_default();
         let has = |bytes: &[u8]| bytes.windows(6).any(|w| w == b"secret");
         assert!(!has(&raw) && !has(&wal));
+    }
+
+    /// A file of every released version, as its program wrote it.
+    #[test]
+    fn an_older_store_is_brought_forward() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("state.db");
+        let old = Connection::open(&path).expect("open");
+        old.execute_batch(&format!(
+            "{SCHEMA} PRAGMA user_version = 1;
+             INSERT INTO apps (name, goal, changed_ms) VALUES ('a', 'removed', 5);"
+        ))
+        .expect("written");
+        drop(old);
+        let now = store(dir.path());
+        now.age_removed(7).expect("aged");
+        let app = now.app("a").expect("read").expect("there");
+        assert_eq!((app.goal, app.removed_ms), (Goal::Removed, 7));
+        drop(now);
+        store(dir.path());
     }
 
     #[test]

@@ -40,7 +40,6 @@ pub fn unpack(
 ) -> Result<(), UnpackError> {
     let target = trees.join(claimed);
     if target.exists() {
-        refresh(&target);
         return Ok(());
     }
     let temporary = Temporary::new(trees)?;
@@ -79,13 +78,6 @@ pub fn unpack(
         fs::File::open(trees)?.sync_all()
     };
     finish().map_err(UnpackError::Disk)
-}
-
-/// Marks a tree as just asked for, so that it is not cleared away before it is deployed.
-pub fn refresh(tree: &Path) {
-    if let Ok(folder) = fs::File::open(tree) {
-        let _ = folder.set_modified(std::time::SystemTime::now());
-    }
 }
 
 /// Removes what interrupted uploads and deletions left.

@@ -2,6 +2,7 @@
 //! Without it, the last snapshot is served on.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -46,7 +47,14 @@ pub enum End {
 }
 
 /// Runs until SIGTERM or SIGUSR1.
-pub async fn run(shared: Arc<Shared>, listener: UnixListener) -> Result<End, String> {
+///
+/// `predecessors` are pidfds of gateways that still have requests: until they are gone nothing is
+/// said to be drained.
+pub async fn run(
+    shared: Arc<Shared>,
+    listener: UnixListener,
+    predecessors: Vec<OwnedFd>,
+) -> Result<End, String> {
     let failed = |error: io::Error| error.to_string();
     listener.set_nonblocking(true).map_err(failed)?;
     let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
@@ -60,7 +68,9 @@ pub async fn run(shared: Arc<Shared>, listener: UnixListener) -> Result<End, Str
         stream: None,
         input: Vec::new(),
         drained: Vec::new(),
+        alone: predecessors.is_empty(),
     };
+    let mut gone = std::pin::pin!(all_gone(predecessors));
     line.probes.follow(&line.shared.table.load());
     let shared = line.shared.clone();
     loop {
@@ -71,12 +81,28 @@ pub async fn run(shared: Arc<Shared>, listener: UnixListener) -> Result<End, Str
             Ok((stream, _)) = listener.accept() => line.greet(stream).await,
             Some(event) = heard.recv() => line.say(&event).await,
             () = shared.drained.notified() => line.report_drained().await,
+            () = &mut gone, if !line.alone => {
+                line.alone = true;
+                line.report_drained().await;
+            }
             readable = readable(line.stream.as_ref()) => {
                 if readable.is_err() || !line.hear().await {
                     line.stream = None;
                 }
             }
         }
+    }
+}
+
+/// Waits until every process of these pidfds has ended.
+async fn all_gone(processes: Vec<OwnedFd>) {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let has_ended = |process: &OwnedFd| {
+        let mut polled = [PollFd::new(process, PollFlags::IN)];
+        poll(&mut polled, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
+    };
+    while !processes.iter().all(has_ended) {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
 }
 
@@ -104,6 +130,8 @@ struct ControlLine {
     input: Vec<u8>,
     /// Draining targets that were reported, and the version they drained under.
     drained: Vec<(String, u64)>,
+    /// No gateway before this one has requests any more.
+    alone: bool,
 }
 
 impl ControlLine {
@@ -180,6 +208,9 @@ impl ControlLine {
 
     /// Says which draining targets have no request left under the current table.
     async fn report_drained(&mut self) {
+        if !self.alone {
+            return;
+        }
         let table = self.shared.table.load_full();
         let draining: Vec<String> = table
             .apps

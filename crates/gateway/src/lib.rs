@@ -87,6 +87,10 @@ pub fn main(
         let files = [File::from(take()?), File::from(take()?)];
         spools.push(Writer::new(files, setup.spool_bytes).map_err(|error| error.to_string())?);
     }
+    let mut predecessors = Vec::new();
+    for _ in 0..setup.predecessors {
+        predecessors.push(take()?);
+    }
     if let Some((uid, gid)) = setup.drop_to {
         drop_privileges(uid, gid).map_err(|error| format!("cannot drop privileges: {error}"))?;
     }
@@ -116,7 +120,10 @@ pub fn main(
     let local = tokio::task::LocalSet::new();
     // The warden waits for this where a gateway before us is to be told to finish.
     let _ = line.write_all(&[1]);
-    let end = local.block_on(&runtime, control_line::run(shared.clone(), control))?;
+    let end = local.block_on(
+        &runtime,
+        control_line::run(shared.clone(), control, predecessors),
+    )?;
     if end == control_line::End::Replaced {
         shared.closing.store(true, Ordering::Relaxed);
         shared.phase.send_replace(Phase::Draining);

@@ -162,6 +162,14 @@ pub struct Listening {
     pub port: u16,
 }
 
+/// A shim's last word on its program, in the spool.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ended {
+    pub exit: Exit,
+    /// We had asked it to stop: its end is no failure, whoever looks at it, and whenever.
+    pub told: bool,
+}
+
 /// How a program ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

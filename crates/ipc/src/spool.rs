@@ -23,7 +23,7 @@ pub enum Kind {
     Stderr = 2,
     /// A line of the platform's own about the instance (started, stopped, why).
     Note = 3,
-    /// JSON of [`crate::shim::Exit`]: the instance is over.
+    /// JSON of [`crate::shim::Ended`]: the instance is over.
     Exit = 4,
     /// Text: how many bytes were dropped because the spool was full.
     Dropped = 5,
@@ -81,7 +81,7 @@ impl Writer {
     /// `cap` is the bound of each of the two files, in bytes.
     pub fn new(files: [File; 2], cap: u64) -> io::Result<Self> {
         // A writer that was killed left off in the file that has no end yet; an empty pair starts at `a`.
-        let sizes = [files[0].metadata()?.len(), files[1].metadata()?.len()];
+        let sizes = [whole_records(&files[0])?, whole_records(&files[1])?];
         let ended = |i: usize| ends_with_switch(&files[i], sizes[i]);
         let active = usize::from(ended(0) || (sizes[0] == 0 && sizes[1] > 0 && !ended(1)));
         Ok(Writer {
@@ -111,6 +111,10 @@ impl Writer {
     }
 
     fn put(&mut self, bytes: &[u8]) -> bool {
+        // Asked, not remembered: the reader may have emptied a file that it found damaged.
+        let before = self.files[self.active]
+            .metadata()
+            .map_or(self.used, |m| m.len());
         match (&self.files[self.active]).write_all(bytes) {
             Ok(()) => {
                 self.used += bytes.len() as u64;
@@ -118,7 +122,7 @@ impl Writer {
             }
             Err(_) => {
                 // Half a record must not stay: the reader would lose its step.
-                let _ = self.files[self.active].set_len(self.used);
+                let _ = self.files[self.active].set_len(before);
                 false
             }
         }
@@ -141,6 +145,26 @@ impl Writer {
         }
         must
     }
+}
+
+/// Cuts half a record off a file's end: its writer was killed within a write(2). The length left.
+fn whole_records(file: &File) -> io::Result<u64> {
+    let size = file.metadata()?.len();
+    let mut at = 0;
+    let mut header = [0; HEADER];
+    while at + HEADER as u64 <= size {
+        file.read_exact_at(&mut header, at)?;
+        let length = u32::from_le_bytes([header[9], header[10], header[11], header[12]]);
+        let end = at + HEADER as u64 + u64::from(length);
+        if Kind::from_byte(header[0]).is_none() || length as usize > MAX_PAYLOAD || end > size {
+            break;
+        }
+        at = end;
+    }
+    if at < size {
+        file.set_len(at)?;
+    }
+    Ok(at)
 }
 
 fn ends_with_switch(file: &File, size: u64) -> bool {
@@ -304,6 +328,28 @@ mod tests {
             }
             total += read(&files, &mut cursor, 1 << 20).expect("read").len();
             total += read(&files, &mut cursor, 1 << 20).expect("read").len();
+            // Killed within a write: half a record is at the end.
+            let half = [
+                Kind::Stdout as u8,
+                1,
+                2,
+                3,
+                4,
+                5,
+                6,
+                7,
+                8,
+                200,
+                0,
+                0,
+                0,
+                b'z',
+            ];
+            let cut = 1 + round as usize % half.len();
+            use std::io::Write;
+            (&files[cursor.file])
+                .write_all(&half[..cut])
+                .expect("write");
         }
         assert_eq!(total, 90);
     }

@@ -67,6 +67,10 @@ pub enum Request {
     BuildDrop {
         instance: String,
     },
+    /// Ends builds and throws away what builds left, but for those in `keep` (ids without the step).
+    BuildSweep {
+        keep: Vec<String>,
+    },
     /// SIGKILL to everything of the instance.
     Kill {
         instance: String,
@@ -114,6 +118,10 @@ pub struct Instance {
     pub pid: i32,
     /// Milliseconds since 1970.
     pub started_at: u64,
+    /// Milliseconds since boot (CLOCK_BOOTTIME): what decisions are made by.
+    pub started_steady: u64,
+    /// It was killed, and the kernel has not let go of it yet.
+    pub ending: bool,
     /// What the app's processes use, as the kernel charges it, in bytes.
     pub memory: u64,
     pub oom_kills: u64,
@@ -177,7 +185,8 @@ pub struct ServerSettings {
 }
 
 /// The first frame that the warden sends to the gateway. Descriptors: the control socket's listener,
-/// then `workers` HTTP listeners, then two spool files per worker.
+/// then `workers` HTTP listeners, two spool files per worker, and a pidfd of every gateway before this one
+/// that still has requests.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct GatewaySetup {
     pub data_dir: String,
@@ -186,6 +195,7 @@ pub struct GatewaySetup {
     pub control_uid: u32,
     pub workers: usize,
     pub spool_bytes: u64,
+    pub predecessors: usize,
 }
 
 /// The first frame for the resolver. Descriptors: a UDP socket and a TCP listener on the bridge.

@@ -38,11 +38,15 @@ pub trait Driver: Send + Sync {
     fn listening(&self, instance: &str) -> Result<Vec<shim::Listening>, DriverError>;
 }
 
-/// A connection to the warden, made anew when it breaks.
+/// Idle connections that are kept.
+const KEPT: usize = 4;
+
+/// Connections to the warden, made anew when they break. Each request has one to itself, so that a slow
+/// one (a build's copy) keeps nobody waiting.
 pub struct WardenClient {
     path: PathBuf,
     instances: PathBuf,
-    line: Mutex<Option<UnixStream>>,
+    idle: Mutex<Vec<UnixStream>>,
 }
 
 impl WardenClient {
@@ -50,7 +54,7 @@ impl WardenClient {
         WardenClient {
             path: run_dir.join("warden.sock"),
             instances: run_dir.join("i"),
-            line: Mutex::new(None),
+            idle: Mutex::new(Vec::new()),
         }
     }
 
@@ -60,28 +64,39 @@ impl WardenClient {
             path: self.path.clone(),
             source,
         };
-        let mut line = self
-            .line
-            .lock()
-            .unwrap_or_else(|broken| broken.into_inner());
-        if let Some(open) = line.take() {
+        let idle = self.idle().pop();
+        if let Some(open) = idle {
             match channel::call(&open, request, &[]) {
                 Ok((answer, _)) => {
-                    *line = Some(open);
+                    self.keep(open);
                     return refused(answer);
                 }
                 // It is still at it: asking twice would do it twice.
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
                     return Err(unreachable(error));
                 }
-                Err(_) => {}
+                // The others are as old.
+                Err(_) => self.idle().clear(),
             }
         }
         let fresh = UnixStream::connect(&self.path).map_err(unreachable)?;
         let _ = fresh.set_read_timeout(Some(Duration::from_secs(120)));
         let (answer, _) = channel::call(&fresh, request, &[]).map_err(unreachable)?;
-        *line = Some(fresh);
+        self.keep(fresh);
         refused(answer)
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<UnixStream>> {
+        self.idle
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn keep(&self, line: UnixStream) {
+        let mut idle = self.idle();
+        if idle.len() < KEPT {
+            idle.push(line);
+        }
     }
 
     fn done(&self, request: &Request) -> Result<(), DriverError> {
@@ -116,6 +131,11 @@ impl WardenClient {
         self.done(&Request::BuildDrop {
             instance: instance.into(),
         })
+    }
+
+    /// Throws away what no build under way needs; `keep` are their ids without the step.
+    pub fn build_sweep(&self, keep: Vec<String>) -> Result<(), DriverError> {
+        self.done(&Request::BuildSweep { keep })
     }
 
     pub fn has_built(&self, app: &str, key: &str) -> Result<bool, DriverError> {

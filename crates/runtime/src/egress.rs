@@ -20,6 +20,9 @@ const LAST_BUILD: u16 = 4093;
 /// What no app may reach (RFC 6890 and Alibaba's metadata address, which lies in 100.64.0.0/10).
 const FORBIDDEN: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
 
+/// Connections (and UDP exchanges) that one app may have open to the outside at a time.
+const MAX_CONNECTIONS: u32 = 2000;
+
 #[derive(Clone)]
 pub struct Network {
     bridge: String,
@@ -68,7 +71,11 @@ impl Network {
             "1",
         );
         // Rules first: forwarding is only ever on behind them.
-        self.nft(&self.rules())?;
+        if let Err(error) = self.nft(&self.rules(true)) {
+            // A kernel without nft_connlimit: all walls but the bound on connections.
+            tracing::warn!("no bound on the connections of one app: {error}");
+            self.nft(&self.rules(false))?;
+        }
         for interface in [Some(self.bridge.clone()), default_interface()]
             .into_iter()
             .flatten()
@@ -91,7 +98,21 @@ impl Network {
         words.next()?.split('/').next()?.parse().ok()
     }
 
-    fn rules(&self) -> String {
+    /// Whether our rules are there: a reload of the host's firewall flushes everybody's.
+    pub fn stands(&self) -> bool {
+        let listed = Command::new(&self.nft)
+            .args(["list", "table", "inet", &self.table])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        listed.is_ok_and(|status| status.success())
+    }
+
+    /// `bounded`: with a bound on the connections that one app has open, because the table that the host
+    /// tracks them in is everybody's.
+    fn rules(&self, bounded: bool) -> String {
         let (table, bridge, gateway) = (&self.table, &self.bridge, self.gateway);
         let base = u32::from(gateway) & !0xfff;
         let place = |index: u16| Ipv4Addr::from(base + u32::from(index));
@@ -116,12 +137,24 @@ impl Network {
             _ => String::new(),
         };
         let network = format!("{}/{PREFIX}", Ipv4Addr::from(u32::from(gateway) & !0xfff));
+        let (set, bound) = if bounded {
+            (
+                "set connections { type ipv4_addr; flags dynamic; }",
+                format!(
+                    "iifname \"{bridge}\" ct state new add @connections {{ ip saddr ct count over {MAX_CONNECTIONS} }} drop"
+                ),
+            )
+        } else {
+            ("", String::new())
+        };
         format!(
             r#"table inet {table} {{}}
 delete table inet {table}
 table inet {table} {{
+  {set}
   chain input {{
     type filter hook input priority -10; policy accept;
+    {bound}
     iifname "{bridge}" ip daddr {gateway} udp dport 53 accept
     iifname "{bridge}" ip daddr {gateway} tcp dport 53 accept
     iifname "{bridge}" drop
@@ -133,6 +166,7 @@ table inet {table} {{
     {builds}
     iifname "{bridge}" ip daddr {{ {FORBIDDEN} }} drop
     iifname "{bridge}" oifname "{bridge}" drop
+    {bound}
     iifname "{bridge}" accept
     oifname "{bridge}" ct state established,related accept
     oifname "{bridge}" drop

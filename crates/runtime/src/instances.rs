@@ -2,7 +2,6 @@
 //! that a restarted warden finds everything. The kernel is asked whether it still lives.
 
 use std::fs;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use hutong_core::name::is_instance_id;
@@ -29,6 +28,13 @@ pub struct Record {
     /// Its program was executed. Without it, the warden that launched it was killed on the way.
     #[serde(default)]
     pub launched: bool,
+}
+
+impl Record {
+    /// Its shim is gone, and so its program was killed; it may not be over.
+    pub fn is_ending(&self) -> bool {
+        !processes::is_alive(self.pid, self.start_time)
+    }
 }
 
 pub struct Instances {
@@ -88,16 +94,11 @@ impl Instances {
         serde_json::from_slice(&fs::read(self.path(instance)).ok()?).ok()
     }
 
-    /// Everything on record that lives; what does not is cleaned up on the way.
+    /// Everything on record that lives, or of which something still does: its shim is dead, but the
+    /// kernel has not let go of its processes ([`Record::is_ending`]). The rest is cleaned up on the way.
     pub fn live(&self) -> Vec<Record> {
-        let mut live = Vec::new();
-        for record in self.all() {
-            if processes::is_alive(record.pid, record.start_time) {
-                live.push(record);
-            } else {
-                self.clean_up(&record.instance, Some(&record));
-            }
-        }
+        let mut live = self.all();
+        live.retain(|record| !record.is_ending() || !self.clean_up(&record.instance, Some(record)));
         live.sort_by_key(|record| record.started_at);
         live
     }
@@ -115,11 +116,11 @@ impl Instances {
             .collect()
     }
 
-    /// Kills what is left of an instance and removes its traces. Its file goes last, so that an
-    /// interrupted clean-up is done again.
+    /// Kills what is left of an instance and removes its traces; false while the kernel still holds some
+    /// of its processes. Its file goes last, so that an interrupted clean-up is done again.
     ///
     /// `of` is the record that was found dead: if it is another one's by now, there is nothing to do.
-    pub fn clean_up(&self, instance: &str, of: Option<&Record>) {
+    pub fn clean_up(&self, instance: &str, of: Option<&Record>) -> bool {
         let _one = self
             .cleaning
             .lock()
@@ -127,32 +128,31 @@ impl Instances {
         if let Some(of) = of
             && self.read(instance).is_none_or(|now| now.pid != of.pid)
         {
-            return;
+            return true;
         }
         self.cgroups.kill(instance);
-        if self.cgroups.usage(instance).oom_kills > 0 {
-            self.note_out_of_memory(instance);
-        }
+        let out_of_memory = self.cgroups.usage(instance).oom_kills > 0;
         // The kernel needs a moment to let go of killed processes.
-        for _ in 0..200 {
+        for _ in 0..10 {
             if self.cgroups.remove(instance) {
+                if out_of_memory {
+                    self.note_out_of_memory(instance);
+                }
                 let _ = fs::remove_file(self.layout.instance_socket(instance));
                 let _ = fs::remove_file(self.path(instance));
-                return;
+                return true;
             }
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(std::time::Duration::from_millis(2));
         }
+        false
     }
 
     /// Said in the spool, behind the shim's last words, because the counter goes with the cgroup.
     fn note_out_of_memory(&self, instance: &str) {
         let spool = self.layout.spool();
         let open = |half: &str| {
-            fs::OpenOptions::new()
-                .read(true)
-                .append(true)
-                .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-                .open(spool.join(format!("{instance}.{half}")))
+            let path = spool.join(format!("{instance}.{half}"));
+            crate::launch::open_spool(&path, false, None)
         };
         if let (Ok(a), Ok(b)) = (open("a"), open("b"))
             && let Ok(mut writer) = hutong_ipc::spool::Writer::new([a, b], 4096)
@@ -172,8 +172,22 @@ impl Instances {
         self.cgroups.kill(instance);
     }
 
-    /// Cgroups without a record: their launch was interrupted.
+    /// Cgroups, sockets and half-written files without a record: their launch was interrupted.
     pub fn sweep(&self) {
+        for entry in fs::read_dir(self.layout.instances())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let stray = match name.strip_suffix(".sock") {
+                Some(instance) => self.read(instance).is_none(),
+                None => name.starts_with('.'),
+            };
+            if stray {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
         for instance in self.cgroups.instances() {
             if self.read(&instance).is_none() {
                 self.clean_up(&instance, None);

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, fchown};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
@@ -45,7 +45,16 @@ pub struct Launcher<'a> {
 
 impl Launcher<'_> {
     /// Runs one launch; on failure nothing of it is left.
-    pub fn run(&self, launch: &Launch, mut record: Record, limits: &Limits) -> Result<(), String> {
+    pub fn run(&self, launch: &Launch, record: Record, limits: &Limits) -> Result<(), String> {
+        let instance = record.instance.clone();
+        let result = self.attempt(launch, record, limits);
+        if result.is_err() {
+            let _ = fs::remove_file(self.layout.instance_socket(&instance));
+        }
+        result
+    }
+
+    fn attempt(&self, launch: &Launch, mut record: Record, limits: &Limits) -> Result<(), String> {
         let instance = record.instance.clone();
         let socket_path = self.layout.instance_socket(&instance);
         let _ = fs::remove_file(&socket_path);
@@ -118,18 +127,43 @@ impl Launcher<'_> {
 
     fn spool(&self, instance: &str, half: &str) -> Result<File, String> {
         let path = self.layout.spool().join(format!("{instance}.{half}"));
-        let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-        let file = OpenOptions::new()
+        open_spool(&path, true, self.control)
+            .map_err(|error| format!("{}: {error}", path.display()))
+    }
+}
+
+/// Opens a spool file for reading and appending, and gives it to `owner`. The folder is control's, which
+/// may have been broken into: no link is followed, and another name of somebody else's file, or anything
+/// but a file, is removed where one may be made, else refused.
+pub fn open_spool(path: &std::path::Path, make: bool, owner: Option<u32>) -> std::io::Result<File> {
+    let open = || {
+        OpenOptions::new()
             .read(true)
             .append(true)
-            .create_new(true)
+            .create(make)
             .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
-            .map_err(failed)?;
-        if let Some(uid) = self.control {
-            fchown(&file, Some(uid), Some(uid)).map_err(failed)?;
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+    };
+    let is_ours = |file: &File| file.metadata().is_ok_and(|m| m.is_file() && m.nlink() == 1);
+    let file = match open() {
+        Ok(file) if is_ours(&file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(error),
+        found if make => {
+            let found = found.map_or_else(|error| error.to_string(), |_| "another's file".into());
+            tracing::warn!("{} is replaced: {found}", path.display());
+            fs::remove_file(path)?;
+            let file = open()?;
+            if !is_ours(&file) {
+                return Err(std::io::Error::other("not a file of its own"));
+            }
+            file
         }
-        Ok(file)
+        Ok(_) => return Err(std::io::Error::other("not a file of its own")),
+        Err(error) => return Err(error),
+    };
+    if let Some(uid) = owner {
+        fchown(&file, Some(uid), Some(uid))?;
     }
+    Ok(file)
 }

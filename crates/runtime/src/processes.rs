@@ -43,7 +43,19 @@ pub fn children(pid: i32) -> Vec<i32> {
         .collect()
 }
 
-/// Milliseconds since 1970.
+/// Milliseconds since boot, time asleep included (CLOCK_BOOTTIME): decisions are made by this clock, which
+/// nobody sets.
+pub fn steady_ms() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000
+}
+
+/// What [`start_time`] counts, in milliseconds on the clock of [`steady_ms`].
+pub fn ticks_to_ms(ticks: u64) -> u64 {
+    ticks * 1000 / rustix::param::clock_ticks_per_second()
+}
+
+/// Milliseconds since 1970: for people, and for nothing that is decided.
 pub fn now_ms() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

@@ -22,6 +22,40 @@ pub fn effective_gid() -> u32 {
     unsafe { libc::getegid() }
 }
 
+/// Marks every descriptor from 3 on close-on-exec: whoever started us may have left some open, and none
+/// of them may reach what we start (close_range(2)).
+pub fn leave_no_descriptor_to_children() {
+    // SAFETY: no memory is involved.
+    let done = unsafe {
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, 4 /* CLOEXEC */)
+    };
+    if done == 0 {
+        return;
+    }
+    // Before Linux 5.11.
+    for entry in std::fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let number = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if let Some(number) = number.filter(|number: &i32| *number > 2) {
+            // SAFETY: no memory is involved.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+}
+
+/// SIGCHLD as it is by default: with it ignored, as some start us, the kernel reaps our children itself
+/// and tells us nothing.
+pub fn notice_children() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 pub fn kill(pid: i32, signal: i32) {
     // SAFETY: no memory is involved.
     unsafe { libc::kill(pid, signal) };
@@ -42,6 +76,17 @@ pub fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
 pub fn no_new_privileges() -> io::Result<()> {
     // SAFETY: no memory is involved.
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into()).map(drop)
+}
+
+/// As many descriptors as the hard limit allows.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 /// SIGTERM when the parent ends: a demo's server must not outlive the demo.

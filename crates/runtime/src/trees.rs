@@ -97,48 +97,171 @@ pub fn make_owned(path: &Path, owner: Option<u32>, mode: u32) -> io::Result<()> 
     }
 }
 
-/// Deletes a folder and all below it; links in it are not followed. A missing one is fine.
+/// Deletes a folder and all below it. It is out of the way when this returns; what it held, which may
+/// be millions of files of a hostile app, goes in the background. A missing one is fine.
 pub fn delete(path: &Path) -> io::Result<()> {
     // The name goes first: half a folder must never be taken for a whole one.
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let gone = path.with_file_name(format!(".gone-{name}"));
-    remove(&gone)?;
+    let mut random = [0; 8];
+    getrandom::fill(&mut random).map_err(io::Error::other)?;
+    let gone = path.with_file_name(format!("{GONE}{:016x}", u64::from_le_bytes(random)));
     match fs::rename(path, &gone) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-        Ok(()) => remove(&gone),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(()) => {}
     }
-}
-
-/// On a stack of its own: an app may have nested folders a thousand deep.
-fn remove(path: &Path) -> io::Result<()> {
-    let path = path.to_owned();
-    let thread = std::thread::Builder::new()
-        .stack_size(64 << 20)
-        .spawn(move || remove_all(&path))?;
-    thread
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the deletion broke off")))
-}
-
-fn remove_all(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            // An ordinary user's app may have taken the write bit off a folder of its own.
-            open_up(path)?;
-            fs::remove_dir_all(path)
-        }
-        other => other,
-    }
-}
-
-fn open_up(path: &Path) -> io::Result<()> {
-    if path.symlink_metadata()?.is_dir() {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700))?;
-        for entry in fs::read_dir(path)? {
-            open_up(&entry?.path())?;
-        }
-    }
+    remove_in_background(vec![gone]);
     Ok(())
+}
+
+/// Removes what interrupted deletions left in these folders.
+pub fn sweep(folders: &[PathBuf]) {
+    let found: Vec<PathBuf> = folders
+        .iter()
+        .flat_map(fs::read_dir)
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.file_name().as_bytes().starts_with(GONE.as_bytes()))
+        .map(|entry| entry.path())
+        .collect();
+    if !found.is_empty() {
+        remove_in_background(found);
+    }
+}
+
+/// The prefix of names whose folders are being deleted.
+pub const GONE: &str = ".gone-";
+
+/// One deletion at a time: more would only fight for the disk.
+static REMOVING: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+fn remove_in_background(paths: Vec<PathBuf>) {
+    let work = move || {
+        let _one = REMOVING.lock();
+        for path in &paths {
+            if let Err(error) = remove(path) {
+                tracing::error!("cannot delete {}: {error}", path.display());
+            }
+        }
+    };
+    // Without a thread it is left to the next start's sweep.
+    let spawned = std::thread::Builder::new()
+        .stack_size(128 << 10)
+        .spawn(work);
+    if let Err(error) = spawned {
+        tracing::error!("cannot delete in the background: {error}");
+    }
+}
+
+/// Deletes a folder with two handles and no recursion, however deep it is: nested folders are moved up
+/// to the top first. Links are not followed.
+pub fn remove(path: &Path) -> io::Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let top = match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(rustix::io::Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    // An ordinary user's app may have taken the write bit off a folder of its own.
+    let _ = rustix::fs::fchmod(&top, Mode::RWXU);
+    let mut moved = 0u64;
+    loop {
+        let mut left = false;
+        for entry in Dir::read_from(&top)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            left = true;
+            if unlink(&top, name)? {
+                continue;
+            }
+            let folder = rustix::fs::openat(&top, name, flags, Mode::empty())?;
+            let _ = rustix::fs::fchmod(&folder, Mode::RWXU);
+            for inner in Dir::read_from(&folder)? {
+                let inner = inner?;
+                let inner = inner.file_name();
+                if matches!(inner.to_bytes(), b"." | b"..") || unlink(&folder, inner)? {
+                    continue;
+                }
+                moved += 1;
+                let to = format!("{GONE}{moved}");
+                match rustix::fs::renameat(&folder, inner, &top, to.as_str()) {
+                    // The name is an app's own; the next number is tried in the next round.
+                    Err(rustix::io::Errno::NOTEMPTY | rustix::io::Errno::EXIST) => {}
+                    Err(rustix::io::Errno::ACCESS) => {
+                        let inner = rustix::fs::openat(&folder, inner, flags, Mode::empty())?;
+                        rustix::fs::fchmod(&inner, Mode::RWXU)?;
+                    }
+                    other => other?,
+                }
+            }
+        }
+        if !left {
+            break;
+        }
+    }
+    drop(top);
+    fs::remove_dir(path)
+}
+
+/// Unlinks a file or an empty folder; false where a folder has something in it.
+fn unlink(folder: &OwnedFd, name: &std::ffi::CStr) -> io::Result<bool> {
+    use rustix::fs::{AtFlags, unlinkat};
+    use rustix::io::Errno;
+    match unlinkat(folder, name, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => return Ok(true),
+        Err(Errno::ISDIR | Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match unlinkat(folder, name, AtFlags::REMOVEDIR) {
+        Ok(()) | Err(Errno::NOENT) => Ok(true),
+        Err(Errno::NOTEMPTY | Errno::EXIST | Errno::ACCESS) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_any_depth_is_deleted_with_a_few_descriptors() {
+        let top = tempfile::tempdir().expect("tempdir");
+        let root = top.path().join("deep");
+        fs::create_dir(&root).expect("mkdir");
+        let mut at = rustix::fs::open(&root, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty())
+            .expect("open");
+        for depth in 0..3000 {
+            for name in ["x", ".gone-1"] {
+                rustix::fs::mkdirat(&at, name, Mode::RWXU).expect("mkdir");
+            }
+            rustix::fs::symlinkat("/etc", &at, "link").expect("symlink");
+            if depth % 100 == 0 {
+                rustix::fs::mkdirat(&at, "closed", Mode::empty()).expect("mkdir");
+            }
+            let next =
+                rustix::fs::openat(&at, "x", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty());
+            at = next.expect("open");
+        }
+        remove(&root).expect("removed");
+        assert!(!root.exists() && Path::new("/etc/passwd").exists());
+    }
+
+    #[test]
+    fn a_deleted_folder_is_out_of_the_way_at_once_and_gone_soon() {
+        let top = tempfile::tempdir().expect("tempdir");
+        let root = top.path().join("app");
+        fs::create_dir_all(root.join("a/b")).expect("mkdir");
+        delete(&root).expect("deleted");
+        assert!(!root.exists());
+        delete(&root).expect("a missing one is fine");
+        // What an interrupted deletion left goes with the next sweep.
+        fs::create_dir_all(top.path().join(".gone-1/x")).expect("mkdir");
+        sweep(&[top.path().to_owned()]);
+        let began = std::time::Instant::now();
+        while fs::read_dir(top.path()).expect("read").count() > 0 {
+            assert!(began.elapsed().as_secs() < 20, "still there");
+            std::thread::yield_now();
+        }
+    }
 }

@@ -14,7 +14,7 @@ use crate::paths::atomic_write;
 const FIRST: u32 = 0x7000_0000;
 const RANGES: u32 = 4096;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 struct State {
     /// The range of our own processes.
     own: u32,
@@ -32,8 +32,12 @@ impl Uids {
     pub fn open(folder: &Path) -> Result<Self, String> {
         let path = folder.join("uids.json");
         let state = match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map_err(|error| format!("{}: {error}", path.display()))?,
+            // As it is: a server must start on a full disk too.
+            Ok(text) => {
+                let state = serde_json::from_slice(&text)
+                    .map_err(|error| format!("{}: {error}", path.display()))?;
+                return Ok(Uids { path, state });
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let mut random = [0; 8];
                 getrandom::fill(&mut random).map_err(|error| error.to_string())?;
@@ -46,15 +50,21 @@ impl Uids {
             }
             Err(error) => return Err(format!("{}: {error}", path.display())),
         };
-        let uids = Uids { path, state };
-        uids.save()?;
+        let mut uids = Uids {
+            path,
+            state: state.clone(),
+        };
+        uids.keep(state)?;
         Ok(uids)
     }
 
-    fn save(&self) -> Result<(), String> {
-        let text = serde_json::to_vec_pretty(&self.state).map_err(|error| error.to_string())?;
+    /// On disk first: a range that only memory knows would be given to another app after a restart.
+    fn keep(&mut self, state: State) -> Result<(), String> {
+        let text = serde_json::to_vec_pretty(&state).map_err(|error| error.to_string())?;
         atomic_write(&self.path, &text, 0o600)
-            .map_err(|error| format!("{}: {error}", self.path.display()))
+            .map_err(|error| format!("{}: {error}", self.path.display()))?;
+        self.state = state;
+        Ok(())
     }
 
     fn base(range: u32) -> u32 {
@@ -86,17 +96,24 @@ impl Uids {
             .map(|step| (self.state.own + step) % RANGES)
             .find(|range| !used(*range))
             .ok_or("no range of ids is left for another app")?;
-        self.state.apps.insert(app.to_owned(), free);
-        self.save()?;
+        let mut state = self.state.clone();
+        state.apps.insert(app.to_owned(), free);
+        self.keep(state)?;
         Ok(Self::base(free))
     }
 
     /// Gives an app's range back; its data must be gone.
     pub fn forget(&mut self, app: &str) -> Result<(), String> {
-        match self.state.apps.remove(app) {
-            Some(_) => self.save(),
+        let mut state = self.state.clone();
+        match state.apps.remove(app) {
+            Some(_) => self.keep(state),
             None => Ok(()),
         }
+    }
+
+    /// Every app that has a range.
+    pub fn apps(&self) -> Vec<String> {
+        self.state.apps.keys().cloned().collect()
     }
 }
 
@@ -117,5 +134,9 @@ mod tests {
         assert_eq!(again.of_app("a"), Ok(a));
         again.forget("a").expect("forget");
         assert_eq!(again.of_app("b"), Ok(b));
+        // What could not be written was not given out.
+        std::fs::remove_dir_all(folder.path()).expect("remove");
+        assert!(again.of_app("c").is_err() && again.of_app("c").is_err());
+        assert_eq!(again.apps(), ["b"]);
     }
 }

@@ -60,6 +60,10 @@ struct Warden {
     children: Mutex<Children>,
     /// Shims that this process started and has to reap.
     shims: Mutex<Vec<i32>>,
+    /// Launches that are not on record yet.
+    launching: Mutex<Vec<hutong_ipc::warden::Instance>>,
+    /// Held while a build's folder is made.
+    preparing: Mutex<()>,
     /// Instances being started: their address on the egress network is taken.
     starting: Mutex<Vec<u16>>,
     root: bool,
@@ -79,6 +83,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Runs until SIGTERM, SIGINT or SIGHUP. `ready` is told how the server is reached, once it serves.
 pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
+    sys::leave_no_descriptor_to_children();
+    sys::notice_children();
+    sys::raise_file_limit();
     // Before any thread exists, so that all inherit the mask.
     let signals = sys::signals(&[
         libc::SIGCHLD,
@@ -112,6 +119,8 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         network: Mutex::new(None),
         children: Mutex::new(Children::default()),
         shims: Mutex::new(Vec::new()),
+        launching: Mutex::new(Vec::new()),
+        preparing: Mutex::new(()),
         starting: Mutex::new(Vec::new()),
         root,
         ending: AtomicBool::new(false),
@@ -142,6 +151,9 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         if let Err(error) = warden.ensure_egress() {
             tracing::error!("the way out of running apps is broken: {error}");
         }
+    }
+    if root {
+        warden.guard_egress()?;
     }
     let (http, api) = {
         let children = lock(&warden.children);
@@ -239,10 +251,38 @@ impl Warden {
             .map_err(|error| error.to_string())
     }
 
+    /// Puts the rules of the way out back when somebody flushed them, within two seconds.
+    fn guard_egress(self: &Arc<Self>) -> Result<(), String> {
+        let warden = self.clone();
+        let look = move || {
+            loop {
+                std::thread::sleep(Duration::from_secs(2));
+                let network = lock(&warden.network).clone();
+                let used = || warden.instances.all().iter().any(|r| r.egress.is_some());
+                if let Some(network) = network
+                    && used()
+                    && !network.stands()
+                {
+                    tracing::warn!("the rules of the way out were gone; they are put back");
+                    if let Err(error) = warden.ensure_egress() {
+                        tracing::error!("apps have a way out without walls: {error}");
+                    }
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .stack_size(256 << 10)
+            .spawn(look)
+            .map(drop)
+            .map_err(|error| error.to_string())
+    }
+
     /// Reaps and restarts until told to end.
     fn watch(self: &Arc<Self>, signals: &OwnedFd) {
         while !self.ending.load(Ordering::Relaxed) {
             let pause = lock(&self.children).next_restart();
+            // Never long: a signal that got lost must not stop supervision.
+            let pause = pause.min(Duration::from_secs(5));
             sys::poll(&[signals.as_raw_fd()], pause.as_millis() as i32);
             while let Some(signal) = sys::next_signal(signals) {
                 match signal {

@@ -103,6 +103,8 @@ fn start(
     };
     if !launch.without.contains(&Wall::User) {
         if launch.uid_base.is_some() {
+            let base = launch.uid_base.unwrap_or_default();
+            sys::own_next_namespace(base + INIT_UID).during("cannot own the user namespace")?;
             sys::unshare(libc::CLONE_NEWUSER).during("cannot make the user namespace")?;
             channel::send(line, &News::WantsIds, &[]).during("the shim went away")?;
             await_go(line)?;

@@ -20,6 +20,8 @@ use hutong_ipc::shim::{FD_LISTENER, FD_SPOOL_A, FD_SPOOL_B, Go, INIT_UID, Launch
 use hutong_ipc::spool::Writer;
 
 fn main() {
+    sys::leave_no_descriptor_to_children();
+    sys::notice_children();
     let warden = UnixStream::from(sys::take_stdin());
     // Ctrl-C in the server's terminal is not meant for apps.
     sys::new_session();

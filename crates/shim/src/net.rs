@@ -2,6 +2,7 @@
 //! netdevice(7) and rtnetlink(7) name the requests.
 
 use std::io;
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hutong_ipc::shim::{Egress, Listening};
@@ -56,8 +57,20 @@ pub fn configure(egress: &Egress) -> io::Result<()> {
 pub fn listening() -> Vec<Listening> {
     let mut found = Vec::new();
     for file in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
-        let text = std::fs::read_to_string(file).unwrap_or_default();
-        found.extend(text.lines().skip(1).filter_map(parse_listener).take(64));
+        let Ok(file) = std::fs::File::open(file) else {
+            continue;
+        };
+        // Listening sockets come first; an app with a million connections must not fill our memory.
+        let lines = BufReader::new(file)
+            .lines()
+            .map_while(Result::ok)
+            .take(4096);
+        found.extend(
+            lines
+                .skip(1)
+                .filter_map(|line| parse_listener(&line))
+                .take(64),
+        );
     }
     found
 }

@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant, SystemTime};
 
 use hutong_ipc::channel;
-use hutong_ipc::shim::{Answer, Exit, Request, Status};
+use hutong_ipc::shim::{Answer, Ended, Exit, Request, Status};
 use hutong_ipc::spool::{Kind, Writer};
 
 use crate::init::{self, News, Order};
@@ -20,6 +20,8 @@ const MAX_REQUEST: usize = 256 << 10;
 /// Output taken from the app, in bytes a second; behind that the app waits.
 const OUTPUT_RATE: f64 = 16e6;
 const CHUNK: usize = 64 << 10;
+/// What one read of output costs of the allowance at least, in bytes.
+const LEAST_CHARGE: usize = 8 << 10;
 
 pub struct Instance {
     pub init: i32,
@@ -46,6 +48,7 @@ pub fn run(instance: Instance) -> ! {
         instance,
         connections: Vec::new(),
         kill_at: None,
+        told: false,
         next_exec: 0,
         allowance: OUTPUT_RATE,
         refilled: Instant::now(),
@@ -61,6 +64,8 @@ struct Shim {
     connections: Vec<Connection>,
     /// When SIGTERM was sent and SIGKILL is due.
     kill_at: Option<Instant>,
+    /// It was asked to stop.
+    told: bool,
     next_exec: u32,
     /// Bytes of output that may be read now.
     allowance: f64,
@@ -138,7 +143,8 @@ impl Shim {
                 self.instance
                     .spool
                     .write(kind, now_micros(), &self.buffer[..count]);
-                self.allowance -= count as f64;
+                // Single bytes cost as much work as pages: an app must not get processor time through us.
+                self.allowance -= count.max(LEAST_CHARGE) as f64;
                 true
             }
             Err(_) => false,
@@ -167,7 +173,8 @@ impl Shim {
                 rounds += 1;
             }
         }
-        let record = serde_json::to_vec(&exit).unwrap_or_default();
+        let told = self.told;
+        let record = serde_json::to_vec(&Ended { exit, told }).unwrap_or_default();
         self.instance.spool.write(Kind::Exit, now_micros(), &record);
         std::process::exit(0);
     }
@@ -258,11 +265,14 @@ impl Shim {
                 self.reply(index, &Answer::Status(status), &[])
             }
             Request::Stop { timeout_ms } => {
+                self.told = true;
                 let at = Instant::now() + Duration::from_millis(timeout_ms.min(3_600_000));
                 self.kill_at = Some(self.kill_at.map_or(at, |already| already.min(at)));
                 let _ = init::tell(&self.instance.line, &Order::Signal(libc::SIGTERM));
                 self.reply(index, &Answer::Stopping, &[])
             }
+            // One program for each connection: its end is the program's.
+            Request::Exec(_) if self.connections[index].exec.is_some() => false,
             Request::Exec(exec) => {
                 let fds = std::mem::take(&mut self.connections[index].fds);
                 self.next_exec += 1;
@@ -290,10 +300,15 @@ impl Shim {
     fn answer_exec(&mut self, id: u32, answer: &Answer) {
         let index = self.connections.iter().position(|c| c.exec == Some(id));
         if let Some(index) = index
-            && !self.reply(index, answer, &[])
+            && self.reply(index, answer, &[])
         {
+            return;
+        }
+        if let Some(index) = index {
             self.connections.swap_remove(index);
         }
+        // Nobody waits for it any more.
+        let _ = init::tell(&self.instance.line, &Order::KillGuest { id });
     }
 }
 

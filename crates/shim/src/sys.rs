@@ -31,6 +31,40 @@ pub fn take_stdin() -> OwnedFd {
     }
 }
 
+/// Marks every descriptor from 3 on close-on-exec: whoever started us may have left some open, and none
+/// of them may reach what we start (close_range(2)).
+pub fn leave_no_descriptor_to_children() {
+    // SAFETY: no memory is involved.
+    let done = unsafe {
+        libc::syscall(libc::SYS_close_range, 3, u32::MAX, 4 /* CLOEXEC */)
+    };
+    if done == 0 {
+        return;
+    }
+    // Before Linux 5.11.
+    for entry in std::fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let number = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if let Some(number) = number.filter(|number: &i32| *number > 2) {
+            // SAFETY: no memory is involved.
+            unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+}
+
+/// SIGCHLD as it is by default: with it ignored, as some start us, the kernel reaps our children itself
+/// and tells us nothing.
+pub fn notice_children() {
+    // SAFETY: no handler is installed.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
+
 pub fn set_umask() {
     // SAFETY: no memory is involved.
     unsafe { libc::umask(0o022) };
@@ -112,6 +146,18 @@ pub fn set_ids(id: u32) -> io::Result<()> {
     }
 }
 
+/// Makes `id` the owner of the user namespace that is made next, so that what the kernel counts by user
+/// (inotify, pipes, keys …) is counted to the app and not to the host's root. What is still needed of
+/// root's capabilities is kept.
+pub fn own_next_namespace(id: u32) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    unsafe {
+        check(libc::setresgid(u32::MAX, id, u32::MAX))?;
+        check(libc::setresuid(u32::MAX, id, u32::MAX))?;
+    }
+    set_capabilities(1 << CAP_SETGID | 1 << CAP_SETUID | 1 << CAP_SYS_ADMIN)
+}
+
 /// Becomes an unprivileged user for good.
 pub fn become_plain_user(id: u32) -> io::Result<()> {
     set_ids(id)?;
@@ -144,6 +190,7 @@ pub const CAP_KILL: u32 = 5;
 pub const CAP_SETGID: u32 = 6;
 pub const CAP_SETUID: u32 = 7;
 pub const CAP_SETPCAP: u32 = 8;
+pub const CAP_SYS_ADMIN: u32 = 21;
 
 /// Sets permitted and effective to `mask`, inheritable to nothing (capset(2), version 3).
 pub fn set_capabilities(mask: u64) -> io::Result<()> {
@@ -339,6 +386,7 @@ pub fn prepare_program(stdio: [BorrowedFd<'_>; 3], terminal: bool) -> io::Result
         for (index, fd) in stdio.iter().enumerate() {
             check(libc::dup2(fd.as_raw_fd(), index as i32))?;
         }
+        leave_no_descriptor_to_children();
         if terminal {
             libc::ioctl(0, libc::TIOCSCTTY, 0);
         }

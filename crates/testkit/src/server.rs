@@ -62,16 +62,34 @@ impl Server {
             .prefix("hutong-bench-")
             .tempdir()
             .expect("a temporary folder");
-        Self::launch(binary, data, arguments, &[])
+        Self::launch(&[], binary, data, arguments, &[])
+    }
+
+    /// A server that another program becomes: `wrapper` is its command line, ours follows.
+    pub fn start_through(wrapper: &[&str]) -> Self {
+        let data = tempfile::Builder::new()
+            .prefix("hutong-test-")
+            .tempdir()
+            .expect("a temporary folder");
+        Self::launch(wrapper, &binary(), data, &[], &[])
     }
 
     /// `env` is given to every command that is run against the server.
     pub fn start_in_with_env(data: TempDir, arguments: &[&str], env: &[(&str, &PathBuf)]) -> Self {
-        Self::launch(&binary(), data, arguments, env)
+        Self::launch(&[], &binary(), data, arguments, env)
     }
 
-    fn launch(binary: &Path, data: TempDir, arguments: &[&str], env: &[(&str, &PathBuf)]) -> Self {
-        let mut child = Command::new(binary)
+    fn launch(
+        wrapper: &[&str],
+        binary: &Path,
+        data: TempDir,
+        arguments: &[&str],
+        env: &[(&str, &PathBuf)],
+    ) -> Self {
+        let mut words: Vec<&std::ffi::OsStr> = wrapper.iter().map(std::ffi::OsStr::new).collect();
+        words.push(binary.as_os_str());
+        let mut child = Command::new(words[0])
+            .args(&words[1..])
             .args(["serve", "--stop-apps", "--http", "127.0.0.1:0"])
             .args(if arguments.contains(&"--config") {
                 &[][..]

@@ -11,13 +11,10 @@ pub fn describe() -> Vec<String> {
         format!(
             "machine: {}, {cores} cores, {}, Linux {}, cgroup {}; load average before: {}",
             field("/proc/cpuinfo", "model name").unwrap_or_else(|| "unknown processor".into()),
-            field("/proc/meminfo", "MemTotal").unwrap_or_default(),
+            memory(),
             read("/proc/sys/kernel/osrelease"),
             cgroup_version(&read("/proc/mounts")),
-            read("/proc/loadavg")
-                .split(' ')
-                .next()
-                .unwrap_or_default()
+            read("/proc/loadavg").split(' ').next().unwrap_or_default()
         ),
         commit(),
         format!("command: `{}`", command()),
@@ -42,15 +39,21 @@ fn field(path: &str, key: &str) -> Option<String> {
     Some(line.split_once(':')?.1.trim().to_owned())
 }
 
+fn memory() -> String {
+    let total = field("/proc/meminfo", "MemTotal");
+    let kilobytes = total.and_then(|text| text.strip_suffix(" kB")?.parse::<f64>().ok());
+    format!("{:.0} GiB", kilobytes.unwrap_or(0.0) / f64::from(1 << 20))
+}
+
 /// Which one caps memory here, by the lines of /proc/mounts.
 fn cgroup_version(mounts: &str) -> &'static str {
     let has = |kind: &str, option: &str| {
         mounts.lines().any(|line| {
             let mut fields = line.split(' ').skip(2);
             fields.next() == Some(kind)
-                && fields
-                    .next()
-                    .is_some_and(|options| option.is_empty() || options.split(',').any(|o| o == option))
+                && fields.next().is_some_and(|options| {
+                    option.is_empty() || options.split(',').any(|o| o == option)
+                })
         })
     };
     match (has("cgroup", "memory"), has("cgroup2", "")) {
@@ -74,7 +77,11 @@ fn commit() -> String {
         return "commit: unknown".into();
     };
     let clean = git(&["status", "--porcelain"]).is_some_and(|changes| changes.is_empty());
-    let changes = if clean { "" } else { " with uncommitted changes" };
+    let changes = if clean {
+        ""
+    } else {
+        " with uncommitted changes"
+    };
     format!("commit: {head}{changes}")
 }
 

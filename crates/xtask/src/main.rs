@@ -121,13 +121,14 @@ fn main() -> anyhow::Result<()> {
         let ratio = row
             .rival
             .map_or("–".into(), |r| format!("{:.2}", row.ours / r));
+        let digits = if row.ours < 10.0 { 2 } else { 1 };
         let verdict = match (row.meets(row.must), row.meets(row.goal)) {
             (_, true) => "goal",
             (true, _) => "must",
             _ => "MISSED",
         };
         println!(
-            "| {} | {:.1} {} | {rival} | {ratio} | {} | {} | {verdict} |",
+            "| {} | {:.digits$} {} | {rival} | {ratio} | {} | {} | {verdict} |",
             row.name, row.ours, row.unit, row.must, row.goal
         );
     }

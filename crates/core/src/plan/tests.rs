@@ -213,3 +213,94 @@ fn stopped_scaled_down_and_sick_instances_go() {
     stop b: the app is stopped
     "#);
 }
+
+fn stopping(mut seen: Seen) -> Seen {
+    seen.stopping = true;
+    seen
+}
+
+/// What ends takes nobody's place: neither is the new one too many, nor is a third one started.
+#[test]
+fn an_instance_that_ends_slowly_is_replaced_once() {
+    let desired = wanted(Some(version(1, 1, Rolling)), None);
+    for health in [Health::Failing("500".into()), Health::Healthy] {
+        let mut new = seen("new", 1, starting());
+        new.started_ms = 2000;
+        let instances = [stopping(seen("old", 1, health)), new];
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(show(&desired, &instances, 2500), @r"
+            serve: Hold
+            old: Draining
+            new: Candidate
+            wait for old to end
+            wait for new to become healthy
+            ");
+        }
+    }
+}
+
+/// Runs plans against a world in which programs take their time to get healthy and to end.
+fn simulate(
+    desired: &Desired,
+    mut world: Vec<Seen>,
+    ends_within_ms: u64,
+    lasts_ms: u64,
+) -> (usize, Vec<Seen>) {
+    let (mut starts, mut ends_at) = (0, std::collections::HashMap::new());
+    for now in (2000..2000 + lasts_ms).step_by(50) {
+        for step in plan(desired, &world, now).steps {
+            match step {
+                Step::Start { deployment } => {
+                    starts += 1;
+                    let mut fresh = seen(&format!("n{starts}"), deployment, starting());
+                    fresh.started_ms = now;
+                    world.push(fresh);
+                }
+                Step::Stop { instance, .. } => {
+                    ends_at.entry(instance).or_insert(now + ends_within_ms);
+                }
+                _ => {}
+            }
+        }
+        world.retain(|seen| ends_at.get(&seen.id).is_none_or(|at| *at > now));
+        for seen in &mut world {
+            seen.stopping |= ends_at.contains_key(&seen.id);
+            if now >= seen.started_ms + 300 && matches!(seen.health, Health::Starting(_)) {
+                seen.health = Health::Healthy;
+            }
+            // The gateway has nothing of it any more.
+            seen.drained = true;
+        }
+    }
+    (starts, world)
+}
+
+#[test]
+fn sick_instances_are_replaced_one_for_one_however_long_they_take_to_end() {
+    for ends_within in [0, 1000, 10_000] {
+        for count in [1, 3] {
+            let desired = wanted(Some(version(1, count, Rolling)), None);
+            let sick: Vec<Seen> = (0..count)
+                .map(|n| seen(&format!("old{n}"), 1, Health::Failing("500".into())))
+                .collect();
+            let (starts, world) = simulate(&desired, sick, ends_within, 30_000);
+            assert_eq!(starts, count as usize, "ends within {ends_within} ms");
+            assert_eq!(world.len(), count as usize);
+            assert!(world.iter().all(|seen| seen.health == Health::Healthy));
+        }
+    }
+}
+
+#[test]
+fn an_app_that_is_scaled_down_and_up_at_once_converges() {
+    let desired = wanted(Some(version(1, 2, Rolling)), None);
+    let world = vec![
+        seen("a", 1, Health::Healthy),
+        stopping(seen("b", 1, Health::Healthy)),
+        stopping(seen("c", 1, Health::Healthy)),
+    ];
+    let (starts, world) = simulate(&desired, world, 5000, 20_000);
+    assert_eq!(starts, 1);
+    let alive = world.iter().filter(|seen| !seen.stopping).count();
+    assert_eq!(alive, 2);
+}

@@ -335,16 +335,19 @@ pub async fn change_env(
         ))
         .hint("wait until it is over, and try again"));
     }
-    control
-        .store
-        .change_env(&name, &change.set, &change.unset)?;
     let runs = app.goal == Goal::Running && app.active.is_some();
     let is_program =
         current_spec(&control, &app)?.is_some_and(|(_, spec)| matches!(spec.run, Run::Command(_)));
-    if !runs || !is_program {
-        return Ok(Json(None));
-    }
-    redeploy_current(&control, &app, "env").map(|deployment| Json(Some(deployment)))
+    let active = match app.active.filter(|_| runs && is_program) {
+        Some(id) => control.store.deployment(id)?,
+        None => None,
+    };
+    let release = active.map(|deployment| deployment.release);
+    let deployment = control
+        .store
+        .change_env(&name, &change.set, &change.unset, release)?;
+    control.wake.notify_one();
+    Ok(Json(deployment.as_ref().map(to_wire)))
 }
 
 #[derive(serde::Deserialize)]

@@ -36,11 +36,17 @@ pub async fn has_tree(
 ) -> Result<()> {
     let folder = tree(&control, &digest)?;
     if folder.is_dir() {
-        unpack::refresh(&folder);
+        asked_for(&control, &digest);
         Ok(())
     } else {
         Err(ApiError::not_found("the server does not have this tree"))
     }
+}
+
+/// It is not cleared away before it is deployed.
+fn asked_for(control: &Control, digest: &str) {
+    let now = hutong_runtime::processes::steady_ms();
+    lock(&control.trees_asked).insert(digest.to_owned(), now);
 }
 
 /// Uploads at once; more wait.
@@ -54,6 +60,7 @@ pub async fn upload(
     body: Body,
 ) -> Result<()> {
     tree(&control, &digest)?;
+    asked_for(&control, &digest);
     // Each holds a thread while it lasts, and disk and memory.
     let _place = UPLOADS
         .acquire()
@@ -359,7 +366,8 @@ fn is_visible(control: &Control, deployment: &store::Deployment) -> bool {
     let observed = lock(&control.observed);
     let published = observed.published_active.get(&deployment.app) == Some(&deployment.id);
     let served = published && observed.gateway_version >= observed.published_version;
-    let age = hutong_runtime::processes::now_ms() - deployment.finished_ms.unwrap_or(0);
+    // Either way: the clock may have been set meanwhile.
+    let age = hutong_runtime::processes::now_ms().abs_diff(deployment.finished_ms.unwrap_or(0));
     deployment.state != "done" || served || age > 3000
 }
 
@@ -389,7 +397,9 @@ pub fn to_wire(deployment: &store::Deployment) -> Deployment {
 pub fn wire_deployment(control: &Control, deployment: &store::Deployment) -> Deployment {
     let mut wire = to_wire(deployment);
     let observed = lock(&control.observed);
+    let trouble = observed.trouble.clone();
     wire.doing = match wire.state {
+        DeploymentState::Building | DeploymentState::Rolling if trouble.is_some() => trouble,
         DeploymentState::Building => Some("building".into()),
         DeploymentState::Rolling => observed
             .doing

@@ -61,7 +61,12 @@ impl IntoResponse for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         tracing::error!("{error}");
-        ApiError::new(500, error.to_string())
+        let status = if matches!(error, StoreError::Full(_)) {
+            507
+        } else {
+            500
+        };
+        ApiError::new(status, error.to_string())
     }
 }
 

@@ -6,9 +6,9 @@ use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 
 use hutong_api::LogLine;
-use hutong_ipc::shim::Exit;
+use hutong_ipc::shim::{Ended, Exit};
 use hutong_ipc::spool::{self, Cursor, Kind, Record};
-use hutong_runtime::paths::atomic_write;
+use serde::{Deserialize, Serialize};
 
 use super::Logs;
 use crate::{ids, lock};
@@ -17,6 +17,8 @@ use crate::{ids, lock};
 const MAX_LINE: usize = 16 << 10;
 /// Bytes taken from one spool at a time: a flood cannot keep the rest waiting.
 const BATCH: usize = 1 << 20;
+/// Bytes of log that one batch may become: an empty line is one byte of output and sixty of log.
+const MAX_KEPT: usize = 4 << 20;
 
 #[derive(Default)]
 pub struct Ingest {
@@ -25,10 +27,19 @@ pub struct Ingest {
 
 struct Source {
     files: [File; 2],
+    seen: Seen,
+}
+
+/// What was taken from a spool; kept beside it, so that a restart neither loses nor repeats.
+#[derive(Clone, Default, Serialize, Deserialize)]
+struct Seen {
     cursor: Cursor,
     /// Unfinished lines of stdout and stderr.
+    #[serde(default)]
     partial: [Vec<u8>; 2],
-    exit: Option<Exit>,
+    #[serde(default)]
+    ended: Option<Ended>,
+    #[serde(default)]
     out_of_memory: bool,
 }
 
@@ -36,6 +47,8 @@ struct Source {
 pub struct End {
     /// `None`: its shim was killed before it could say.
     pub exit: Option<Exit>,
+    /// We had asked it to stop.
+    pub told: bool,
     pub out_of_memory: bool,
 }
 
@@ -69,10 +82,12 @@ impl Logs {
         // To the end: nobody writes to it any more.
         while self.take(&mut ingest, instance).unwrap_or(false) {}
         self.flush_partial(&mut ingest, instance);
-        let source = ingest.sources.get(instance);
+        let seen = ingest.sources.get(instance).map(|source| &source.seen);
+        let ended = seen.and_then(|seen| seen.ended.clone());
         End {
-            exit: source.and_then(|source| source.exit.clone()),
-            out_of_memory: source.is_some_and(|source| source.out_of_memory),
+            told: ended.as_ref().is_some_and(|ended| ended.told),
+            exit: ended.map(|ended| ended.exit),
+            out_of_memory: seen.is_some_and(|seen| seen.out_of_memory),
         }
     }
 
@@ -108,15 +123,15 @@ impl Logs {
         let Some(source) = ingest.sources.get_mut(name) else {
             return Ok(false);
         };
-        let before = source.cursor;
-        let records = match spool::read(&source.files, &mut source.cursor, BATCH) {
+        let before = source.seen.clone();
+        let records = match spool::read(&source.files, &mut source.seen.cursor, BATCH) {
             Ok(records) => records,
             Err(error) => {
                 // Damaged: drop what is there rather than stumble over it for ever.
                 for file in &source.files {
                     file.set_len(0)?;
                 }
-                source.cursor = Cursor::default();
+                source.seen.cursor = Cursor::default();
                 return Err(error);
             }
         };
@@ -127,16 +142,20 @@ impl Logs {
             self.keep_access(&records)
         } else {
             let app = app_of(name);
-            let lines = source.lines(name, &records);
+            let lines = source.seen.lines(name, &records);
             self.append(app, "app", &lines)
         };
         if let Err(error) = kept {
             // A full disk, most likely: the spool keeps them until there is room.
-            source.cursor = before;
+            source.seen = before;
             return Err(error);
         }
-        let cursor = serde_json::to_vec(&source.cursor)?;
-        atomic_write(&self.spool.join(format!("{name}.cursor")), &cursor, 0o600)?;
+        // Not flushed to disk, like the log that it stands for: the two are lost together.
+        let seen = serde_json::to_vec(&source.seen)?;
+        let path = self.spool.join(format!("{name}.cursor"));
+        let fresh = path.with_extension("cursor.tmp");
+        fs::write(&fresh, seen)?;
+        fs::rename(&fresh, &path)?;
         Ok(true)
     }
 
@@ -146,7 +165,7 @@ impl Logs {
         };
         let mut lines = Vec::new();
         for index in 0..2 {
-            let partial = std::mem::take(&mut source.partial[index]);
+            let partial = std::mem::take(&mut source.seen.partial[index]);
             if !partial.is_empty() {
                 let time = hutong_runtime::processes::now_ms() * 1000;
                 push_line(&mut lines, name, ["out", "err"][index], time, &partial);
@@ -177,8 +196,14 @@ impl Logs {
                 }
             }
         }
+        let mut any = false;
         for (app, lines) in by_app {
-            self.append(&app, "access", &lines)?;
+            match self.append(&app, "access", &lines) {
+                Ok(()) => any = true,
+                // Again later, when there is room; but what was written must not be written twice.
+                Err(error) if !any => return Err(error),
+                Err(error) => tracing::warn!("access records of {app} are lost: {error}"),
+            }
         }
         Ok(())
     }
@@ -195,23 +220,21 @@ fn open(folder: &Path, name: &str) -> std::io::Result<Source> {
             .write(true)
             .open(folder.join(format!("{name}.{half}")))
     };
-    let cursor = fs::read(folder.join(format!("{name}.cursor")))
+    let seen = fs::read(folder.join(format!("{name}.cursor")))
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default();
     Ok(Source {
         files: [file("a")?, file("b")?],
-        cursor,
-        partial: Default::default(),
-        exit: None,
-        out_of_memory: false,
+        seen,
     })
 }
 
-impl Source {
+impl Seen {
     fn lines(&mut self, name: &str, records: &[Record]) -> Vec<u8> {
         let mut lines = Vec::new();
         let build = ids::is_build(name);
+        let mut dropped = 0;
         for record in records {
             let text = String::from_utf8_lossy(&record.payload);
             let mut note = |message: &str| {
@@ -226,7 +249,11 @@ impl Source {
                         ["out", "err"][index]
                     };
                     split_lines(&mut self.partial[index], &record.payload, |line| {
-                        push_line(&mut lines, name, stream, record.time, line);
+                        if lines.len() < MAX_KEPT {
+                            push_line(&mut lines, name, stream, record.time, line);
+                        } else {
+                            dropped += line.len() + 1;
+                        }
                     });
                 }
                 Kind::Note => note(&text),
@@ -234,11 +261,11 @@ impl Source {
                     "{text} bytes of output were dropped: it came faster than it could be kept"
                 )),
                 Kind::Exit => {
-                    let exit: Option<Exit> = serde_json::from_slice(&record.payload).ok();
-                    if let (Some(exit), false) = (&exit, build) {
-                        note(&format!("the program {exit}"));
+                    let ended: Option<Ended> = serde_json::from_slice(&record.payload).ok();
+                    if let (Some(ended), false) = (&ended, build) {
+                        note(&format!("the program {}", ended.exit));
                     }
-                    self.exit = exit;
+                    self.ended = ended;
                 }
                 Kind::OutOfMemory => {
                     self.out_of_memory = true;
@@ -246,6 +273,11 @@ impl Source {
                 }
                 Kind::Switch | Kind::Access => {}
             }
+        }
+        if dropped > 0 {
+            let time = records.last().map_or(0, |record| record.time);
+            let text = format!("{dropped} bytes of output were dropped: too many lines at once");
+            push_line(&mut lines, name, "note", time, text.as_bytes());
         }
         lines
     }

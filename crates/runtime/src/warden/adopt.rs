@@ -40,6 +40,13 @@ impl OnRecord {
     pub fn is_alive(&self) -> bool {
         processes::is_alive(self.pid, self.start_time)
     }
+
+    /// A descriptor that becomes readable when the process ends; none if it has.
+    pub fn pidfd(&self) -> Option<OwnedFd> {
+        let pidfd = pidfd_open(Pid::from_raw(self.pid)?, PidfdFlags::empty()).ok()?;
+        // Asked behind pidfd_open: the number may have become another's before it.
+        self.is_alive().then_some(pidfd)
+    }
 }
 
 fn path(warden: &Warden, role: Role) -> PathBuf {
@@ -91,16 +98,9 @@ pub enum Listening {
 /// Every listening socket of a process; none where the kernel does not let us (an ordinary user under
 /// Yama), and then the caller binds anew.
 pub fn listening(process: &OnRecord) -> Vec<Listening> {
-    let Some(pid) = Pid::from_raw(process.pid) else {
+    let Some(pidfd) = process.pidfd() else {
         return Vec::new();
     };
-    let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else {
-        return Vec::new();
-    };
-    // Asked again behind pidfd_open: the number may have become another's before it.
-    if !process.is_alive() {
-        return Vec::new();
-    }
     let mut numbers: Vec<i32> = fs::read_dir(format!("/proc/{}/fd", process.pid))
         .into_iter()
         .flatten()

@@ -1,10 +1,9 @@
 //! Control, gateway and resolver as the warden's children: spawned from our own binary, given their
 //! sockets over standard input, restarted with back-off, found again by a restarted warden.
 
-use std::fs::{File, OpenOptions};
-use std::net::{SocketAddr, TcpListener};
+use std::fs::File;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -21,6 +20,8 @@ use crate::{egress, processes, sys};
 
 /// Listening sockets of one gateway.
 const MAX_WORKERS: usize = 8;
+/// A gateway drains for 30 s and ends within 5 more.
+const RETIRED_WITHIN: Duration = Duration::from_secs(40);
 /// Bound of each of the two access spool files of a worker, in bytes.
 const ACCESS_SPOOL: u64 = 8 << 20;
 
@@ -160,6 +161,11 @@ impl Children {
 
     /// Spawns a child and gives it what it needs.
     pub fn start(&mut self, warden: &Warden, role: Role) -> Result<(), String> {
+        // Before the process: without them it is not started, and not taken for running.
+        let resolver = match role {
+            Role::Resolver => Some(resolver_sockets(warden)?),
+            _ => None,
+        };
         let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
         let mut command = Command::new("/proc/self/exe");
         command
@@ -197,7 +203,7 @@ impl Children {
         let sent = match role {
             Role::Control => self.set_up_control(warden, &ours),
             Role::Gateway => self.set_up_gateway(warden, &ours, slot),
-            Role::Resolver => set_up_resolver(warden, &ours),
+            Role::Resolver => set_up_resolver(warden, &ours, resolver),
         };
         sent.map_err(|error| format!("cannot set {} up: {error}", role.word()))?;
         if role == Role::Gateway && !self.retired.is_empty() {
@@ -231,6 +237,7 @@ impl Children {
         slot: usize,
     ) -> Result<(), String> {
         let ids = warden.ids();
+        let predecessors: Vec<OwnedFd> = self.retired.iter().filter_map(OnRecord::pidfd).collect();
         let setup = GatewaySetup {
             data_dir: warden.layout.data.to_string_lossy().into_owned(),
             run_dir: warden.layout.run.to_string_lossy().into_owned(),
@@ -239,6 +246,7 @@ impl Children {
             // As many as there are sockets: one that nobody accepts from would swallow visitors.
             workers: self.http.len(),
             spool_bytes: ACCESS_SPOOL,
+            predecessors: predecessors.len(),
         };
         let socket = self
             .gateway_socket
@@ -248,6 +256,7 @@ impl Children {
         let mut fds = vec![socket.as_fd()];
         fds.extend(self.http.iter().map(|listener| listener.as_fd()));
         fds.extend(spool.iter().map(|file| file.as_fd()));
+        fds.extend(predecessors.iter().map(|process| process.as_fd()));
         channel::send(line, &setup, &fds).map_err(|error| error.to_string())
     }
 
@@ -365,10 +374,18 @@ impl Children {
     }
 }
 
-fn set_up_resolver(warden: &Warden, line: &UnixStream) -> Result<(), String> {
+fn resolver_sockets(warden: &Warden) -> Result<(UdpSocket, TcpListener), String> {
     let network = lock(&warden.network);
     let network = network.as_ref().ok_or("the egress network is not there")?;
-    let (udp, tcp) = network.resolver_sockets()?;
+    network.resolver_sockets()
+}
+
+fn set_up_resolver(
+    warden: &Warden,
+    line: &UnixStream,
+    sockets: Option<(UdpSocket, TcpListener)>,
+) -> Result<(), String> {
+    let (udp, tcp) = sockets.ok_or("the resolver has no sockets")?;
     let uid = lock(&warden.uids).resolver();
     let setup = ResolverSetup {
         drop_to: warden.root.then_some((uid, uid)),
@@ -410,23 +427,8 @@ fn access_spool(warden: &Warden, slot: usize, workers: usize) -> Result<Vec<File
     for worker in 0..workers {
         for half in ["a", "b"] {
             let path = folder.join(format!("access-{slot}-{worker}.{half}"));
-            let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-            let file = OpenOptions::new()
-                .read(true)
-                .append(true)
-                .create(true)
-                .mode(0o600)
-                .custom_flags(libc::O_NOFOLLOW)
-                .open(&path)
-                .map_err(failed)?;
-            // The folder is control's: what lies there may be another name of somebody else's file.
-            let found = file.metadata().map_err(failed)?;
-            if !found.is_file() || found.nlink() != 1 {
-                return Err(format!("{}: not a file of its own", path.display()));
-            }
-            if let Some(uid) = control {
-                fchown(&file, Some(uid), Some(uid)).map_err(failed)?;
-            }
+            let file = crate::launch::open_spool(&path, true, control)
+                .map_err(|error| format!("{}: {error}", path.display()))?;
             files.push(file);
         }
     }
@@ -442,6 +444,11 @@ fn retire_once_ready(line: UnixStream, old: Vec<OnRecord>) {
             if std::io::Read::read_exact(&mut &line, &mut [0]).is_ok() {
                 for old in old.iter().filter(|old| old.is_alive()) {
                     sys::kill(old.pid, libc::SIGUSR1);
+                }
+                // One that hangs, or does not want to go, must not serve old routes for ever.
+                std::thread::sleep(RETIRED_WITHIN);
+                for old in old.iter().filter(|old| old.is_alive()) {
+                    sys::kill(old.pid, libc::SIGKILL);
                 }
             }
         });

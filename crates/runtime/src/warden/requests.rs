@@ -28,7 +28,12 @@ pub fn accept(warden: &Arc<Warden>, listener: &UnixListener) {
     let control = warden
         .ids()
         .map_or(sys::effective_uid(), |(control, _)| control);
-    for line in listener.incoming().flatten() {
+    for line in listener.incoming() {
+        let Ok(line) = line else {
+            // Out of descriptors, most likely.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            continue;
+        };
         let known = channel::peer(&line).is_ok_and(|(_, uid)| uid == control);
         if !known || warden.connections.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
             continue;
@@ -115,6 +120,7 @@ impl Warden {
             Request::Build(build) => self.build(&build, false),
             Request::BuildStep(build) => self.build(&build, true),
             Request::BuildKeep { instance, app, key } => self.build_keep(&instance, &app, &key),
+            Request::BuildSweep { keep } => self.build_sweep(&keep),
             Request::BuildDrop { instance } => {
                 checked_instance(&instance)?;
                 delete(&self.layout.builds().join(build_folder(&instance)))
@@ -213,7 +219,11 @@ impl Warden {
         let owner = base.map(|base| base + APP_UID);
         let folder = self.layout.builds().join(build_folder(&build.instance));
         let failed = |error: std::io::Error| format!("cannot prepare the build: {error}");
+        // A copy that a killed control plane asked for may still be under way.
+        let _one = lock(&self.preparing);
         if !goes_on {
+            // And so may be any step of the same build.
+            self.end_builds(|other| other == build_folder(&build.instance));
             trees::delete(&folder).map_err(failed)?;
             trees::make_owned(&folder, None, 0o700).map_err(failed)?;
             if let Err(error) = trees::copy(&source, &folder.join("app"), owner) {
@@ -313,6 +323,7 @@ impl Warden {
         if self.ending.load(Ordering::Relaxed) {
             return Err("the server is being stopped".into());
         }
+        let _launching = Launching::begin(self, sandbox)?;
         if let Some(found) = self.instances.read(sandbox.instance) {
             // Ids are random: control asks again because the answer to its first request was lost.
             return if found.launched && processes::is_alive(found.pid, found.start_time) {
@@ -382,11 +393,12 @@ impl Warden {
     /// Makes bridge, rules and resolver, if they are not there.
     pub(super) fn ensure_egress(&self) -> Result<(), String> {
         {
-            let mut network = lock(&self.network);
             let settings = &self.config.settings;
             let urls = [&settings.pip_index, &settings.npm_registry, &settings.proxy];
             let urls: Vec<&str> = urls.into_iter().flatten().map(String::as_str).collect();
+            // Names are resolved here: before the lock, because a name server may hang.
             let mut fresh = Network::new(&self.layout.tag, &urls)?;
+            let mut network = lock(&self.network);
             // Every time: a reload of the host's firewall flushes our rules too.
             fresh.ensure()?;
             *network = Some(fresh);
@@ -430,29 +442,72 @@ impl Warden {
         trees::make_owned(&apps, None, 0o711).map_err(failed)?;
         let kept = apps.join(key);
         trees::delete(&kept).map_err(failed)?;
+        // On disk before the name says that it is there: the same content is not built again.
+        rustix::fs::syncfs(fs::File::open(&folder).map_err(failed)?)
+            .map_err(|error| failed(error.into()))?;
         fs::rename(folder.join("app"), &kept).map_err(failed)?;
+        fs::File::open(&apps)
+            .and_then(|apps| apps.sync_all())
+            .map_err(failed)?;
         delete(&folder)
     }
 
+    fn build_sweep(&self, keep: &[String]) -> Result<Answer, String> {
+        let kept = |build: &str| keep.iter().any(|keep| keep == build);
+        self.end_builds(|build| !kept(build));
+        let mut folders = vec![self.layout.app_data(), self.layout.builds()];
+        let failed = |error: std::io::Error| error.to_string();
+        for entry in fs::read_dir(self.layout.builds())
+            .map_err(failed)?
+            .flatten()
+        {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !kept(&name) && !name.starts_with(trees::GONE) {
+                trees::delete(&entry.path()).map_err(failed)?;
+            }
+        }
+        let built = fs::read_dir(self.layout.built()).map_err(failed)?;
+        folders.extend(built.flatten().map(|entry| entry.path()));
+        trees::sweep(&folders);
+        Ok(Answer::Done)
+    }
+
+    /// SIGKILL to the steps of these builds.
+    fn end_builds(&self, which: impl Fn(&str) -> bool) {
+        for record in self.instances.all() {
+            if record.build && which(build_folder(&record.instance)) {
+                self.instances.kill(&record.instance);
+                self.instances.clean_up(&record.instance, Some(&record));
+            }
+        }
+    }
+
     fn list(&self) -> Vec<Instance> {
-        self.instances
-            .live()
+        // Asked first: a launch that gets on record meanwhile must not be in neither list.
+        let launching = lock(&self.launching).clone();
+        let live = self.instances.live();
+        let on_record = |instance: &str| live.iter().any(|record| record.instance == instance);
+        let begun: Vec<Instance> = launching
             .into_iter()
-            .map(|record| {
-                let usage = self.cgroups.usage(&record.instance);
-                Instance {
-                    memory: usage.memory,
-                    oom_kills: usage.oom_kills,
-                    cpu_usec: usage.cpu_usec,
-                    instance: record.instance,
-                    app: record.app,
-                    deployment: record.deployment,
-                    build: record.build,
-                    pid: record.pid,
-                    started_at: record.started_at,
-                }
-            })
-            .collect()
+            .filter(|launch| !on_record(&launch.instance))
+            .collect();
+        let live = live.into_iter().map(|record| {
+            let usage = self.cgroups.usage(&record.instance);
+            Instance {
+                ending: record.is_ending(),
+                started_steady: processes::ticks_to_ms(record.start_time),
+                memory: usage.memory,
+                oom_kills: usage.oom_kills,
+                cpu_usec: usage.cpu_usec,
+                instance: record.instance,
+                app: record.app,
+                deployment: record.deployment,
+                build: record.build,
+                pid: record.pid,
+                started_at: record.started_at,
+            }
+        });
+        live.chain(begun).collect()
     }
 
     fn system(&self) -> Vec<Process> {
@@ -483,6 +538,39 @@ impl Warden {
             });
         }
         list
+    }
+}
+
+/// A launch that is under way: it is in `List` before it is on record, so that a control plane that
+/// was restarted meanwhile does not start another.
+struct Launching<'a>(&'a Warden, String);
+
+impl<'a> Launching<'a> {
+    fn begin(warden: &'a Warden, sandbox: &Sandbox<'_>) -> Result<Self, String> {
+        let mut list = lock(&warden.launching);
+        if list.iter().any(|other| other.instance == sandbox.instance) {
+            return Err(format!("{} is being started", sandbox.instance));
+        }
+        list.push(Instance {
+            instance: sandbox.instance.to_owned(),
+            app: sandbox.app.to_owned(),
+            deployment: sandbox.deployment,
+            build: sandbox.build,
+            pid: 0,
+            started_at: processes::now_ms(),
+            started_steady: processes::steady_ms(),
+            ending: false,
+            memory: 0,
+            oom_kills: 0,
+            cpu_usec: 0,
+        });
+        Ok(Launching(warden, sandbox.instance.to_owned()))
+    }
+}
+
+impl Drop for Launching<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.launching).retain(|other| other.instance != self.1);
     }
 }
 

@@ -47,6 +47,11 @@ fn build(shim: &Path, target_dir: &Path, target: &str) -> PathBuf {
             "CARGO_ENCODED_RUSTFLAGS",
             "-Ctarget-feature=+crt-static\u{1f}-Crelocation-model=static",
         )
+        // Failpoints are in debug builds; the shim is always optimized, and has them with the rest.
+        .env(
+            "CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS",
+            (env::var("PROFILE").as_deref() == Ok("debug")).to_string(),
+        )
         .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "s")
         .env("CARGO_PROFILE_RELEASE_LTO", "true")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")

@@ -246,6 +246,18 @@ pub struct Wall {
     pub remedy: String,
 }
 
+/// Something that lies around on the server and belongs to no app.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Leak {
+    /// `process`, `cgroup`, `mount`, `interface`, `nft table`, `file`, `folder`, `id range`; `busy` if it
+    /// could not be looked at now.
+    pub kind: String,
+    pub what: String,
+    pub removed: bool,
+    /// Why it could not be removed.
+    pub problem: Option<String>,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Version {
     pub version: String,

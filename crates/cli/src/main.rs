@@ -49,7 +49,7 @@ enum Command {
     /// Run the server: the warden, which starts everything else
     Serve(verbs::serve::Args),
     /// Show each wall of isolation, whether it stands on this host, and the remedy
-    Doctor,
+    Doctor(verbs::doctor::Args),
     /// Check an app's hutong.toml
     Check(verbs::check::Args),
     /// Print the JSON Schema of hutong.toml
@@ -140,7 +140,7 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
             clap_complete::generate(shell, &mut Cli::command(), "hutong", &mut text);
             server.output.text(&String::from_utf8_lossy(&text));
         }
-        Command::Doctor => return verbs::doctor::run(&server),
+        Command::Doctor(args) => return verbs::doctor::run(&args, &server),
         Command::Deploy(args) => server.block_on(verbs::deploy::run(&args, &server))?,
         Command::Apps => server.block_on(verbs::apps::run(&server))?,
         Command::Status(args) => server.block_on(verbs::status::run(&args.app, &server))?,

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use hutong_core::spec::{AppSpec, Run};
 use hutong_core::tree::digest_of;
+use hutong_ipc::fail;
 use hutong_ipc::shim::Exit;
 use hutong_ipc::warden::{Build, Limits, ServerSettings};
 use hutong_runtime::client::Driver;
@@ -214,6 +215,7 @@ fn run_step(
             pids: PIDS,
         },
     };
+    fail::point("build step");
     control
         .warden
         .build(build, index > 0)

@@ -8,6 +8,7 @@ use std::time::Duration;
 use hutong_core::plan::{self, Desired, Plan, Role, Rollout, Seen, Serve, Step, Version};
 use hutong_core::spec::{AppSpec, Egress, Restart, Run};
 use hutong_core::{backoff, retention};
+use hutong_ipc::fail;
 use hutong_ipc::gateway::{self as wire, Snapshot};
 use hutong_ipc::shim::Exit;
 use hutong_ipc::warden::{Instance, Limits, Start, Tree};
@@ -126,6 +127,7 @@ struct Loaded {
 }
 
 fn pass(control: &Control, published: &mut Snapshot) -> Result<Outcome, String> {
+    fail::point("observe");
     observe(control)?;
     let (loaded, broken) = load(control).map_err(|error| error.to_string())?;
     let specs: BTreeMap<String, AppSpec> = loaded
@@ -162,7 +164,16 @@ fn pass(control: &Control, published: &mut Snapshot) -> Result<Outcome, String> 
                 outcome.until_ms = [outcome.until_ms, *until_ms].into_iter().flatten().min();
                 continue;
             }
+            let word = match step {
+                Step::Start { .. } => "start",
+                Step::Stop { .. } => "stop",
+                Step::Promote { .. } => "promote",
+                Step::Fail { .. } => "fail",
+                Step::Wait { .. } => "wait",
+            };
+            fail::point(&format!("apply {word}"));
             outcome.again |= apply(control, loaded, step);
+            fail::point(&format!("applied {word}"));
         }
         outcome.again |= tidy(control, loaded, now);
     }
@@ -197,6 +208,7 @@ fn observe(control: &Control) -> Result<(), String> {
             // Once for each app: a whole set of instances ends together when something else is wrong.
             failed.entry(failure.app.name.clone()).or_insert(failure);
         }
+        fail::point("end noted");
         control.logs.forget_spool(&instance);
         lock(&control.observed).forget(&instance);
     }
@@ -514,6 +526,7 @@ fn publish_all(
     };
     publish::write(&control.data_dir, &fresh, control.gateway_gid)
         .map_err(|error| format!("cannot publish the routes: {error}"))?;
+    fail::point("published");
     *published = fresh;
     {
         let mut observed = lock(&control.observed);

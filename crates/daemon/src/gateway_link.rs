@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hutong_ipc::channel;
 use hutong_ipc::gateway::{Event, Nudge};
+use hutong_ipc::{channel, fail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
@@ -33,6 +33,7 @@ async fn converse(control: &Control, stream: UnixStream) -> std::io::Result<()> 
     let speak = async {
         loop {
             control.published.notified().await;
+            fail::point("nudge gateway");
             writer.write_all(&nudge).await?;
         }
     };
@@ -42,6 +43,7 @@ async fn converse(control: &Control, stream: UnixStream) -> std::io::Result<()> 
             reader.read_exact(&mut header).await?;
             let mut body = vec![0; channel::frame_length(header)?];
             reader.read_exact(&mut body).await?;
+            fail::point("hear gateway");
             take(control, channel::decode(&body)?);
         }
     };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use hutong_core::spec::{self, AppSpec};
+use hutong_ipc::fail;
 use hutong_runtime::processes::now_ms;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use thiserror::Error;
@@ -74,7 +75,7 @@ CREATE TABLE env (
 pub enum StoreError {
     #[error("the store cannot be used: {0}")]
     Sqlite(rusqlite::Error),
-    #[error("the disk is full: {0}; free some room, for example with `hutong remove APP --purge`")]
+    #[error("the disk is full: {0}")]
     Full(rusqlite::Error),
     #[error(
         "the store {path} is of version {found}, this program knows {VERSION}: install a newer hutong"
@@ -226,7 +227,7 @@ impl Store {
         }
         let folder = self.ballast.parent().unwrap_or(Path::new("."));
         let room = rustix::fs::statvfs(folder).map_or(0, |found| found.f_bavail * found.f_frsize);
-        if room > 16 * BALLAST {
+        if room > 4 * BALLAST {
             let made = std::fs::File::create(&self.ballast).and_then(|file| {
                 let flags = rustix::fs::FallocateFlags::empty();
                 rustix::fs::fallocate(&file, flags, 0, BALLAST).map_err(Into::into)
@@ -237,11 +238,19 @@ impl Store {
         }
     }
 
-    /// One transaction; on a full disk it is tried again with the ballast's room.
     fn write<T>(&self, work: impl Fn(&rusqlite::Transaction<'_>) -> Result<T>) -> Result<T> {
+        self.write_once(&work)
+    }
+
+    /// For removals: on a full disk it is tried again with the ballast's room. Nothing else may use that
+    /// up, or it is gone when it is needed.
+    fn write_at_any_cost<T>(
+        &self,
+        work: impl Fn(&rusqlite::Transaction<'_>) -> Result<T>,
+    ) -> Result<T> {
         match self.write_once(&work) {
             Err(StoreError::Full(error)) if std::fs::remove_file(&self.ballast).is_ok() => {
-                tracing::error!("{}", StoreError::Full(error));
+                tracing::warn!("{}; the reserve is used", StoreError::Full(error));
                 self.write_once(&work)
             }
             other => other,
@@ -252,7 +261,9 @@ impl Store {
         let mut connection = lock(&self.connection);
         let transaction = connection.transaction()?;
         let result = work(&transaction)?;
+        fail::point("store.before-commit");
         transaction.commit()?;
+        fail::point("store.committed");
         Ok(result)
     }
 
@@ -420,7 +431,7 @@ impl Store {
     }
 
     pub fn set_goal(&self, app: &str, goal: Goal, purge: bool) -> Result<()> {
-        self.write(|t| {
+        self.write_at_any_cost(|t| {
             t.execute(
                 "UPDATE apps SET goal = ?2, purge = ?3, halted = NULL, failures = 0, changed_ms = ?4, removed_ms = 0 WHERE name = ?1",
                 params![app, goal.word(), purge, now_ms()],
@@ -455,7 +466,7 @@ impl Store {
 
     /// Forgets a removed app; one that was deployed again meanwhile stays.
     pub fn forget_app(&self, app: &str) -> Result<()> {
-        self.write(|t| {
+        self.write_at_any_cost(|t| {
             t.execute(
                 "DELETE FROM apps WHERE name = ? AND goal = 'removed'",
                 [app],

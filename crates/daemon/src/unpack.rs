@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 use hutong_core::tree::{TreeDigest, check_path};
+use hutong_ipc::fail;
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 
@@ -42,6 +43,7 @@ pub fn unpack(
     if target.exists() {
         return Ok(());
     }
+    fail::fallible("upload.begin").map_err(UnpackError::Disk)?;
     let temporary = Temporary::new(trees)?;
     let budget = max_packed.saturating_mul(EXPANSION);
     let packed = Bounded {
@@ -56,6 +58,7 @@ pub fn unpack(
         UnpackError::Broken(error) if is_over(&error) => UnpackError::TooLarge(max_packed),
         other => other,
     })?;
+    fail::fallible("upload.unpacked").map_err(UnpackError::Disk)?;
     let found = digest.finish();
     if found != claimed {
         return Err(UnpackError::Mismatch {
@@ -70,11 +73,13 @@ pub fn unpack(
         fs::set_permissions(&temporary.0, fs::Permissions::from_mode(0o755))?;
         // One flush for all files, before the name says that they are there.
         rustix::fs::syncfs(fs::File::open(&temporary.0)?)?;
+        fail::fallible("upload.synced")?;
         match fs::rename(&temporary.0, &target) {
             // Someone uploaded the same at the same time.
             Err(_) if target.exists() => Ok(()),
             other => other,
         }?;
+        fail::point("upload.renamed");
         fs::File::open(trees)?.sync_all()
     };
     finish().map_err(UnpackError::Disk)

@@ -7,8 +7,8 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hutong_ipc::channel;
 use hutong_ipc::gateway::{Event, Nudge, Role, Snapshot};
+use hutong_ipc::{channel, fail};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +23,7 @@ const MAX_EVENTS: usize = 1024;
 /// Reads the snapshot file and makes it the table of all workers; its version.
 pub fn load(shared: &Shared) -> Result<u64, String> {
     let path = shared.data_dir.join("gateway").join("snapshot.json");
+    fail::point("table read");
     let text = match std::fs::read(&path) {
         // A new server: nothing was published yet.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -32,7 +33,9 @@ pub fn load(shared: &Shared) -> Result<u64, String> {
         serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
     let version = snapshot.version;
     let table = Table::build(snapshot, &shared.table.load(), &shared.data_dir);
+    fail::point("table built");
     shared.table.store(Arc::new(table));
+    fail::point("table stored");
     shared.version.send_replace(version);
     Ok(version)
 }
@@ -150,6 +153,7 @@ impl ControlLine {
         let Some(stream) = &mut self.stream else {
             return;
         };
+        fail::point("tell control");
         let sent = match channel::encode(event) {
             Ok(frame) => stream.write_all(&frame).await,
             Err(error) => Err(error),

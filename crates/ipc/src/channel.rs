@@ -13,6 +13,8 @@ use rustix::net::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::fail;
+
 /// The longest frame anyone may send, in bytes.
 pub const MAX_FRAME: usize = 4 << 20;
 /// The most descriptors that one frame carries.
@@ -25,9 +27,12 @@ pub fn send<T: Serialize>(
     fds: &[BorrowedFd<'_>],
 ) -> io::Result<()> {
     let body = encode(message)?;
+    fail::point("message.before-send");
     let sent = send_some(socket.as_fd(), &body, fds)?;
     let mut writer = socket;
-    writer.write_all(&body[sent..])
+    writer.write_all(&body[sent..])?;
+    fail::point("message.sent");
+    Ok(())
 }
 
 /// The frame of `message`: length and body.
@@ -86,6 +91,7 @@ pub fn receive<T: DeserializeOwned>(socket: &UnixStream) -> io::Result<Option<(T
     let mut body = vec![0; frame_length(header)?];
     let mut reader = socket;
     reader.read_exact(&mut body)?;
+    fail::point("message.received");
     Ok(Some((decode(&body)?, fds)))
 }
 

@@ -79,6 +79,12 @@ pub enum Request {
     /// Our own processes.
     System,
     Doctor,
+    /// What belongs to no app; `apps` are all there are, `builds` those under way. With `fix` it is removed.
+    Leaks {
+        apps: Vec<String>,
+        builds: Vec<String>,
+        fix: bool,
+    },
     /// The warden replaces itself by the program that now lies where its own was.
     Upgrade,
     /// Deletes a built tree.
@@ -104,6 +110,7 @@ pub enum Answer {
     Instances(Vec<Instance>),
     System(Vec<Process>),
     Doctor(Vec<Wanted>),
+    Leaks(Vec<Leak>),
     Failed(String),
 }
 
@@ -138,6 +145,18 @@ pub struct Process {
     pub memory_bytes: u64,
     pub app: Option<String>,
     pub instance: Option<String>,
+}
+
+/// Something that lies around and belongs to no app.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Leak {
+    /// `process`, `cgroup`, `mount`, `interface`, `nft table`, `file`, `folder`, `id range`; `busy` if it
+    /// could not be looked at now.
+    pub kind: String,
+    pub what: String,
+    pub removed: bool,
+    /// Why it could not be removed.
+    pub problem: Option<String>,
 }
 
 /// A wall of isolation on this host.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hutong_ipc::channel;
 use hutong_ipc::shim;
-use hutong_ipc::warden::{Answer, Build, Instance, Process, Request, Start, Wanted};
+use hutong_ipc::warden::{Answer, Build, Instance, Leak, Process, Request, Start, Wanted};
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -162,6 +162,18 @@ impl WardenClient {
     pub fn system(&self) -> Result<Vec<Process>, DriverError> {
         match self.ask(&Request::System)? {
             Answer::System(list) => Ok(list),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    pub fn leaks(
+        &self,
+        apps: Vec<String>,
+        builds: Vec<String>,
+        fix: bool,
+    ) -> Result<Vec<Leak>, DriverError> {
+        match self.ask(&Request::Leaks { apps, builds, fix })? {
+            Answer::Leaks(list) => Ok(list),
             _ => Err(DriverError::Unexpected),
         }
     }

@@ -100,14 +100,7 @@ impl Network {
 
     /// Whether our rules are there: a reload of the host's firewall flushes everybody's.
     pub fn stands(&self) -> bool {
-        let listed = Command::new(&self.nft)
-            .args(["list", "table", "inet", &self.table])
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status();
-        listed.is_ok_and(|status| status.success())
+        quietly(Command::new(&self.nft).args(["list", "table", "inet", &self.table])).is_ok()
     }
 
     /// `bounded`: with a bound on the connections that one app has open, because the table that the host
@@ -279,6 +272,37 @@ table inet {table} {{
             "nft: {}",
             String::from_utf8_lossy(&output.stderr).trim()
         ))
+    }
+}
+
+/// Removes an interface of ours.
+pub fn delete_interface(name: &str) -> Result<(), String> {
+    quietly(Command::new(tool("ip", "iproute2")?).args(["link", "del", name]))
+}
+
+/// Whether a server's table is there.
+pub fn has_table(tag: &str) -> bool {
+    tool("nft", "nftables").is_ok_and(|nft| {
+        let table = format!("hutong_{tag}");
+        quietly(Command::new(nft).args(["list", "table", "inet", &table])).is_ok()
+    })
+}
+
+pub fn delete_table(tag: &str) -> Result<(), String> {
+    let table = format!("hutong_{tag}");
+    quietly(Command::new(tool("nft", "nftables")?).args(["delete", "table", "inet", &table]))
+}
+
+fn quietly(command: &mut Command) -> Result<(), String> {
+    let output = command
+        .env_clear()
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| error.to_string())?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
     }
 }
 

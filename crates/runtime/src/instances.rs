@@ -135,11 +135,14 @@ impl Instances {
         // The kernel needs a moment to let go of killed processes.
         for _ in 0..10 {
             if self.cgroups.remove(instance) {
+                hutong_ipc::fail::point("cleanup.cgroups-gone");
                 if out_of_memory {
                     self.note_out_of_memory(instance);
                 }
                 let _ = fs::remove_file(self.layout.instance_socket(instance));
+                hutong_ipc::fail::point("cleanup.socket-gone");
                 let _ = fs::remove_file(self.path(instance));
+                hutong_ipc::fail::point("cleanup.done");
                 return true;
             }
             std::thread::sleep(std::time::Duration::from_millis(2));

@@ -68,11 +68,13 @@ impl Launcher<'_> {
         let child = Command::new(format!("/proc/self/fd/{}", self.shim.as_raw_fd()))
             .arg0(format!("hutong-shim {instance}"))
             .env_clear()
+            .envs(hutong_ipc::fail::environment())
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("cannot start the shim: {error}"))?;
+        hutong_ipc::fail::point("launch.spawned");
         record.pid = child.id() as i32;
         self.shims
             .lock()
@@ -109,15 +111,21 @@ impl Launcher<'_> {
             match step.map(|(step, _)| step) {
                 Some(Step::Namespaces) => {
                     if let Some((network, index)) = self.network {
+                        hutong_ipc::fail::point("launch.connect");
                         network.connect(index, record.pid)?;
                     }
                 }
                 Some(Step::Child(pid)) => {
+                    hutong_ipc::fail::fallible("launch.cgroups")
+                        .map_err(|error| format!("cannot set the caps: {error}"))?;
                     self.cgroups
                         .enter(&record.instance, limits, pid)
                         .map_err(|error| format!("cannot set the caps: {error}"))?;
                 }
-                Some(Step::Running) => return Ok(()),
+                Some(Step::Running) => {
+                    hutong_ipc::fail::point("launch.running");
+                    return Ok(());
+                }
                 Some(Step::Failed(reason)) => return Err(reason),
                 None => return Err("the shim ended while it built the sandbox".into()),
             }

@@ -5,6 +5,8 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use hutong_ipc::fail;
+
 use crate::sys;
 
 /// The folder of a system server.
@@ -137,6 +139,16 @@ pub fn atomic_write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let folder = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // Instances' records all have other names.
+    let step = |what: &str| {
+        let kind = if folder.ends_with("i") {
+            "instance"
+        } else {
+            &name
+        };
+        fail::fallible(&format!("write {kind} {what}"))
+    };
+    step("begin")?;
     let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
     let mut file = fs::OpenOptions::new()
         .write(true)
@@ -144,14 +156,24 @@ pub fn atomic_write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
         .truncate(true)
         .mode(mode)
         .open(&temporary)?;
-    let written = file
-        .write_all(content)
+    let written = step("opened")
+        .and_then(|()| file.write_all(content))
         .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
+        .and_then(|()| step("written"))
         .and_then(|()| file.sync_all())
+        .and_then(|()| step("synced"))
         .and_then(|()| fs::rename(&temporary, path));
     if let Err(error) = written {
         let _ = fs::remove_file(&temporary);
         return Err(error);
     }
+    fail::point(&format!(
+        "write {} renamed",
+        if folder.ends_with("i") {
+            "instance"
+        } else {
+            &name
+        }
+    ));
     fs::File::open(folder)?.sync_all()
 }

@@ -4,6 +4,7 @@
 
 mod adopt;
 mod children;
+mod leaks;
 mod requests;
 
 use std::fs;

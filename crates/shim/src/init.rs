@@ -90,6 +90,7 @@ fn start(
 ) -> Result<i32, String> {
     // From here on this process is in its cgroups; namespaces made now begin there.
     await_go(line)?;
+    hutong_ipc::fail::point("begin");
     sys::unshare(
         libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP,
     )
@@ -98,6 +99,7 @@ fn start(
         let app = launch.mounts.iter().find(|mount| mount.target == "/app");
         app.map_or("/", |mount| mount.source.as_str())
     } else {
+        hutong_ipc::fail::point("mount namespace");
         sandbox::enter(launch)?;
         launch.cwd.as_str()
     };

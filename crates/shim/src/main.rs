@@ -15,9 +15,9 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use hutong_ipc::channel;
 use hutong_ipc::shim::{FD_LISTENER, FD_SPOOL_A, FD_SPOOL_B, Go, INIT_UID, Launch, Step, Wall};
 use hutong_ipc::spool::Writer;
+use hutong_ipc::{channel, fail};
 
 fn main() {
     sys::leave_no_descriptor_to_children();
@@ -57,7 +57,9 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
     let spool = [File::from(take(FD_SPOOL_A)?), File::from(take(FD_SPOOL_B)?)];
     let spool = Writer::new(spool, launch.spool_bytes).during("cannot use the spool")?;
 
+    fail::point("begin");
     make_namespaces(&launch)?;
+    fail::point("namespaces");
     if !launch.without.contains(&Wall::Net) {
         net::loopback_up().during("cannot bring the loopback interface up")?;
         net::allow_low_ports();
@@ -74,11 +76,13 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
     let (ours, theirs) = UnixStream::pair().during("cannot make a socketpair")?;
     let child = match sys::fork().during("cannot fork")? {
         0 => {
+            fail::set_role("init");
             drop((ours, stdout, stderr, listener, spool));
             init::run(&launch, theirs, app_stdout, app_stderr)
         }
         child => child,
     };
+    fail::point("forked");
     drop((theirs, app_stdout, app_stderr));
     channel::send(warden, &Step::Child(child), &[]).during("the warden went away")?;
     wait_go(warden)?;
@@ -98,6 +102,7 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
     if let Some(base) = launch.uid_base {
         sys::become_plain_user(base + INIT_UID).during("the shim cannot drop its privileges")?;
     }
+    fail::point("running");
     channel::send(warden, &Step::Running, &[]).during("the warden went away")?;
     let (peers, socket_peers) = (launch.peers.clone(), launch.socket_peers.clone());
     drop(launch);

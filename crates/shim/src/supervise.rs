@@ -175,7 +175,9 @@ impl Shim {
         }
         let told = self.told;
         let record = serde_json::to_vec(&Ended { exit, told }).unwrap_or_default();
+        hutong_ipc::fail::point("program ended");
         self.instance.spool.write(Kind::Exit, now_micros(), &record);
+        hutong_ipc::fail::point("end written");
         std::process::exit(0);
     }
 
@@ -265,6 +267,7 @@ impl Shim {
                 self.reply(index, &Answer::Status(status), &[])
             }
             Request::Stop { timeout_ms } => {
+                hutong_ipc::fail::point("told to stop");
                 self.told = true;
                 let at = Instant::now() + Duration::from_millis(timeout_ms.min(3_600_000));
                 self.kill_at = Some(self.kill_at.map_or(at, |already| already.min(at)));

@@ -79,6 +79,22 @@ impl Server {
         Self::launch(&[], &binary(), data, arguments, env)
     }
 
+    /// The same on a data folder that is there.
+    pub fn start_through_in(wrapper: &[&str], data: TempDir, arguments: &[&str]) -> Self {
+        Self::launch(wrapper, &binary(), data, arguments, &[])
+    }
+
+    /// Whether the warden runs.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Takes the data folder out of a server that was killed, for the next one.
+    pub fn into_data(mut self) -> TempDir {
+        self.kill();
+        std::mem::replace(&mut self.data, tempfile::tempdir().expect("tempdir"))
+    }
+
     fn launch(
         wrapper: &[&str],
         binary: &Path,

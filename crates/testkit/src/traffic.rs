@@ -34,11 +34,16 @@ impl Traffic {
         let stop = Arc::new(AtomicBool::new(false));
         let answered = Arc::new(AtomicUsize::new(0));
         let threads = (0..connections)
-            .map(|_| {
+            .map(|number| {
                 let (stop, answered) = (stop.clone(), answered.clone());
                 let (http, host, path) = (http.to_owned(), host.to_owned(), path.to_owned());
                 let pause = Duration::from_secs_f64(f64::from(connections) / f64::from(rate));
-                std::thread::spawn(move || run(&http, &host, &path, pause, &stop, &answered))
+                // Evenly spread: all at once would leave gaps that a whole deploy fits into.
+                let first = pause.mul_f64(f64::from(number) / f64::from(connections));
+                std::thread::spawn(move || {
+                    std::thread::sleep(first);
+                    run(&http, &host, &path, pause, &stop, &answered)
+                })
             })
             .collect();
         Traffic {

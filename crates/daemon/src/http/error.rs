@@ -9,6 +9,9 @@ use hutong_runtime::client::DriverError;
 use crate::store::StoreError;
 use crate::unpack::UnpackError;
 
+/// What to do on a full disk.
+const ROOM: &str = "free some room: `du -sh /var/lib/hutong/data/*` (or your --data-dir) shows which app holds how much; `hutong remove APP --purge` gives all of an app's back";
+
 pub type Result<T> = std::result::Result<T, ApiError>;
 
 #[derive(Debug)]
@@ -61,12 +64,10 @@ impl IntoResponse for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         tracing::error!("{error}");
-        let status = if matches!(error, StoreError::Full(_)) {
-            507
-        } else {
-            500
-        };
-        ApiError::new(status, error.to_string())
+        match error {
+            StoreError::Full(_) => ApiError::new(507, error.to_string()).hint(ROOM),
+            _ => ApiError::new(500, error.to_string()),
+        }
     }
 }
 
@@ -88,6 +89,7 @@ impl From<UnpackError> for ApiError {
             UnpackError::TooLarge(_) => 413,
             UnpackError::Disk(_) => 507,
         };
-        ApiError::new(status, error.to_string())
+        let api = ApiError::new(status, error.to_string());
+        if status == 507 { api.hint(ROOM) } else { api }
     }
 }

@@ -50,6 +50,7 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(server::system))
         .routes(routes!(server::doctor))
         .routes(routes!(server::upgrade))
+        .routes(routes!(server::leaks))
 }
 
 /// The API's description, as JSON.

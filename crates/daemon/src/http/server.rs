@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::State;
-use hutong_api::{Problem, SystemProcess, Version, Wall};
+use axum::extract::{Query, State};
+use hutong_api::{Leak, Problem, SystemProcess, Version, Wall};
 use hutong_runtime::client::DriverError;
 
 use super::{ApiError, Result};
-use crate::Control;
+use crate::{Control, ids};
 
 /// The server's version, and where visitors arrive.
 #[utoipa::path(get, path = "/v1/version", responses((status = 200, body = Version)))]
@@ -35,6 +35,39 @@ pub async fn system(State(control): State<Arc<Control>>) -> Result<Json<Vec<Syst
         })
         .collect();
     Ok(Json(list))
+}
+
+#[derive(serde::Deserialize)]
+pub struct Fix {
+    #[serde(default)]
+    fix: bool,
+}
+
+/// What lies around on the machine and belongs to no app; with `fix=true` it is removed.
+#[utoipa::path(post, path = "/v1/leaks", params(("fix" = Option<bool>, Query)), responses((status = 200, body = Vec<Leak>)))]
+pub async fn leaks(
+    State(control): State<Arc<Control>>,
+    Query(fix): Query<Fix>,
+) -> Result<Json<Vec<Leak>>> {
+    let apps = control
+        .store
+        .apps()?
+        .into_iter()
+        .map(|app| app.name)
+        .collect();
+    let builds = control.store.building()?;
+    let builds = builds
+        .iter()
+        .map(|build| ids::build(&build.app, build.id))
+        .collect();
+    let list = blocking(move || control.warden.leaks(apps, builds, fix.fix)).await??;
+    let list = list.into_iter().map(|leak| Leak {
+        kind: leak.kind,
+        what: leak.what,
+        removed: leak.removed,
+        problem: leak.problem,
+    });
+    Ok(Json(list.collect()))
 }
 
 /// The running server becomes the program that now lies where its own was. Apps run on, no request is

@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::path::Path;
 
 use hutong_api::LogLine;
+use hutong_ipc::fail;
 use hutong_ipc::shim::{Ended, Exit};
 use hutong_ipc::spool::{self, Cursor, Kind, Record};
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,8 @@ const MAX_KEPT: usize = 4 << 20;
 
 #[derive(Default)]
 pub struct Ingest {
+    /// Spools that cannot be taken in now.
+    troubled: BTreeSet<String>,
     sources: HashMap<String, Source>,
 }
 
@@ -66,8 +69,16 @@ impl Logs {
         let mut any = false;
         for name in names {
             match self.take(&mut ingest, &name) {
-                Ok(wrote) => any |= wrote,
-                Err(error) => tracing::warn!("the spool of {name}: {error}"),
+                Ok(wrote) => {
+                    any |= wrote;
+                    ingest.troubled.remove(&name);
+                }
+                // Said once, not five times a second: the disk may be full for long.
+                Err(error) => {
+                    if ingest.troubled.insert(name.clone()) {
+                        tracing::warn!("the spool of {name}: {error}");
+                    }
+                }
             }
         }
         drop(ingest);
@@ -145,6 +156,7 @@ impl Logs {
             let lines = source.seen.lines(name, &records);
             self.append(app, "app", &lines)
         };
+        fail::point("logs written");
         if let Err(error) = kept {
             // A full disk, most likely: the spool keeps them until there is room.
             source.seen = before;
@@ -155,6 +167,7 @@ impl Logs {
         let path = self.spool.join(format!("{name}.cursor"));
         let fresh = path.with_extension("cursor.tmp");
         fs::write(&fresh, seen)?;
+        fail::point("log cursor written");
         fs::rename(&fresh, &path)?;
         Ok(true)
     }

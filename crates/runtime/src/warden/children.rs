@@ -18,6 +18,8 @@ use super::adopt::{self, Listening, OnRecord};
 use super::{Api, Warden, bind_http, bind_unix, lock, memory_of, port_is_taken};
 use crate::{egress, processes, sys};
 
+/// Visitors, or the owner, wait for our own processes: they are tried again soon, however often they end.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Listening sockets of one gateway.
 const MAX_WORKERS: usize = 8;
 /// A gateway drains for 30 s and ends within 5 more.
@@ -174,6 +176,7 @@ impl Children {
             .env_clear()
             .stdin(OwnedFd::from(theirs))
             .stdout(Stdio::null());
+        command.envs(hutong_ipc::fail::environment());
         for key in ["HUTONG_LOG", "RUST_BACKTRACE"] {
             if let Some(value) = std::env::var_os(key) {
                 command.env(key, value);
@@ -182,6 +185,7 @@ impl Children {
         let child = command
             .spawn()
             .map_err(|error| format!("cannot start {}: {error}", role.word()))?;
+        hutong_ipc::fail::point("child.spawned");
         let pid = child.id() as i32;
         let failures = self.find(role).map_or(0, |child| child.failures);
         self.list.retain(|child| child.role != role);
@@ -285,7 +289,8 @@ impl Children {
             let (role, pid) = (child.role.word(), child.pid);
             tracing::warn!(role, pid, status, "ended; it is restarted");
             child.pid = 0;
-            child.restart_at = Some(Instant::now() + backoff::pause(child.failures));
+            let pause = backoff::pause(child.failures).min(LONGEST_PAUSE);
+            child.restart_at = Some(Instant::now() + pause);
         }
     }
 

@@ -132,6 +132,9 @@ impl Warden {
             }
             Request::List => Ok(Answer::Instances(self.list())),
             Request::System => Ok(Answer::System(self.system())),
+            Request::Leaks { apps, builds, fix } => {
+                Ok(Answer::Leaks(super::leaks::find(self, &apps, &builds, fix)))
+            }
             Request::Upgrade => {
                 // Refused here, where somebody hears why; done by the main thread behind this answer.
                 super::check_program(&super::program_on_disk()?)?;
@@ -442,10 +445,12 @@ impl Warden {
         trees::make_owned(&apps, None, 0o711).map_err(failed)?;
         let kept = apps.join(key);
         trees::delete(&kept).map_err(failed)?;
+        hutong_ipc::fail::point("build.keep");
         // On disk before the name says that it is there: the same content is not built again.
         rustix::fs::syncfs(fs::File::open(&folder).map_err(failed)?)
             .map_err(|error| failed(error.into()))?;
         fs::rename(folder.join("app"), &kept).map_err(failed)?;
+        hutong_ipc::fail::point("build.kept");
         fs::File::open(&apps)
             .and_then(|apps| apps.sync_all())
             .map_err(failed)?;

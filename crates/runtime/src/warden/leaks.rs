@@ -1,0 +1,263 @@
+//! What lies around and belongs to no app: found by looking at the kernel and the disk, not at what we
+//! remember. `hutong doctor --leaks` shows it, `--fix` removes it.
+
+use std::fs;
+use std::path::Path;
+
+use hutong_core::name::is_instance_id;
+use hutong_ipc::shim::UID_RANGE;
+use hutong_ipc::warden::Leak;
+
+use super::{Warden, lock};
+use crate::instances::Record;
+use crate::{egress, processes, sys, trees};
+
+/// What is known to be somebody's.
+struct Known<'a> {
+    live: Vec<Record>,
+    apps: &'a [String],
+    builds: &'a [String],
+}
+
+impl Known<'_> {
+    fn instance(&self, name: &str) -> bool {
+        self.live.iter().any(|record| record.instance == name)
+    }
+
+    fn app(&self, name: &str) -> bool {
+        self.apps.iter().any(|app| app == name)
+    }
+}
+
+struct Found {
+    leaks: Vec<Leak>,
+    fix: bool,
+}
+
+impl Found {
+    /// Notes a leak; `remove` is called if it is to be removed.
+    fn leak(&mut self, kind: &str, what: String, remove: impl FnOnce() -> Result<(), String>) {
+        let outcome = if self.fix { Some(remove()) } else { None };
+        self.leaks.push(Leak {
+            kind: kind.to_owned(),
+            what,
+            removed: matches!(outcome, Some(Ok(()))),
+            problem: outcome.and_then(Result::err),
+        });
+    }
+}
+
+/// `apps` are all that control knows, removed ones whose data is kept among them; `builds` are under way.
+pub fn find(warden: &Warden, apps: &[String], builds: &[String], fix: bool) -> Vec<Leak> {
+    // Nothing may begin meanwhile that would look like a leak.
+    let launching = lock(&warden.launching);
+    if !launching.is_empty() {
+        let what = "an instance is being started; ask again in a moment".to_owned();
+        return vec![Leak {
+            kind: "busy".into(),
+            what,
+            removed: false,
+            problem: None,
+        }];
+    }
+    let known = Known {
+        live: warden.instances.live(),
+        apps,
+        builds,
+    };
+    let mut found = Found {
+        leaks: Vec::new(),
+        fix,
+    };
+    find_processes(warden, &known, &mut found);
+    find_cgroups(warden, &known, &mut found);
+    find_mounts(warden, &mut found);
+    find_interfaces(warden, &known, &mut found);
+    find_files(warden, &known, &mut found);
+    find_ids(warden, &known, &mut found);
+    found.leaks
+}
+
+/// Processes with an app's ids that are in no instance's cgroup, and are no instance's shim.
+fn find_processes(warden: &Warden, known: &Known<'_>, found: &mut Found) {
+    let ranges: Vec<u32> = {
+        let mut uids = lock(&warden.uids);
+        let apps = uids.apps();
+        apps.iter()
+            .filter_map(|app| uids.of_app(app).ok())
+            .collect()
+    };
+    let ours = |uid: u32| {
+        ranges
+            .iter()
+            .any(|base| (*base..base + UID_RANGE).contains(&uid))
+    };
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<i32>().ok())
+        else {
+            continue;
+        };
+        let Some(start_time) = processes::start_time(pid) else {
+            continue;
+        };
+        if !processes::uid(pid).is_some_and(ours) || known.live.iter().any(|r| r.pid == pid) {
+            continue;
+        }
+        let groups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        let mark = format!("/hutong-{}/", warden.layout.tag);
+        let instance = groups.lines().find_map(|line| {
+            let (_, rest) = line.split_once(&mark)?;
+            rest.split('/').next()
+        });
+        if instance.is_some_and(|instance| known.instance(instance)) {
+            continue;
+        }
+        let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        found.leak("process", format!("{pid} ({})", name.trim()), || {
+            if processes::is_alive(pid, start_time) {
+                sys::kill(pid, libc::SIGKILL);
+            }
+            Ok(())
+        });
+    }
+}
+
+fn find_cgroups(warden: &Warden, known: &Known<'_>, found: &mut Found) {
+    for instance in warden.cgroups.instances() {
+        if !known.instance(&instance) {
+            found.leak("cgroup", instance.clone(), || {
+                warden.cgroups.kill(&instance);
+                for _ in 0..100 {
+                    if warden.cgroups.remove(&instance) {
+                        return Ok(());
+                    }
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                Err("its processes do not end".into())
+            });
+        }
+    }
+}
+
+/// We mount nothing in the host's namespace.
+fn find_mounts(warden: &Warden, found: &mut Found) {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for point in mounts.lines().filter_map(|line| line.split(' ').nth(4)) {
+        // The data folder itself may be a disk of its own.
+        let inside =
+            |folder: &Path| Path::new(point).starts_with(folder) && Path::new(point) != folder;
+        if inside(&warden.layout.data) || inside(&warden.layout.run) {
+            found.leak("mount", point.to_owned(), || {
+                rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH)
+                    .map_err(|error| error.to_string())
+            });
+        }
+    }
+}
+
+fn find_interfaces(warden: &Warden, known: &Known<'_>, found: &mut Found) {
+    let bridge = format!("ht{}", &warden.layout.tag[..6]);
+    let network = lock(&warden.network).clone();
+    for entry in fs::read_dir("/sys/class/net")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let index = name
+            .strip_prefix(&bridge)
+            .and_then(|rest| rest.strip_prefix('-'));
+        let used = match index {
+            Some(index) => known
+                .live
+                .iter()
+                .any(|r| r.egress.is_some_and(|own| own.to_string() == index)),
+            None => name != bridge || network.is_some(),
+        };
+        if !used {
+            found.leak("interface", name.clone(), || {
+                egress::delete_interface(&name)
+            });
+        }
+    }
+    if network.is_none() && egress::has_table(&warden.layout.tag) {
+        let table = format!("hutong_{}", warden.layout.tag);
+        found.leak("nft table", table, || {
+            egress::delete_table(&warden.layout.tag)
+        });
+    }
+}
+
+fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found) {
+    let layout = &warden.layout;
+    let names = |folder: &Path| -> Vec<String> {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    };
+    let folder = layout.instances();
+    for name in names(&folder) {
+        let instance = name.strip_suffix(".json").or(name.strip_suffix(".sock"));
+        if !instance.is_some_and(|instance| known.instance(instance)) {
+            let path = folder.join(&name);
+            found.leak("file", path.display().to_string(), || {
+                fs::remove_file(&path).map_err(|error| error.to_string())
+            });
+        }
+    }
+    let folder = layout.spool();
+    for name in names(&folder) {
+        let (of, _) = name.rsplit_once('.').unwrap_or((&name, ""));
+        let of = of.strip_suffix(".cursor").unwrap_or(of);
+        let build = of.rsplit_once("-s").map_or(of, |(build, _)| build);
+        let used = of.starts_with("access-")
+            || known.instance(of)
+            || known.builds.iter().any(|known| known == build);
+        // Control takes in and deletes what an instance left, within seconds of its end.
+        let fresh = fs::metadata(folder.join(&name))
+            .and_then(|found| found.modified())
+            .is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() < 5));
+        if !used && !fresh && is_instance_id(of) {
+            let path = folder.join(&name);
+            found.leak("file", path.display().to_string(), || {
+                fs::remove_file(&path).map_err(|error| error.to_string())
+            });
+        }
+    }
+    for (folder, used) in [
+        (layout.app_data(), known.apps),
+        (layout.built(), known.apps),
+        (layout.builds(), known.builds),
+    ] {
+        for name in names(&folder) {
+            if !used.iter().any(|used| *used == name) {
+                let path = folder.join(&name);
+                found.leak("folder", path.display().to_string(), || {
+                    trees::remove(&path).map_err(|error| error.to_string())
+                });
+            }
+        }
+    }
+}
+
+/// Ranges of apps that nobody knows any more, once nothing on disk has their ids.
+fn find_ids(warden: &Warden, known: &Known<'_>, found: &mut Found) {
+    if !warden.root {
+        return;
+    }
+    let apps = lock(&warden.uids).apps();
+    for app in apps.into_iter().filter(|app| !known.app(app)) {
+        let base = lock(&warden.uids).of_app(&app).unwrap_or(0);
+        let runs = known.live.iter().any(|record| record.app == app);
+        found.leak("id range", format!("{base} of {app}"), || {
+            if runs || warden.layout.app_data().join(&app).exists() {
+                return Err("something of the app is still there; ask again".into());
+            }
+            lock(&warden.uids).forget(&app)
+        });
+    }
+}

@@ -1,13 +1,18 @@
 //! SIGKILL at every step of every kind of change, to everyone: the table of docs/reliability.md.
 #![cfg(feature = "full")]
+// Its tables go into docs/reliability.md.
+#![allow(clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use hutong_testkit::crash::{Case, Random, Rig, Victim, seed, write_body};
-use hutong_testkit::is_root;
-use hutong_testkit::server::{app_folder, python_app};
+use hutong_testkit::server::{Server, app_folder, children_of, python_app};
+use hutong_testkit::traffic::Traffic;
 use hutong_testkit::visitor::get;
+use hutong_testkit::{eventually, is_root, kill};
 
 /// One row: steps of one role, one victim.
 #[derive(Default)]
@@ -91,6 +96,15 @@ fn exhaust(
         row.killed += usize::from(outcome.killed);
         row.succeeded += usize::from(outcome.succeeded);
         before = now;
+        if !outcome.succeeded {
+            // And the next one goes as if nothing had been.
+            rig.server().ok(&["deploy", &path]);
+            assert_eq!(get(&rig.http, host, "/").text(), body, "{case:?}");
+            before = body;
+        }
+        if (number + 1) % 50 == 0 {
+            println!("{change}: {} of {}", number + 1, cases.len());
+        }
     }
 }
 
@@ -156,4 +170,99 @@ fn every_step_of_every_change_survives_every_kill() {
     drop(rig);
 
     print(&table);
+}
+
+/// Kills control as soon as it is there, again and again.
+fn without_control(server: &Server, time: Duration) -> usize {
+    let (began, mut killed) = (Instant::now(), 0);
+    while began.elapsed() < time {
+        for pid in children_of(server.pid()) {
+            let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            if line.starts_with(b"hutong control") {
+                kill(pid);
+                killed += 1;
+            }
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    killed
+}
+
+#[test]
+fn a_minute_without_the_control_plane_is_not_noticed() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    server.deploy(python_app("one", "", "1").path());
+    let before = server.app("one")["instances"][0]["id"].clone();
+    // Two deployments are under way when it goes: one that gets healthy meanwhile, one that never does.
+    let slow = python_app("slow", "[timeouts]\nstart = \"90s\"", "slow");
+    let bad = python_app("bad", "[timeouts]\nstart = \"10s\"", "bad");
+    for (folder, program) in [
+        (&slow, "import time; time.sleep(3)\n"),
+        (&bad, "import time; time.sleep(3000)\n"),
+    ] {
+        let path = folder.path().join("app.py");
+        let text = std::fs::read_to_string(&path).expect("read");
+        std::fs::write(
+            &path,
+            text.replacen("import ", &format!("{program}import "), 1),
+        )
+        .expect("write");
+    }
+    let traffic = Traffic::start(&server.http, "one.test", "/", 200, 8);
+    let deploys = [&slow, &bad].map(|folder| {
+        let mut command = server.command(&["deploy", &folder.path().to_string_lossy()]);
+        command
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("hutong runs")
+    });
+    eventually("both are under way", 20, || {
+        ["slow", "bad"].iter().all(|app| {
+            server.app(app)["instances"]
+                .as_array()
+                .is_some_and(|list| list.len() == 1)
+        })
+    });
+    let killed = without_control(&server, Duration::from_secs(60));
+    assert!(killed > 10, "{killed}");
+    eventually("it is back", 30, || server.run(&["apps"]).status.success());
+    for mut deploy in deploys {
+        deploy.wait().expect("it ends");
+    }
+    eventually("both are over", 60, || {
+        ["slow", "bad"]
+            .iter()
+            .all(|app| server.app(app)["deploying"].is_null())
+    });
+    assert_eq!(
+        get(&server.http, "slow.test", "/").text(),
+        "slow",
+        "finished"
+    );
+    assert_eq!(
+        server.app("bad")["release"],
+        serde_json::Value::Null,
+        "undone"
+    );
+    assert_eq!(server.app("bad")["instances"], serde_json::json!([]));
+    assert_eq!(server.app("one")["instances"][0]["id"], before);
+    let report = traffic.finish();
+    assert_eq!(
+        (report.failed.len(), report.sent_again),
+        (0, 0),
+        "{report:?}"
+    );
+    // Every request is in the access log, those of that minute too.
+    eventually("the access log is taken in", 20, || {
+        let logged = server.ok(&["logs", "one", "--access", "--lines", "100000"]);
+        logged.lines().count() >= report.answered
+    });
+    println!(
+        "control was killed {killed} times in a minute; {} requests, none failed",
+        report.answered
+    );
 }

@@ -3,6 +3,8 @@
 //! only what had been flushed, which is all that a disk owes us (a file that was not flushed is there, and
 //! empty).
 #![cfg(feature = "full")]
+// Its tables go into docs/reliability.md.
+#![allow(clippy::print_stdout)]
 
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, lchown, symlink};

@@ -1,6 +1,8 @@
 //! Twenty apps, twenty minutes (`HUTONG_SOAK_MINUTES`), whatever comes: deploys, rollbacks, scaling, variables, stops
 //! and kills at random. At the end nothing has grown, nothing lies around, and no write is lost.
 #![cfg(feature = "full")]
+// Its tables go into docs/reliability.md.
+#![allow(clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

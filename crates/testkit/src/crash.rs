@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::kill;
 use crate::server::{Server, children_of};
 use crate::traffic::{Report, Traffic};
 use crate::visitor::get;
-use crate::{eventually, kill};
 
 /// Connections of the traffic.
 pub const CONNECTIONS: u32 = 8;
@@ -208,8 +208,10 @@ impl Rig {
                 Instant::now() < deadline,
                 "{case:?}: the command does not end"
             );
-            if status.is_none() {
-                status = command.try_wait().expect("wait");
+            if let Ok(Some(ended)) = command.try_wait()
+                && status.is_none()
+            {
+                status = Some(ended);
                 linger = Instant::now() + Duration::from_millis(700);
             }
             if self.has("held") && !killed {
@@ -224,6 +226,7 @@ impl Rig {
             std::thread::sleep(Duration::from_millis(3));
         }
         killed = acted;
+        let status = status.unwrap_or(command.wait().expect("it ended"));
         let _ = fs::remove_file(self.fail.path().join("armed"));
         self.revive();
         self.converge();
@@ -231,7 +234,7 @@ impl Rig {
         self.judge(case, &report);
         Outcome {
             killed,
-            succeeded: status.is_some_and(|status| status.success()),
+            succeeded: status.success(),
             report: format!("{report:?}"),
             took: began.elapsed(),
         }
@@ -388,9 +391,4 @@ impl Random {
 fn start(fail: &TempDir, data: TempDir, http: &str) -> Server {
     let variable = format!("HUTONG_FAIL={}", fail.path().display());
     Server::start_through_in(&["/usr/bin/env", &variable], data, &["--http", http])
-}
-
-/// Waits until a condition of the rig's server holds.
-pub fn soon(what: &str, holds: impl FnMut() -> bool) {
-    eventually(what, 30, holds);
 }

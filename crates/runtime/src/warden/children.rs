@@ -111,10 +111,10 @@ impl Children {
         let found = found.into_iter().find(|sockets| !sockets.is_empty());
         for socket in found.unwrap_or_default() {
             match socket {
-                Listening::Tcp(listener, address) if same(address) => {
-                    if self.http.len() < MAX_WORKERS {
-                        self.http.push(listener);
-                    }
+                Listening::Tcp(listener, address)
+                    if same(address) && self.http.len() < MAX_WORKERS =>
+                {
+                    self.http.push(listener);
                 }
                 Listening::Unix(listener, path)
                     if path == warden.layout.gateway_socket() && adopt::still_there(&path) =>

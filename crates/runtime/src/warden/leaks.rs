@@ -234,7 +234,7 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found) {
         (layout.builds(), known.builds),
     ] {
         for name in names(&folder) {
-            if !used.iter().any(|used| *used == name) {
+            if !used.contains(&name) {
                 let path = folder.join(&name);
                 found.leak("folder", path.display().to_string(), || {
                     trees::remove(&path).map_err(|error| error.to_string())

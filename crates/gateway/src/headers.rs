@@ -54,7 +54,11 @@ pub fn add_forwarded(headers: &mut HeaderMap, visitor: IpAddr, prefix: &str) {
         .keys()
         .filter(|name| {
             let name = name.as_str();
-            name == "forwarded" || name.starts_with("x-forwarded-") || name.starts_with("x-wx-")
+            // CGI and WSGI make `-` of `_`: X_Real_IP would come out as ours (nginx drops them too).
+            name == "forwarded"
+                || name.contains('_')
+                || name.starts_with("x-forwarded-")
+                || name.starts_with("x-wx-")
         })
         .cloned()
         .collect();
@@ -130,11 +134,13 @@ mod tests {
             ("x-real-ip", "6.6.6.6"),
             ("x-wx-openid", "admin"),
             ("x-forwarded-ssl", "on"),
+            ("x_real_ip", "6.6.6.6"),
         ]);
         add_forwarded(&mut headers, IpAddr::from([127, 0, 0, 1]), "/api");
         assert_eq!(headers["x-forwarded-for"], "127.0.0.1");
         assert_eq!(headers["x-real-ip"], "127.0.0.1");
         assert_eq!(headers["x-forwarded-prefix"], "/api");
         assert!(!headers.contains_key("x-wx-openid") && !headers.contains_key("x-forwarded-ssl"));
+        assert!(!headers.contains_key("x_real_ip"));
     }
 }

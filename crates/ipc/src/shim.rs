@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 pub const FD_LISTENER: usize = 0;
 pub const FD_SPOOL_A: usize = 1;
 pub const FD_SPOOL_B: usize = 2;
+/// Behind them, as [`Launch`] says: the folder of a v2 cgroup, and `tasks` files of v1 cgroups.
+pub const FD_CGROUPS: usize = 3;
 
 /// The user that plain programs run as, inside the app's user namespace.
 pub const APP_UID: u32 = 1000;
@@ -42,6 +44,13 @@ pub struct Launch {
     pub socket_peers: Vec<u32>,
     /// Bound of each of the two spool files, in bytes.
     pub spool_bytes: u64,
+    /// A folder of a v2 cgroup comes along: the child is born in it (clone(2), `CLONE_INTO_CGROUP`).
+    #[serde(default)]
+    pub cgroup: bool,
+    /// So many `tasks` files of v1 cgroups come along: the child puts itself into them. Both are much faster
+    /// than being moved by another process, for which the kernel stops every fork of the machine.
+    #[serde(default)]
+    pub tasks: usize,
     /// Whether the warden will put an interface into the network namespace.
     pub egress: Option<Egress>,
     /// Walls left out: by `doctor` to find the guilty one, and for builds in development mode.

@@ -18,6 +18,15 @@ pub struct Cgroups {
     v1: Vec<(&'static str, PathBuf)>,
 }
 
+/// How a process gets into the cgroups of its launch by itself.
+#[derive(Default)]
+pub struct Places {
+    /// The v2 cgroup's folder.
+    pub folder: Option<fs::File>,
+    /// `tasks` of each v1 cgroup.
+    pub tasks: Vec<fs::File>,
+}
+
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
 
 impl Cgroups {
@@ -79,23 +88,25 @@ impl Cgroups {
         folders
     }
 
-    /// Makes the cgroups of one launch and puts `pid` into them. `extra_pids` are ours (init).
-    pub fn enter(&self, instance: &str, limits: &Limits, pid: i32) -> io::Result<()> {
+    /// Makes the cgroups of one launch, caps set; what is needed to get into them comes back. The pids cap
+    /// counts init too.
+    pub fn prepare(&self, instance: &str, limits: &Limits) -> io::Result<Places> {
         let pids = (limits.pids + 1).to_string();
         let quota = u64::from(limits.cpu_millis) * 100;
-        if self.unified_limits {
-            let folder = self
-                .unified
-                .as_ref()
-                .expect("limits come with it")
-                .join(instance);
+        let mut places = Places::default();
+        if let Some(unified) = &self.unified {
+            let folder = unified.join(instance);
             make(&folder)?;
-            fs::write(folder.join("memory.max"), limits.memory.to_string())?;
-            // Swap would only hide that the memory is used up.
-            let _ = fs::write(folder.join("memory.swap.max"), "0");
-            fs::write(folder.join("cpu.max"), format!("{quota} 100000"))?;
-            fs::write(folder.join("pids.max"), pids)?;
-            return fs::write(folder.join("cgroup.procs"), pid.to_string());
+            if self.unified_limits {
+                fs::write(folder.join("memory.max"), limits.memory.to_string())?;
+                // Swap would only hide that the memory is used up.
+                let _ = fs::write(folder.join("memory.swap.max"), "0");
+                fs::write(folder.join("cpu.max"), format!("{quota} 100000"))?;
+                fs::write(folder.join("pids.max"), pids)?;
+                places.folder = Some(fs::File::open(&folder)?);
+                return Ok(places);
+            }
+            places.folder = Some(fs::File::open(&folder)?);
         }
         for (controller, folder) in &self.v1 {
             let folder = folder.join(instance);
@@ -112,14 +123,12 @@ impl Cgroups {
                 }
                 _ => set("pids.max", &pids)?,
             }
-            set("cgroup.procs", &pid.to_string())?;
+            let tasks = fs::OpenOptions::new()
+                .write(true)
+                .open(folder.join("tasks"))?;
+            places.tasks.push(tasks);
         }
-        if let Some(unified) = &self.unified {
-            let folder = unified.join(instance);
-            make(&folder)?;
-            fs::write(folder.join("cgroup.procs"), pid.to_string())?;
-        }
-        Ok(())
+        Ok(places)
     }
 
     /// SIGKILL to every process of the instance.

@@ -142,6 +142,8 @@ fn probe(without: &[Wall], root: bool) -> Result<(), String> {
         peers: Vec::new(),
         socket_peers: Vec::new(),
         spool_bytes: 4096,
+        cgroup: false,
+        tasks: 0,
         egress: None,
         without: without.to_vec(),
     };

@@ -45,7 +45,7 @@ pub struct Launcher<'a> {
 
 impl Launcher<'_> {
     /// Runs one launch; on failure nothing of it is left.
-    pub fn run(&self, launch: &Launch, record: Record, limits: &Limits) -> Result<(), String> {
+    pub fn run(&self, launch: Launch, record: Record, limits: &Limits) -> Result<(), String> {
         let instance = record.instance.clone();
         let result = self.attempt(launch, record, limits);
         if result.is_err() {
@@ -54,7 +54,12 @@ impl Launcher<'_> {
         result
     }
 
-    fn attempt(&self, launch: &Launch, mut record: Record, limits: &Limits) -> Result<(), String> {
+    fn attempt(
+        &self,
+        mut launch: Launch,
+        mut record: Record,
+        limits: &Limits,
+    ) -> Result<(), String> {
         let instance = record.instance.clone();
         let socket_path = self.layout.instance_socket(&instance);
         let _ = fs::remove_file(&socket_path);
@@ -82,8 +87,15 @@ impl Launcher<'_> {
             .push(record.pid);
         record.start_time = processes::start_time(record.pid).unwrap_or(0);
         let result = self.instances.write(&record).and_then(|()| {
-            let fds = [listener.as_fd(), spool[0].as_fd(), spool[1].as_fd()];
-            self.converse(launch, &record, limits, &ours, &fds)?;
+            let places = hutong_ipc::fail::fallible("launch.cgroups")
+                .and_then(|()| self.cgroups.prepare(&instance, limits))
+                .map_err(|error| format!("cannot set the caps: {error}"))?;
+            launch.cgroup = places.folder.is_some();
+            launch.tasks = places.tasks.len();
+            let mut fds = vec![listener.as_fd(), spool[0].as_fd(), spool[1].as_fd()];
+            fds.extend(places.folder.iter().map(|folder| folder.as_fd()));
+            fds.extend(places.tasks.iter().map(|tasks| tasks.as_fd()));
+            self.converse(&launch, &record, &ours, &fds)?;
             record.launched = true;
             self.instances.write(&record)
         });
@@ -100,7 +112,6 @@ impl Launcher<'_> {
         &self,
         launch: &Launch,
         record: &Record,
-        limits: &Limits,
         line: &UnixStream,
         fds: &[std::os::fd::BorrowedFd<'_>],
     ) -> Result<(), String> {
@@ -115,13 +126,7 @@ impl Launcher<'_> {
                         network.connect(index, record.pid)?;
                     }
                 }
-                Some(Step::Child(pid)) => {
-                    hutong_ipc::fail::fallible("launch.cgroups")
-                        .map_err(|error| format!("cannot set the caps: {error}"))?;
-                    self.cgroups
-                        .enter(&record.instance, limits, pid)
-                        .map_err(|error| format!("cannot set the caps: {error}"))?;
-                }
+                Some(Step::Child(_)) => hutong_ipc::fail::point("launch.child"),
                 Some(Step::Running) => {
                     hutong_ipc::fail::point("launch.running");
                     return Ok(());

@@ -54,8 +54,14 @@ pub fn heard(line: &UnixStream) -> Result<News, String> {
 }
 
 /// Never returns; `line` is the socketpair to the shim.
-pub fn run(launch: &Launch, line: UnixStream, stdout: OwnedFd, stderr: OwnedFd) -> ! {
-    let started = start(launch, &line, &stdout, &stderr);
+pub fn run(
+    launch: &Launch,
+    tasks: Vec<File>,
+    line: UnixStream,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+) -> ! {
+    let started = start(launch, tasks, &line, &stdout, &stderr);
     drop((stdout, stderr));
     let program = match started {
         Ok(pid) => pid,
@@ -84,12 +90,16 @@ fn await_go(line: &UnixStream) -> Result<(), String> {
 
 fn start(
     launch: &Launch,
+    tasks: Vec<File>,
     line: &UnixStream,
     stdout: &OwnedFd,
     stderr: &OwnedFd,
 ) -> Result<i32, String> {
-    // From here on this process is in its cgroups; namespaces made now begin there.
     await_go(line)?;
+    for mut tasks in tasks {
+        tasks.write_all(b"0").during("cannot enter its cgroups")?;
+    }
+    // From here on this process is in its cgroups; namespaces made now begin there.
     hutong_ipc::fail::point("begin");
     sys::unshare(
         libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP,

@@ -15,7 +15,9 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use hutong_ipc::shim::{FD_LISTENER, FD_SPOOL_A, FD_SPOOL_B, Go, INIT_UID, Launch, Step, Wall};
+use hutong_ipc::shim::{
+    FD_CGROUPS, FD_LISTENER, FD_SPOOL_A, FD_SPOOL_B, Go, INIT_UID, Launch, Step, Wall,
+};
 use hutong_ipc::spool::Writer;
 use hutong_ipc::{channel, fail};
 
@@ -55,6 +57,10 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
     };
     let listener = UnixListener::from(take(FD_LISTENER)?);
     let spool = [File::from(take(FD_SPOOL_A)?), File::from(take(FD_SPOOL_B)?)];
+    let cgroup = launch.cgroup.then(|| take(FD_CGROUPS)).transpose()?;
+    let tasks = (0..launch.tasks)
+        .map(|index| take(FD_CGROUPS + usize::from(launch.cgroup) + index).map(File::from))
+        .collect::<Result<Vec<File>, String>>()?;
     let spool = Writer::new(spool, launch.spool_bytes).during("cannot use the spool")?;
 
     fail::point("begin");
@@ -74,16 +80,20 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
     let (stdout, app_stdout) = pipe()?;
     let (stderr, app_stderr) = pipe()?;
     let (ours, theirs) = UnixStream::pair().during("cannot make a socketpair")?;
-    let child = match sys::fork().during("cannot fork")? {
+    let forked = match &cgroup {
+        Some(cgroup) => sys::fork_into(cgroup),
+        None => sys::fork(),
+    };
+    let child = match forked.during("cannot fork")? {
         0 => {
             fail::set_role("init");
-            drop((ours, stdout, stderr, listener, spool));
-            init::run(&launch, theirs, app_stdout, app_stderr)
+            drop((ours, stdout, stderr, listener, spool, cgroup));
+            init::run(&launch, tasks, theirs, app_stdout, app_stderr)
         }
         child => child,
     };
     fail::point("forked");
-    drop((theirs, app_stdout, app_stderr));
+    drop((theirs, app_stdout, app_stderr, cgroup, tasks));
     channel::send(warden, &Step::Child(child), &[]).during("the warden went away")?;
     wait_go(warden)?;
     init::tell(&ours, &init::Order::Go)?;

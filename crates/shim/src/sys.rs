@@ -91,6 +91,41 @@ pub fn fork() -> io::Result<i32> {
     check(unsafe { libc::fork() })
 }
 
+/// fork(2) with the child born in a v2 cgroup, given by its folder (clone3(2)). Before Linux 5.7, and where
+/// the call is not allowed, it is moved there.
+pub fn fork_into(cgroup: &OwnedFd) -> io::Result<i32> {
+    let mut arguments: libc::clone_args = zeroed();
+    // CLONE_INTO_CGROUP of <linux/sched.h>; libc's constant overflows.
+    arguments.flags = 0x2_0000_0000;
+    arguments.exit_signal = libc::SIGCHLD as u64;
+    arguments.cgroup = cgroup.as_raw_fd() as u64;
+    // SAFETY: no memory is shared, and there is one thread: the same as fork.
+    let child = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &mut arguments,
+            std::mem::size_of::<libc::clone_args>(),
+        )
+    };
+    if child >= 0 {
+        return Ok(child as i32);
+    }
+    let child = fork()?;
+    if child == 0 {
+        let procs = rustix::fs::openat(
+            cgroup,
+            "cgroup.procs",
+            rustix::fs::OFlags::WRONLY,
+            rustix::fs::Mode::empty(),
+        );
+        // Without its caps it must not run.
+        if !procs.is_ok_and(|procs| rustix::io::write(procs, b"0") == Ok(1)) {
+            exit(1);
+        }
+    }
+    Ok(child)
+}
+
 pub fn exit(code: i32) -> ! {
     // SAFETY: ends the process without running destructors, which belong to the parent.
     unsafe { libc::_exit(code) }

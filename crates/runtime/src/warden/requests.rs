@@ -316,6 +316,8 @@ impl Warden {
             peers,
             socket_peers: self.ids().map(|(_, gateway)| gateway).into_iter().collect(),
             spool_bytes: SPOOL_BYTES,
+            cgroup: false,
+            tasks: 0,
             egress: None,
             without: Vec::new(),
         })
@@ -389,7 +391,7 @@ impl Warden {
             control: self.ids().map(|(control, _)| control),
             network: connected,
         }
-        .run(&launch, record, sandbox.limits)?;
+        .run(launch, record, sandbox.limits)?;
         Ok(Answer::Done)
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use hutong_testkit::crash::{Case, Random, Rig, Victim, seed, write_body};
-use hutong_testkit::server::{Server, python_app};
+use hutong_testkit::server::{Server, children_of, python_app};
 use hutong_testkit::traffic::Traffic;
 use hutong_testkit::visitor::{escape, get};
 use hutong_testkit::{eventually, is_root};
@@ -123,6 +123,12 @@ fn on_a_full_disk_everything_serves_on_and_the_remedy_works() {
         said.contains("remove") && said.contains("--purge"),
         "{said}"
     );
+    // An app that ends is started again, too.
+    let init = children_of(server.shim_of("hog"))[0];
+    hutong_testkit::kill(children_of(init)[0]);
+    eventually("it is back", 20, || {
+        get(&server.http, "hog.test", "/").text() == "hog"
+    });
     // Whatever is killed comes back.
     for role in ["gateway", "control"] {
         let before = server.role(role);

@@ -186,6 +186,40 @@ fn an_upgrade_in_place_loses_no_request_and_restarts_no_app() {
     install(&program);
 }
 
+/// Requests that the old gateway holds, because the app's only instance is being replaced, are answered by
+/// the new instance all the same.
+#[test]
+fn an_upgrade_in_the_middle_of_a_recreate_loses_no_request() {
+    if !is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("tempdir");
+    let program = folder.path().join("hutong");
+    install(&program);
+    let server = Server::start_binary(&program, &[]);
+    let app = python_app("solo", "data = true", "1");
+    server.deploy(app.path());
+    let path = app.path().join("app.py");
+    let text = std::fs::read_to_string(&path).expect("read");
+    let slow = text.replacen("import ", "import time; time.sleep(2)\nimport ", 1);
+    std::fs::write(&path, slow).expect("write");
+    let traffic = Traffic::start(&server.http, "solo.test", "/", 100, 8);
+    traffic.goes_on(20);
+    let mut deploy = server
+        .command(&["deploy", &app.path().to_string_lossy()])
+        .spawn()
+        .expect("hutong runs");
+    eventually("the old instance is gone", 20, || {
+        let app = server.app("solo");
+        app["deploying"].is_object() && app["instances"][0]["state"] == "starting"
+    });
+    install(&program);
+    server.ok(&["upgrade"]);
+    assert!(deploy.wait().expect("it ends").success());
+    traffic.goes_on(50);
+    lost_nothing(&traffic.finish());
+}
+
 fn install(program: &Path) {
     let fresh = program.with_extension("new");
     std::fs::copy(binary(), &fresh).expect("copy");

@@ -40,7 +40,7 @@ const FIRST_WORDS: usize = 10;
 
 /// Runs until the process ends.
 pub async fn run(control: Arc<Control>) {
-    let mut published = publish::last(&control.data_dir);
+    let mut published = publish::last(&control.data_dir, &control.run_dir);
     {
         // What served before a restart is not taken for sick before it could be asked.
         let mut observed = lock(&control.observed);
@@ -81,7 +81,7 @@ pub async fn run(control: Arc<Control>) {
             Err(error) => {
                 // A bug in a pass must not end the control plane; the next pass starts afresh.
                 tracing::error!("a pass of the controller failed: {error}");
-                published = publish::last(&control.data_dir);
+                published = publish::last(&control.data_dir, &control.run_dir);
                 Err("internal".into())
             }
         };
@@ -403,6 +403,7 @@ impl Loaded {
 }
 
 fn desired(control: &Control, loaded: &Loaded) -> Desired {
+    let known = failures_of(control, &loaded.app);
     let observed = lock(&control.observed);
     let rollout = loaded.rollout.as_ref().map(|rollout| Rollout {
         version: loaded.version(rollout),
@@ -412,11 +413,11 @@ fn desired(control: &Control, loaded: &Loaded) -> Desired {
         running: loaded.app.goal == Goal::Running,
         active: loaded.active.as_ref().map(|active| loaded.version(active)),
         rollout,
-        failures: observed
-            .failures
-            .get(&loaded.app.name)
-            .copied()
-            .unwrap_or(loaded.app.failures),
+        // When it failed is not known any more after a restart: then it need not wait long.
+        failures: match observed.failed_at.get(&loaded.app.name) {
+            Some(_) => known,
+            None => known.min(1),
+        },
         last_failure_ms: observed
             .failed_at
             .get(&loaded.app.name)
@@ -524,8 +525,13 @@ fn publish_all(
         version: next,
         apps,
     };
-    publish::write(&control.data_dir, &fresh, control.gateway_gid)
-        .map_err(|error| format!("cannot publish the routes: {error}"))?;
+    publish::write(
+        &control.data_dir,
+        &control.run_dir,
+        &fresh,
+        control.gateway_gid,
+    )
+    .map_err(|error| format!("cannot publish the routes: {error}"))?;
     fail::point("published");
     *published = fresh;
     {

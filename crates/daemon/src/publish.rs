@@ -89,18 +89,29 @@ pub fn app<'a>(
     (app, warnings)
 }
 
-/// The version of the snapshot that a control plane before us wrote.
-pub fn last(data_dir: &Path) -> wire::Snapshot {
-    std::fs::read(data_dir.join("gateway").join("snapshot.json"))
-        .ok()
-        .and_then(|text| serde_json::from_slice(&text).ok())
-        .unwrap_or_default()
+/// The snapshot that a control plane before us wrote.
+pub fn last(data_dir: &Path, run_dir: &Path) -> wire::Snapshot {
+    let read = |folder: &Path| -> Option<wire::Snapshot> {
+        let text = std::fs::read(folder.join("gateway/snapshot.json")).ok()?;
+        serde_json::from_slice(&text).ok()
+    };
+    read(run_dir).or_else(|| read(data_dir)).unwrap_or_default()
 }
 
-pub fn write(data_dir: &Path, snapshot: &wire::Snapshot, gid: Option<u32>) -> std::io::Result<()> {
-    let path = data_dir.join("gateway").join("snapshot.json");
+/// Writes it where the gateway reads it, which is in memory, and a copy to disk for the next boot.
+pub fn write(
+    data_dir: &Path,
+    run_dir: &Path,
+    snapshot: &wire::Snapshot,
+    gid: Option<u32>,
+) -> std::io::Result<()> {
     let text = serde_json::to_vec(snapshot)?;
     // The folder lets only the gateway's group in; the file itself may be read by whoever is in.
     let mode = if gid.is_some() { 0o644 } else { 0o600 };
-    atomic_write(&path, &text, mode)
+    atomic_write(&run_dir.join("gateway/snapshot.json"), &text, mode)?;
+    if let Err(error) = atomic_write(&data_dir.join("gateway/snapshot.json"), &text, mode) {
+        // On a full disk apps must still be restarted; the next boot waits for control instead.
+        tracing::warn!("the routes are not on disk: {error}");
+    }
+    Ok(())
 }

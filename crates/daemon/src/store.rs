@@ -234,6 +234,7 @@ impl Store {
             });
             if let Err(error) = made {
                 tracing::warn!("no reserve for a full disk: {error}");
+                let _ = std::fs::remove_file(&self.ballast);
             }
         }
     }
@@ -431,7 +432,7 @@ impl Store {
     }
 
     pub fn set_goal(&self, app: &str, goal: Goal, purge: bool) -> Result<()> {
-        self.write_at_any_cost(|t| {
+        let work = |t: &rusqlite::Transaction<'_>| {
             t.execute(
                 "UPDATE apps SET goal = ?2, purge = ?3, halted = NULL, failures = 0, changed_ms = ?4, removed_ms = 0 WHERE name = ?1",
                 params![app, goal.word(), purge, now_ms()],
@@ -440,7 +441,12 @@ impl Store {
                 supersede(t, app)?;
             }
             Ok(())
-        })
+        };
+        if goal == Goal::Removed {
+            self.write_at_any_cost(work)
+        } else {
+            self.write(work)
+        }
     }
 
     pub fn scale(&self, app: &str, instances: u32) -> Result<()> {

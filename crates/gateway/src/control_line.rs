@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,15 +21,58 @@ use crate::table::Table;
 /// Events on their way to control; what does not fit is told when it asks again.
 const MAX_EVENTS: usize = 1024;
 
+fn table_path(folder: &Path) -> PathBuf {
+    folder.join("gateway").join("snapshot.json")
+}
+
+fn is_missing(found: &io::Result<Vec<u8>>) -> bool {
+    matches!(found, Err(error) if error.kind() == io::ErrorKind::NotFound)
+}
+
+/// Follows new snapshots without control's line, for a gateway that drains: its last requests may wait
+/// for an instance that is only now being started.
+pub async fn follow(shared: &Shared) {
+    let written = || {
+        std::fs::metadata(table_path(&shared.run_dir))
+            .and_then(|m| m.modified())
+            .ok()
+    };
+    let mut last = None;
+    loop {
+        let now = written();
+        if now != last {
+            last = now;
+            if let Err(reason) = load(shared) {
+                tracing::warn!("{reason}");
+            }
+            // Nobody probes here any more; control knows from the gateway that does.
+            let table = shared.table.load();
+            for (role, target) in table.apps.iter().flat_map(|app| &app.targets) {
+                if *role == Role::Active {
+                    target.healthy.store(true, Ordering::SeqCst);
+                }
+            }
+            shared.version.send_replace(table.version);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
 /// Reads the snapshot file and makes it the table of all workers; its version.
 pub fn load(shared: &Shared) -> Result<u64, String> {
-    let path = shared.data_dir.join("gateway").join("snapshot.json");
+    let mut path = table_path(&shared.run_dir);
     fail::point("table read");
-    let text = match std::fs::read(&path) {
+    let mut found = std::fs::read(&path);
+    if is_missing(&found) {
+        // After a boot, until control has published: what served before it.
+        path = table_path(&shared.data_dir);
+        found = std::fs::read(&path);
+    }
+    if is_missing(&found) {
         // A new server: nothing was published yet.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        other => other.map_err(|error| format!("{}: {error}", path.display()))?,
-    };
+        return Ok(0);
+    }
+    let text = found.map_err(|error| format!("{}: {error}", path.display()))?;
     let snapshot: Snapshot =
         serde_json::from_slice(&text).map_err(|error| format!("{}: {error}", path.display()))?;
     let version = snapshot.version;

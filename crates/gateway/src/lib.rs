@@ -135,6 +135,7 @@ pub fn main(
             };
             tokio::select! {
                 () = quiet => {}
+                () = control_line::follow(&shared) => {}
                 () = tokio::time::sleep(DRAIN) => {}
                 () = control_line::terminated() => {}
             }

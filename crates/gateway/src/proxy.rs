@@ -42,6 +42,8 @@ pub struct Job {
     upgrade: Option<OnUpgrade>,
     path: String,
     visitor: IpAddr,
+    /// Instances that ended while they had it.
+    deaths: u32,
 }
 
 impl Job {
@@ -62,6 +64,7 @@ impl Job {
             upgrade,
             path: wanted.path.clone(),
             visitor,
+            deaths: 0,
         }
     }
 
@@ -260,7 +263,14 @@ pub async fn forward(
                 } else if job.replayable {
                     job.body = Some(Either::Right(Empty::new()));
                     if !was_reused {
-                        // It died while it had our request: another target may do better.
+                        // It died while it had our request: another target may do better. Not a third
+                        // one: the request itself may be what kills them.
+                        job.deaths += 1;
+                        if job.deaths > 1 {
+                            return Err(Failure::Final(bad_gateway(
+                                "Two instances of the app ended while they had this request.",
+                            )));
+                        }
                         return Err(Failure::NothingSent);
                     }
                 } else {

@@ -14,10 +14,35 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How long an app may go on once the visitor has ended its side.
 const HALF_CLOSED: Duration = Duration::from_secs(60);
 
+thread_local! {
+    static OPEN: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
+/// How many joined connections this worker has.
+pub fn open() -> usize {
+    OPEN.get()
+}
+
+struct Counted;
+
+impl Counted {
+    fn new() -> Self {
+        OPEN.set(OPEN.get() + 1);
+        Counted
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        OPEN.set(OPEN.get() - 1);
+    }
+}
+
 /// Joins visitor and app. `in_flight` counts the connection until it is over.
 pub fn join(visitor: OnUpgrade, app: OnUpgrade, in_flight: InFlight, mut entry: Entry, log: Log) {
+    let open = Counted::new();
     tokio::task::spawn_local(async move {
-        let _counted = in_flight;
+        let _counted = (in_flight, open);
         let (Ok(visitor), Ok(app)) = tokio::join!(visitor, app) else {
             return;
         };

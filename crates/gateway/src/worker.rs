@@ -16,7 +16,7 @@ use tokio::task::LocalSet;
 use crate::access::{Log, TICK};
 use crate::pipeline::{self, Worker};
 use crate::proxy::Upstreams;
-use crate::{Phase, Shared, runtime};
+use crate::{Phase, Shared, runtime, upgrade};
 
 /// Visitors' connections per worker; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16384;
@@ -72,8 +72,15 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, spool: Writer) {
         let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
         tokio::time::sleep(LAST_WORDS).await;
     };
+    // A WebSocket is no connection of hyper's any more.
+    let quiet = async {
+        let _ = places.acquire_many(MAX_CONNECTIONS as u32).await;
+        while upgrade::open() > 0 && *shared.phase.borrow() == Phase::Draining {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
     tokio::select! {
-        _ = places.acquire_many(MAX_CONNECTIONS as u32) => {}
+        () = quiet => {}
         () = last => {}
     }
     worker.log.flush();

@@ -79,11 +79,12 @@ pub enum Request {
     /// Our own processes.
     System,
     Doctor,
-    /// What belongs to no app; `apps` are all there are, `builds` those under way. With `fix` it is removed.
+    /// What belongs to no app; `apps` are all there are, `builds` those under way. Those of `fix` (kind and
+    /// what, as an earlier answer said) are removed.
     Leaks {
         apps: Vec<String>,
         builds: Vec<String>,
-        fix: bool,
+        fix: Vec<(String, String)>,
     },
     /// The warden replaces itself by the program that now lies where its own was.
     Upgrade,

@@ -170,7 +170,7 @@ impl WardenClient {
         &self,
         apps: Vec<String>,
         builds: Vec<String>,
-        fix: bool,
+        fix: Vec<(String, String)>,
     ) -> Result<Vec<Leak>, DriverError> {
         match self.ask(&Request::Leaks { apps, builds, fix })? {
             Answer::Leaks(list) => Ok(list),

@@ -100,7 +100,16 @@ impl Network {
 
     /// Whether our rules are there: a reload of the host's firewall flushes everybody's.
     pub fn stands(&self) -> bool {
-        quietly(Command::new(&self.nft).args(["list", "table", "inet", &self.table])).is_ok()
+        let listed = Command::new(&self.nft)
+            .args(["list", "chain", "inet", &self.table, "forward"])
+            .env_clear()
+            .stdin(Stdio::null())
+            .output();
+        // `flush table` leaves the chain, and nothing in it.
+        listed.is_ok_and(|listed| {
+            let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+            listed.status.success() && text.matches(" drop").count() >= 4
+        })
     }
 
     /// `bounded`: with a bound on the connections that one app has open, because the table that the host

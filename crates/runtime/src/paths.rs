@@ -51,6 +51,10 @@ impl Layout {
     pub fn gateway(&self) -> PathBuf {
         self.data.join("gateway")
     }
+    /// Where the gateway's table lies: in memory, because it must be changed on a full disk too.
+    pub fn tables(&self) -> PathBuf {
+        self.run.join("gateway")
+    }
     pub fn warden_state(&self) -> PathBuf {
         self.data.join("warden")
     }
@@ -92,6 +96,7 @@ impl Layout {
             (self.built(), root, gateway, 0o710),
             (self.trees(), control, gateway, 0o710),
             (self.gateway(), control, gateway, 0o750),
+            (self.tables(), control, gateway, 0o750),
             (self.control(), control, private(control), 0o700),
             // Beside control's own folder, not in it: the warden opens files here, so no part of the
             // way may be control's to replace.

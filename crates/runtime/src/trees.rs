@@ -134,6 +134,11 @@ pub const GONE: &str = ".gone-";
 /// One deletion at a time: more would only fight for the disk.
 static REMOVING: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
+/// Whether something is being deleted now.
+pub fn is_removing() -> bool {
+    REMOVING.try_lock().is_err()
+}
+
 fn remove_in_background(paths: Vec<PathBuf>) {
     let work = move || {
         let _one = REMOVING.lock();

@@ -63,6 +63,8 @@ struct Warden {
     shims: Mutex<Vec<i32>>,
     /// Launches that are not on record yet.
     launching: Mutex<Vec<hutong_ipc::warden::Instance>>,
+    /// Read by whoever makes something of an app's, written by who looks for leaks.
+    making: std::sync::RwLock<()>,
     /// Held while a build's folder is made.
     preparing: Mutex<()>,
     /// Instances being started: their address on the egress network is taken.
@@ -121,6 +123,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         children: Mutex::new(Children::default()),
         shims: Mutex::new(Vec::new()),
         launching: Mutex::new(Vec::new()),
+        making: std::sync::RwLock::new(()),
         preparing: Mutex::new(()),
         starting: Mutex::new(Vec::new()),
         root,
@@ -394,7 +397,7 @@ fn program_on_disk() -> Result<PathBuf, String> {
         .map_or(link.clone(), PathBuf::from))
 }
 
-/// A program that cannot even say its version must not take the server's place.
+/// A program that cannot even be run must not take the server's place.
 fn check_program(path: &std::path::Path) -> Result<(), String> {
     let mut child = std::process::Command::new(path)
         .args(["internal", "ready"])

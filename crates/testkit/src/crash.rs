@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::kill;
 use crate::server::{Server, children_of};
 use crate::traffic::{Report, Traffic};
 use crate::visitor::get;
+use crate::{eventually, kill};
 
 /// Connections of the traffic.
 pub const CONNECTIONS: u32 = 8;
@@ -189,6 +189,7 @@ impl Rig {
             _ => "hold",
         };
         let victims = self.victims(case.victim);
+        let before = self.server().pid();
         let traffic = Traffic::start(&self.http, &self.host, "/", 200, CONNECTIONS);
         self.arm(&case.step, case.count, action);
         let mut command = self.server().command(arguments);
@@ -228,7 +229,18 @@ impl Rig {
         killed = acted;
         let status = status.unwrap_or(command.wait().expect("it ended"));
         let _ = fs::remove_file(self.fail.path().join("armed"));
-        self.revive();
+        let warden = match case.victim {
+            Victim::Warden | Victim::Everything => true,
+            Victim::Itself => case.step.starts_with("warden "),
+            _ => false,
+        };
+        if killed && warden {
+            // It takes a moment to die.
+            eventually("the warden is dead or another", 20, || {
+                self.revive();
+                self.server().pid() != before
+            });
+        }
         self.converge();
         let report = traffic.finish();
         self.judge(case, &report);

@@ -81,7 +81,7 @@ async fn leaks(fix: bool, server: &Server) -> Result<ExitCode, CliError> {
         vec![leak.kind.clone(), leak.what.clone(), removed]
     });
     let left = found.iter().any(|leak| !leak.removed);
-    if left && !fix {
+    if left && !fix && found.iter().all(|leak| leak.kind != "busy") {
         server
             .output
             .say("`hutong doctor --leaks --fix` removes them");

@@ -9,6 +9,11 @@ use hutong_runtime::client::DriverError;
 use crate::store::StoreError;
 use crate::unpack::UnpackError;
 
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded)
+}
+
 /// What to do on a full disk.
 const ROOM: &str = "free some room: `du -sh /var/lib/hutong/data/*` (or your --data-dir) shows which app holds how much; `hutong remove APP --purge` gives all of an app's back";
 
@@ -87,7 +92,8 @@ impl From<UnpackError> for ApiError {
             UnpackError::Bad(_) | UnpackError::Mismatch { .. } => 422,
             UnpackError::Broken(_) => 400,
             UnpackError::TooLarge(_) => 413,
-            UnpackError::Disk(_) => 507,
+            UnpackError::Disk(error) if is_full(error) => 507,
+            UnpackError::Disk(_) => 500,
         };
         let api = ApiError::new(status, error.to_string());
         if status == 507 { api.hint(ROOM) } else { api }

@@ -49,6 +49,28 @@ pub async fn leaks(
     State(control): State<Arc<Control>>,
     Query(fix): Query<Fix>,
 ) -> Result<Json<Vec<Leak>>> {
+    let mut list = find_leaks(&control, Vec::new()).await?;
+    if fix.fix {
+        // Looked for once more, with a fresh list of apps: what is no leak in both eyes stays.
+        let found = list
+            .into_iter()
+            .map(|leak| (leak.kind, leak.what))
+            .collect();
+        list = find_leaks(&control, found).await?;
+    }
+    let list = list.into_iter().map(|leak| Leak {
+        kind: leak.kind,
+        what: leak.what,
+        removed: leak.removed,
+        problem: leak.problem,
+    });
+    Ok(Json(list.collect()))
+}
+
+async fn find_leaks(
+    control: &Arc<Control>,
+    fix: Vec<(String, String)>,
+) -> Result<Vec<hutong_ipc::warden::Leak>> {
     let apps = control
         .store
         .apps()?
@@ -60,14 +82,8 @@ pub async fn leaks(
         .iter()
         .map(|build| ids::build(&build.app, build.id))
         .collect();
-    let list = blocking(move || control.warden.leaks(apps, builds, fix.fix)).await??;
-    let list = list.into_iter().map(|leak| Leak {
-        kind: leak.kind,
-        what: leak.what,
-        removed: leak.removed,
-        problem: leak.problem,
-    });
-    Ok(Json(list.collect()))
+    let control = control.clone();
+    Ok(blocking(move || control.warden.leaks(apps, builds, fix)).await??)
 }
 
 /// The running server becomes the program that now lies where its own was. Apps run on, no request is

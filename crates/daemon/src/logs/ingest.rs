@@ -73,6 +73,8 @@ impl Logs {
                     any |= wrote;
                     ingest.troubled.remove(&name);
                 }
+                // Being made, or just deleted.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
                 // Said once, not five times a second: the disk may be full for long.
                 Err(error) => {
                     if ingest.troubled.insert(name.clone()) {

@@ -29,15 +29,16 @@ impl Known<'_> {
     }
 }
 
-struct Found {
+struct Found<'a> {
     leaks: Vec<Leak>,
-    fix: bool,
+    fix: &'a [(String, String)],
 }
 
-impl Found {
+impl Found<'_> {
     /// Notes a leak; `remove` is called if it is to be removed.
     fn leak(&mut self, kind: &str, what: String, remove: impl FnOnce() -> Result<(), String>) {
-        let outcome = if self.fix { Some(remove()) } else { None };
+        let asked = self.fix.iter().any(|(k, w)| k == kind && *w == what);
+        let outcome = asked.then(remove);
         self.leaks.push(Leak {
             kind: kind.to_owned(),
             what,
@@ -48,10 +49,16 @@ impl Found {
 }
 
 /// `apps` are all that control knows, removed ones whose data is kept among them; `builds` are under way.
-pub fn find(warden: &Warden, apps: &[String], builds: &[String], fix: bool) -> Vec<Leak> {
+/// What is in `fix` is removed: only what was a leak before, too, so that an app that was made since control
+/// read its list is none.
+pub fn find(
+    warden: &Warden,
+    apps: &[String],
+    builds: &[String],
+    fix: &[(String, String)],
+) -> Vec<Leak> {
     // Nothing may begin meanwhile that would look like a leak.
-    let launching = lock(&warden.launching);
-    if !launching.is_empty() {
+    let Ok(_nothing_begins) = warden.making.try_write() else {
         let what = "an instance is being started; ask again in a moment".to_owned();
         return vec![Leak {
             kind: "busy".into(),
@@ -59,7 +66,7 @@ pub fn find(warden: &Warden, apps: &[String], builds: &[String], fix: bool) -> V
             removed: false,
             problem: None,
         }];
-    }
+    };
     let known = Known {
         live: warden.instances.live(),
         apps,
@@ -79,7 +86,7 @@ pub fn find(warden: &Warden, apps: &[String], builds: &[String], fix: bool) -> V
 }
 
 /// Processes with an app's ids that are in no instance's cgroup, and are no instance's shim.
-fn find_processes(warden: &Warden, known: &Known<'_>, found: &mut Found) {
+fn find_processes(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
     let ranges: Vec<u32> = {
         let mut uids = lock(&warden.uids);
         let apps = uids.apps();
@@ -125,7 +132,7 @@ fn find_processes(warden: &Warden, known: &Known<'_>, found: &mut Found) {
     }
 }
 
-fn find_cgroups(warden: &Warden, known: &Known<'_>, found: &mut Found) {
+fn find_cgroups(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
     for instance in warden.cgroups.instances() {
         if !known.instance(&instance) {
             found.leak("cgroup", instance.clone(), || {
@@ -143,7 +150,7 @@ fn find_cgroups(warden: &Warden, known: &Known<'_>, found: &mut Found) {
 }
 
 /// We mount nothing in the host's namespace.
-fn find_mounts(warden: &Warden, found: &mut Found) {
+fn find_mounts(warden: &Warden, found: &mut Found<'_>) {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for point in mounts.lines().filter_map(|line| line.split(' ').nth(4)) {
         // The data folder itself may be a disk of its own.
@@ -158,7 +165,7 @@ fn find_mounts(warden: &Warden, found: &mut Found) {
     }
 }
 
-fn find_interfaces(warden: &Warden, known: &Known<'_>, found: &mut Found) {
+fn find_interfaces(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
     let bridge = format!("ht{}", &warden.layout.tag[..6]);
     let network = lock(&warden.network).clone();
     for entry in fs::read_dir("/sys/class/net")
@@ -191,7 +198,7 @@ fn find_interfaces(warden: &Warden, known: &Known<'_>, found: &mut Found) {
     }
 }
 
-fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found) {
+fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
     let layout = &warden.layout;
     let names = |folder: &Path| -> Vec<String> {
         let entries = fs::read_dir(folder).into_iter().flatten().flatten();
@@ -234,7 +241,9 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found) {
         (layout.builds(), known.builds),
     ] {
         for name in names(&folder) {
-            if !used.contains(&name) {
+            // One that is being deleted is on its way out already.
+            let going = name.starts_with(trees::GONE) && trees::is_removing();
+            if !used.contains(&name) && !going {
                 let path = folder.join(&name);
                 found.leak("folder", path.display().to_string(), || {
                     trees::remove(&path).map_err(|error| error.to_string())
@@ -245,7 +254,7 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found) {
 }
 
 /// Ranges of apps that nobody knows any more, once nothing on disk has their ids.
-fn find_ids(warden: &Warden, known: &Known<'_>, found: &mut Found) {
+fn find_ids(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
     if !warden.root {
         return;
     }

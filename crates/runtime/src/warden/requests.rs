@@ -115,6 +115,15 @@ struct Sandbox<'a> {
 
 impl Warden {
     fn answer(&self, request: Request) -> Result<Answer, String> {
+        let makes = matches!(
+            request,
+            Request::Start(_)
+                | Request::Build(_)
+                | Request::BuildStep(_)
+                | Request::BuildKeep { .. }
+        );
+        // Whoever looks for leaks must not find half of what is being made.
+        let _making = makes.then(|| self.making.read());
         match request {
             Request::Start(start) => self.start(&start),
             Request::Build(build) => self.build(&build, false),
@@ -132,9 +141,9 @@ impl Warden {
             }
             Request::List => Ok(Answer::Instances(self.list())),
             Request::System => Ok(Answer::System(self.system())),
-            Request::Leaks { apps, builds, fix } => {
-                Ok(Answer::Leaks(super::leaks::find(self, &apps, &builds, fix)))
-            }
+            Request::Leaks { apps, builds, fix } => Ok(Answer::Leaks(super::leaks::find(
+                self, &apps, &builds, &fix,
+            ))),
             Request::Upgrade => {
                 // Refused here, where somebody hears why; done by the main thread behind this answer.
                 super::check_program(&super::program_on_disk()?)?;

@@ -10,8 +10,8 @@ pub fn pause(failures: u32) -> Duration {
     }
 }
 
-/// An instance that ran this long before it ended starts the count anew.
-pub const STEADY: Duration = Duration::from_secs(60);
+/// An instance that ran this long before it ended starts the count anew, as with Docker's restart policies.
+pub const STEADY: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {

@@ -139,9 +139,14 @@ impl Instances {
                 if out_of_memory {
                     self.note_out_of_memory(instance);
                 }
-                let _ = fs::remove_file(self.layout.instance_socket(instance));
+                // Not done before both are gone; what fails now is tried again.
+                if !is_removed(&self.layout.instance_socket(instance)) {
+                    return false;
+                }
                 hutong_ipc::fail::point("cleanup.socket-gone");
-                let _ = fs::remove_file(self.path(instance));
+                if !is_removed(&self.path(instance)) {
+                    return false;
+                }
                 hutong_ipc::fail::point("cleanup.done");
                 return true;
             }
@@ -195,6 +200,18 @@ impl Instances {
             if self.read(&instance).is_none() {
                 self.clean_up(&instance, None);
             }
+        }
+    }
+}
+
+/// Removes a file; true if it is not there any more.
+fn is_removed(path: &std::path::Path) -> bool {
+    match fs::remove_file(path) {
+        Ok(()) => true,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+        Err(error) => {
+            tracing::warn!("{}: {error}", path.display());
+            false
         }
     }
 }

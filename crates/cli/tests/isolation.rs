@@ -303,14 +303,22 @@ fn what_the_server_inherited_reaches_no_app() {
     rustix::io::fcntl_setfd(&folder, rustix::io::FdFlags::empty()).expect("inheritable");
     let number = std::os::fd::AsRawFd::as_raw_fd(&folder);
     // Python sets the signal's fate and becomes the server.
-    let ignore = "import os,signal,sys\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nos.execv(sys.argv[1], sys.argv[1:])";
+    let ignore = "import os,signal,sys\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nos.umask(0o077)\nos.execv(sys.argv[1], sys.argv[1:])";
     let server = Server::start_through(&["/usr/bin/python3", "-c", ignore]);
     let fds = std::fs::read_dir(format!("/proc/{}/fd", server.pid())).expect("its descriptors");
     let inherited = fds
         .flatten()
         .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|link| link == Path::new("/root")));
     assert!(inherited, "the warden itself has it: number {number}");
-    server.deploy(python_app("thief", "", "t").path());
+    let app = python_app("thief", "", "t");
+    std::fs::create_dir(app.path().join("sub")).expect("mkdir");
+    std::fs::write(app.path().join("sub/x"), "readable").expect("write");
+    server.deploy(app.path());
+    let read = inside(&server, "thief", "result=open('/app/sub/x').read()");
+    assert_eq!(
+        read, "readable",
+        "whatever umask the server was started with"
+    );
     let open = "import os\nresult=[os.readlink('/proc/self/fd/'+f) for f in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/'+f)]";
     let inside = inside(&server, "thief", open);
     assert!(

@@ -89,6 +89,8 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     sys::leave_no_descriptor_to_children();
     sys::notice_children();
     sys::raise_file_limit();
+    // What we and our children make has the mode that is asked for, whoever started us.
+    rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);
     // Before any thread exists, so that all inherit the mask.
     let signals = sys::signals(&[
         libc::SIGCHLD,

@@ -204,13 +204,20 @@ fn observe(control: &Control) -> Result<(), String> {
     ended.dedup();
     let mut failed: BTreeMap<String, Failure> = BTreeMap::new();
     for instance in ended {
-        if let Some(failure) = note_end(control, &instance).map_err(|e| e.to_string())? {
+        let noted = lock(&control.observed).noted.contains(&instance);
+        if !noted && let Some(failure) = note_end(control, &instance).map_err(|e| e.to_string())? {
             // Once for each app: a whole set of instances ends together when something else is wrong.
             failed.entry(failure.app.name.clone()).or_insert(failure);
         }
         fail::point("end noted");
-        control.logs.forget_spool(&instance);
-        lock(&control.observed).forget(&instance);
+        let forgotten = control.logs.forget_spool(&instance);
+        let mut observed = lock(&control.observed);
+        observed.forget(&instance);
+        if forgotten {
+            observed.noted.remove(&instance);
+        } else {
+            observed.noted.insert(instance);
+        }
     }
     for failure in failed.values() {
         note_failure(

@@ -1,6 +1,6 @@
 //! What is seen and not stored: asked again after a restart.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use hutong_core::plan::Health;
 use hutong_ipc::warden::Instance;
@@ -23,6 +23,8 @@ pub struct Observed {
     pub failed_at: HashMap<String, u64>,
     /// What keeps the controller from its work, for whoever waits for it.
     pub trouble: Option<String>,
+    /// Instances whose end was taken note of, and whose spool could not be deleted yet.
+    pub noted: HashSet<String>,
     /// The first look: what ended before it, ended while nobody looked.
     pub looked: bool,
     /// What went wrong with an instance of a deployment that was under way.

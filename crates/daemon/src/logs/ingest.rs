@@ -104,14 +104,18 @@ impl Logs {
         }
     }
 
-    /// Deletes the spool of an instance that is gone.
-    pub fn forget_spool(&self, instance: &str) {
+    /// Deletes the spool of an instance that is gone; false if something of it stays. Its `.a` goes last: as
+    /// long as that is there, the spool is found again.
+    pub fn forget_spool(&self, instance: &str) -> bool {
         let mut ingest = lock(&self.ingest);
         self.flush_partial(&mut ingest, instance);
         ingest.sources.remove(instance);
-        for half in ["a", "b", "cursor"] {
-            let _ = fs::remove_file(self.spool.join(format!("{instance}.{half}")));
-        }
+        ["cursor.tmp", "cursor", "b", "a"].into_iter().all(|half| {
+            match fs::remove_file(self.spool.join(format!("{instance}.{half}"))) {
+                Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+                Ok(()) => true,
+            }
+        })
     }
 
     /// Instances that have a spool.

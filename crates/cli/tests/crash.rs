@@ -208,7 +208,7 @@ fn with_a_full_pid_table_what_runs_runs_on() {
     server.deploy(python_app("one", "", "1").path());
     let before = server.app("one")["instances"][0]["id"].clone();
     let group = PidGroup::around(&[server.pid()]);
-    group.bound_to_what_is_there();
+    group.bound();
     let (_, said) = server.fails(&["restart", "one"]);
     assert!(said.contains("temporarily unavailable"), "{said}");
     assert_eq!(get(&server.http, "one.test", "/").text(), "1");
@@ -240,9 +240,9 @@ impl PidGroup {
         PidGroup(folder)
     }
 
-    fn bound_to_what_is_there(&self) {
-        let now = std::fs::read_to_string(self.0.join("pids.current")).expect("read");
-        std::fs::write(self.0.join("pids.max"), now.trim()).expect("write");
+    /// Below what is there: no fork fits, whatever ends meanwhile.
+    fn bound(&self) {
+        std::fs::write(self.0.join("pids.max"), "1").expect("write");
     }
 
     fn unbound(&self) {
@@ -359,6 +359,8 @@ fn leaks_are_found_and_removed() {
     assert_eq!(look(&[]).1, serde_json::json!([]));
     assert!(!strays.process.wait().expect("it was our child").success());
     assert!(!data.join("builds/one-d99").exists() && !data.join("data/nobody").exists());
+    let lost = std::fs::read_dir(data.join("lost")).expect("read").count();
+    assert_eq!(lost, 1, "data is moved aside, not deleted");
     assert!(data.join("data/one").exists());
     assert_eq!(get(&server.http, "one.test", "/").text(), "1");
 }

@@ -246,8 +246,8 @@ fn an_old_app_survives_restarts_of_control_gateway_and_warden() {
         return;
     }
     let mut server = Server::start();
-    let start = Duration::from_millis(600);
-    server.deploy(python_app("old", "[timeouts]\nstart = \"600ms\"", "o").path());
+    let start = Duration::from_millis(1500);
+    server.deploy(python_app("old", "[timeouts]\nstart = \"1500ms\"", "o").path());
     let before = only_instance(&server, "old");
     // Time has to pass here: it is what the test is about.
     std::thread::sleep(start);

@@ -10,7 +10,7 @@ use hutong_core::tree::digest_of;
 use hutong_ipc::fail;
 use hutong_ipc::shim::Exit;
 use hutong_ipc::warden::{Build, Limits, ServerSettings};
-use hutong_runtime::client::Driver;
+use hutong_runtime::client::{Driver, DriverError};
 
 use crate::store::{Deployment, Release, StoreError};
 use crate::{Control, controller, ids};
@@ -20,6 +20,8 @@ const MEMORY: u64 = 1536 << 20;
 const CPU_MILLIS: u32 = 1500;
 const PIDS: u32 = 512;
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
+/// How long a build waits for a warden that is away.
+const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
 
 /// One program of a build.
@@ -141,6 +143,19 @@ impl Broken {
     }
 }
 
+/// Asks the warden until it answers: it may be killed or replaced while a build goes on.
+fn patiently<T>(ask: impl Fn() -> Result<T, DriverError>) -> Result<T, DriverError> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match ask() {
+            Err(error @ DriverError::Refused(_)) => return Err(error),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => std::thread::sleep(LOOK),
+            Ok(answer) => return Ok(answer),
+        }
+    }
+}
+
 /// The key that the result is kept by; none if nobody wants it any more.
 fn build(control: &Control, deployment: &Deployment) -> Result<Option<String>, Broken> {
     let app = &deployment.app;
@@ -153,7 +168,7 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Option<String>, B
     let tree = control.data_dir.join("trees").join(&release.digest);
     let steps = recipe(&spec, &tree);
     let key = key(&release, &steps);
-    let there = control.warden.has_built(app, &key).map_err(Broken::plain)?;
+    let there = patiently(|| control.warden.has_built(app, &key)).map_err(Broken::plain)?;
     if !there {
         for (index, step) in steps.iter().enumerate() {
             if is_superseded(control, deployment.id) {
@@ -166,10 +181,7 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Option<String>, B
             let _ = control.warden.build_drop(&last);
             return Ok(None);
         }
-        control
-            .warden
-            .build_keep(&last, app, &key)
-            .map_err(Broken::plain)?;
+        patiently(|| control.warden.build_keep(&last, app, &key)).map_err(Broken::plain)?;
     }
     Ok(Some(key))
 }
@@ -216,9 +228,7 @@ fn run_step(
         },
     };
     fail::point("build step");
-    control
-        .warden
-        .build(build, index > 0)
+    patiently(|| control.warden.build(build.clone(), index > 0))
         .map_err(|error| Broken::plain(format!("the build `{line}` cannot start: {error}")))?;
     wait_until_gone(control, &instance, deployment.id)?;
     let end = control.logs.end_of(&instance);

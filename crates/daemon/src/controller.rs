@@ -230,7 +230,12 @@ fn observe(control: &Control) -> Result<(), String> {
     }
     let mut observed = lock(&control.observed);
     observed.instances = now;
-    observed.looked = true;
+    let first = !std::mem::replace(&mut observed.looked, true);
+    drop(observed);
+    if first && control.rebooted {
+        // Only now: a control plane that dies before it has looked leaves the next one to know.
+        control.note_boot();
+    }
     Ok(())
 }
 
@@ -810,15 +815,21 @@ fn forgive(control: &Control, loaded: &Loaded, now: u64) {
     }
     let steady = backoff::STEADY.as_millis() as u64;
     let name = &loaded.app.name;
+    let Some(active) = loaded.active.as_ref().map(|active| loaded.version(active)) else {
+        return;
+    };
     let well = {
         let observed = lock(&control.observed);
         let failed = observed.failed_at.get(name).copied().unwrap_or(0);
-        let mut mine = observed.instances.values().filter(|i| i.app == *name);
-        now > failed + steady
-            && mine.any(|i| {
-                now > i.started_steady + steady
-                    && observed.health_of(&i.instance) == plan::Health::Healthy
-            })
+        let is_well = |i: &&Instance| {
+            now > i.started_steady + steady
+                && observed.health_of(&i.instance) == plan::Health::Healthy
+                && !observed.stopping.contains_key(&i.instance)
+        };
+        let mine = observed.instances.values();
+        let mine = mine.filter(|i| i.app == *name && i.deployment == active.deployment);
+        // All of them: one that is well says nothing of its sick sibling.
+        now > failed + steady && mine.filter(is_well).count() >= active.instances as usize
     };
     if well && control.store.clear_failures(name).is_ok() {
         lock(&control.observed).failures.remove(name);

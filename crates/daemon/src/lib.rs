@@ -17,7 +17,7 @@ mod unpack;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use hutong_ipc::channel;
@@ -109,7 +109,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         building: tokio::sync::Semaphore::new(1),
         began_ms: hutong_runtime::processes::steady_ms(),
         trees_asked: Mutex::default(),
-        rebooted: is_rebooted(&own),
+        rebooted: std::fs::read(own.join("boot")).unwrap_or_default() != boot_id(),
         passes: tokio::sync::watch::channel(0).0,
         http: setup.http,
         settings: setup.settings,
@@ -131,19 +131,19 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
     }
 }
 
-/// Compares the kernel's boot id (random(4)) with the one of the last time.
-fn is_rebooted(folder: &Path) -> bool {
-    let path = folder.join("boot");
-    let now = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    let last = std::fs::read(&path).unwrap_or_default();
-    if now == last {
-        return false;
+/// The kernel's own name for this boot (random(4)).
+fn boot_id() -> Vec<u8> {
+    std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default()
+}
+
+impl Control {
+    /// Remembers in which boot we are.
+    fn note_boot(&self) {
+        let path = self.data_dir.join("control").join("boot");
+        if let Err(error) = hutong_runtime::paths::atomic_write(&path, &boot_id(), 0o600) {
+            tracing::warn!("{}: {error}", path.display());
+        }
     }
-    if let Err(error) = hutong_runtime::paths::atomic_write(&path, &now, 0o600) {
-        // At worst, the ends of a reboot are not counted as failures twice.
-        tracing::warn!("{}: {error}", path.display());
-    }
-    true
 }
 
 async fn terminated() {

@@ -32,10 +32,13 @@ fn is_missing(found: &io::Result<Vec<u8>>) -> bool {
 /// Follows new snapshots without control's line, for a gateway that drains: its last requests may wait
 /// for an instance that is only now being started.
 pub async fn follow(shared: &Shared) {
+    // Replaced by rename: another file, whatever its time says.
     let written = || {
-        std::fs::metadata(table_path(&shared.run_dir))
-            .and_then(|m| m.modified())
-            .ok()
+        let found = std::fs::metadata(table_path(&shared.run_dir)).ok()?;
+        Some((
+            std::os::unix::fs::MetadataExt::ino(&found),
+            found.modified().ok(),
+        ))
     };
     let mut last = None;
     loop {
@@ -96,11 +99,12 @@ pub enum End {
 /// Runs until SIGTERM or SIGUSR1.
 ///
 /// `predecessors` are pidfds of gateways that still have requests: until they are gone nothing is
-/// said to be drained.
+/// said to be drained. `ready` is told when this gateway serves.
 pub async fn run(
     shared: Arc<Shared>,
     listener: UnixListener,
     predecessors: Vec<OwnedFd>,
+    mut ready: impl std::io::Write,
 ) -> Result<End, String> {
     let failed = |error: io::Error| error.to_string();
     listener.set_nonblocking(true).map_err(failed)?;
@@ -108,6 +112,8 @@ pub async fn run(
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut replaced = signal(SignalKind::user_defined1()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    // The warden waits for this where a gateway before us is to be told to finish. Our signals are heard.
+    let _ = ready.write_all(&[1]);
     let (events, mut heard) = tokio::sync::mpsc::channel(MAX_EVENTS);
     let mut line = ControlLine {
         probes: Probes::new(shared.clone(), events),

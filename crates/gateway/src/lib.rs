@@ -20,7 +20,6 @@ mod upgrade;
 mod worker;
 
 use std::fs::File;
-use std::io::Write;
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -69,7 +68,7 @@ struct Shared {
 /// The process's main. `line` is its standard input; `drop_privileges` is called with (uid, gid)
 /// before any thread is started.
 pub fn main(
-    mut line: &UnixStream,
+    line: &UnixStream,
     drop_privileges: impl FnOnce(u32, u32) -> std::io::Result<()>,
 ) -> Result<(), String> {
     let (setup, fds): (GatewaySetup, Vec<OwnedFd>) = channel::receive(line)
@@ -118,11 +117,9 @@ pub fn main(
     }
     let runtime = runtime()?;
     let local = tokio::task::LocalSet::new();
-    // The warden waits for this where a gateway before us is to be told to finish.
-    let _ = line.write_all(&[1]);
     let end = local.block_on(
         &runtime,
-        control_line::run(shared.clone(), control, predecessors),
+        control_line::run(shared.clone(), control, predecessors, line),
     )?;
     if end == control_line::End::Replaced {
         shared.closing.store(true, Ordering::Relaxed);

@@ -113,6 +113,8 @@ pub enum Answer {
     Doctor(Vec<Wanted>),
     Leaks(Vec<Leak>),
     Failed(String),
+    /// Not now, for a reason that has nothing to do with the question: ask again.
+    Later(String),
 }
 
 /// An instance as the warden finds it.

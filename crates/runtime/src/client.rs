@@ -23,6 +23,9 @@ pub enum DriverError {
     /// What the warden says, for a person.
     #[error("{0}")]
     Refused(String),
+    /// Asked again, it may go.
+    #[error("{0}")]
+    Later(String),
     #[error("the warden gave an answer that does not fit the question")]
     Unexpected,
 }
@@ -267,6 +270,7 @@ fn call_shim(
 fn refused(answer: Answer) -> Result<Answer, DriverError> {
     match answer {
         Answer::Failed(reason) => Err(DriverError::Refused(reason)),
+        Answer::Later(reason) => Err(DriverError::Later(reason)),
         other => Ok(other),
     }
 }

@@ -239,12 +239,6 @@ table inet {table} {{
         ))
     }
 
-    /// Removes bridge and rules.
-    pub fn remove(&self) {
-        let _ = self.ip(&["link", "del", &self.bridge]);
-        let _ = self.nft(&format!("delete table inet {}\n", self.table));
-    }
-
     fn ip(&self, arguments: &[&str]) -> Result<(), String> {
         let output = Command::new(&self.ip)
             .args(arguments)
@@ -281,6 +275,20 @@ table inet {table} {{
             "nft: {}",
             String::from_utf8_lossy(&output.stderr).trim()
         ))
+    }
+}
+
+/// Removes a server's bridge and rules, if there are any; nobody uses them.
+pub fn remove_leftovers(tag: &str) {
+    let bridge = format!("ht{}", &tag[..6]);
+    if std::path::Path::new("/sys/class/net")
+        .join(&bridge)
+        .exists()
+    {
+        let _ = delete_interface(&bridge);
+    }
+    if has_table(tag) {
+        let _ = delete_table(tag);
     }
 }
 

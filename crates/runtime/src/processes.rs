@@ -14,6 +14,13 @@ pub fn start_time(pid: i32) -> Option<u64> {
     fields.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// The parent of a process.
+pub fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let fields = stat.rsplit_once(')')?.1;
+    fields.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
 pub fn is_alive(pid: i32, started: u64) -> bool {
     start_time(pid) == Some(started)
 }

@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hutong_core::name::is_digest;
 use hutong_ipc::warden::Tree;
@@ -136,10 +137,13 @@ static REMOVING: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// Whether something is being deleted now.
 pub fn is_removing() -> bool {
-    REMOVING.try_lock().is_err()
+    UNDER_WAY.load(Ordering::SeqCst) > 0
 }
 
+static UNDER_WAY: AtomicUsize = AtomicUsize::new(0);
+
 fn remove_in_background(paths: Vec<PathBuf>) {
+    UNDER_WAY.fetch_add(1, Ordering::SeqCst);
     let work = move || {
         let _one = REMOVING.lock();
         for path in &paths {
@@ -147,12 +151,14 @@ fn remove_in_background(paths: Vec<PathBuf>) {
                 tracing::error!("cannot delete {}: {error}", path.display());
             }
         }
+        UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
     };
     // Without a thread it is left to the next start's sweep.
     let spawned = std::thread::Builder::new()
         .stack_size(128 << 10)
         .spawn(work);
     if let Err(error) = spawned {
+        UNDER_WAY.fetch_sub(1, Ordering::SeqCst);
         tracing::error!("cannot delete in the background: {error}");
     }
 }

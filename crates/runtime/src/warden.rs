@@ -70,6 +70,8 @@ struct Warden {
     /// Instances being started: their address on the egress network is taken.
     starting: Mutex<Vec<u16>>,
     root: bool,
+    /// Where the program lies that was started; another may be put there.
+    program: PathBuf,
     ending: AtomicBool,
     /// Requests are refused: a newer program is about to take this process over.
     replacing: AtomicBool,
@@ -129,6 +131,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         preparing: Mutex::new(()),
         starting: Mutex::new(Vec::new()),
         root,
+        program: program_on_disk()?,
         ending: AtomicBool::new(false),
         replacing: AtomicBool::new(false),
         under_way: AtomicUsize::new(0),
@@ -160,6 +163,10 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     }
     if root {
         warden.guard_egress()?;
+    }
+    let uses_egress = warden.instances.all().iter().any(|r| r.egress.is_some());
+    if root && !uses_egress {
+        crate::egress::remove_leftovers(&warden.layout.tag);
     }
     let (http, api) = {
         let children = lock(&warden.children);
@@ -315,7 +322,7 @@ impl Warden {
     /// Becomes the program that now lies where ours was, with the same arguments. Gateway, control and
     /// shims go on; the new program takes them over as those of a killed warden ([`adopt`]).
     fn replace(&self) -> Result<std::convert::Infallible, String> {
-        let path = program_on_disk()?;
+        let path = self.program.clone();
         check_program(&path)?;
         self.replacing.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + UNDER_WAY;
@@ -328,6 +335,8 @@ impl Warden {
             std::os::unix::process::CommandExt::arg0(&mut command, name);
         }
         let error = std::os::unix::process::CommandExt::exec(command.args(arguments));
+        // Which `exec` had set to its default.
+        sys::ignore_broken_pipes();
         self.replacing.store(false, Ordering::SeqCst);
         Err(format!("{}: {error}", path.display()))
     }
@@ -354,8 +363,8 @@ impl Warden {
             let _ = fs::remove_file(path);
         }
         if self.instances.all().is_empty() {
-            if let Some(network) = lock(&self.network).as_ref() {
-                network.remove();
+            if self.root {
+                crate::egress::remove_leftovers(&self.layout.tag);
             }
             self.cgroups.remove_all();
             let _ = fs::remove_dir_all(&self.layout.run);

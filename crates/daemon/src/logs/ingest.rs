@@ -165,7 +165,13 @@ impl Logs {
         fail::point("logs written");
         if let Err(error) = kept {
             // A full disk, most likely: the spool keeps them until there is room.
-            source.seen = before;
+            // How it ended is known all the same.
+            let (ended, out_of_memory) = (source.seen.ended.take(), source.seen.out_of_memory);
+            source.seen = Seen {
+                ended,
+                out_of_memory,
+                ..before
+            };
             return Err(error);
         }
         // Not flushed to disk, like the log that it stands for: the two are lost together.

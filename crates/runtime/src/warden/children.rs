@@ -22,6 +22,8 @@ use crate::{egress, processes, sys};
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// Listening sockets of one gateway.
 const MAX_WORKERS: usize = 8;
+/// Old gateways that may drain at once.
+const MAX_RETIRED: usize = 4;
 /// A gateway drains for 30 s and ends within 5 more.
 const RETIRED_WITHIN: Duration = Duration::from_secs(40);
 /// Bound of each of the two access spool files of a worker, in bytes.
@@ -58,6 +60,8 @@ pub struct Children {
     list: Vec<Child>,
     /// Gateways before the one in `list`; each ends once its last request is answered.
     retired: Vec<OnRecord>,
+    /// What serves listens on another address than is wanted now.
+    moves: bool,
     api: Option<ApiListener>,
     gateway_socket: Option<UnixListener>,
     http: Vec<TcpListener>,
@@ -72,6 +76,16 @@ struct ApiListener {
 impl Children {
     pub fn start_all(&mut self, warden: &Warden) -> Result<(), String> {
         self.take_over(warden);
+        if self.http.is_empty() && self.moves {
+            // Before anything is ended: a mistaken address must not take what serves down.
+            if port_is_taken(warden.config.http) {
+                return Err(format!(
+                    "something else listens on {} already; the gateway on the old address serves on",
+                    warden.config.http
+                ));
+            }
+            self.http = bind_http(warden.config.http, warden.config.workers)?;
+        }
         // Two control planes would start the same things twice.
         adopt::end(warden, Role::Control);
         adopt::end(warden, Role::Resolver);
@@ -106,6 +120,9 @@ impl Children {
             found.ip() == wanted.ip() && (wanted.port() == 0 || found.port() == wanted.port())
         };
         self.retired = adopt::on_record(warden, Role::Gateway);
+        while self.retired.len() > MAX_RETIRED {
+            sys::kill(self.retired.remove(0).pid, libc::SIGKILL);
+        }
         // The newest that has any: gateways before it listen no more, or on the same sockets.
         let found = self.retired.iter().rev().map(adopt::listening);
         let found = found.into_iter().find(|sockets| !sockets.is_empty());
@@ -116,6 +133,7 @@ impl Children {
                 {
                     self.http.push(listener);
                 }
+                Listening::Tcp(..) => self.moves = true,
                 Listening::Unix(listener, path)
                     if path == warden.layout.gateway_socket() && adopt::still_there(&path) =>
                 {

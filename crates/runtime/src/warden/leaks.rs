@@ -113,14 +113,24 @@ fn find_processes(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
         if !processes::uid(pid).is_some_and(ours) || known.live.iter().any(|r| r.pid == pid) {
             continue;
         }
-        let groups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
-        let mark = format!("/hutong-{}/", warden.layout.tag);
-        let instance = groups.lines().find_map(|line| {
-            let (_, rest) = line.split_once(&mark)?;
-            rest.split('/').next()
-        });
-        if instance.is_some_and(|instance| known.instance(instance)) {
+        if descends_from(pid, &known.live) {
             continue;
+        }
+        let groups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
+        let mine = format!("/hutong-{}/", warden.layout.tag);
+        let owner = groups.lines().find_map(|line| {
+            let at = line.find("/hutong-")?;
+            let rest = &line[at..];
+            Some(
+                rest.strip_prefix(&mine)
+                    .map(|rest| rest.split('/').next().unwrap_or(rest)),
+            )
+        });
+        match owner {
+            // Another server's, whose random range of ids meets ours.
+            Some(None) => continue,
+            Some(Some(instance)) if known.instance(instance) => continue,
+            _ => {}
         }
         let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
         found.leak("process", format!("{pid} ({})", name.trim()), || {
@@ -130,6 +140,21 @@ fn find_processes(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
             Ok(())
         });
     }
+}
+
+/// Whether a process is a shim on record or comes from one: what loses its parent inside becomes init's.
+fn descends_from(pid: i32, live: &[Record]) -> bool {
+    let mut at = pid;
+    for _ in 0..64 {
+        if live.iter().any(|record| record.pid == at) {
+            return true;
+        }
+        match processes::parent(at) {
+            Some(parent) if parent > 1 => at = parent,
+            _ => return false,
+        }
+    }
+    false
 }
 
 fn find_cgroups(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
@@ -149,14 +174,17 @@ fn find_cgroups(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
     }
 }
 
-/// We mount nothing in the host's namespace.
+/// We mount nothing in the host's namespace. Disks that the administrator put below the data folder are no
+/// leaks: only what is inside an app's data, a build or the run folder.
 fn find_mounts(warden: &Warden, found: &mut Found<'_>) {
+    let layout = &warden.layout;
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     for point in mounts.lines().filter_map(|line| line.split(' ').nth(4)) {
-        // The data folder itself may be a disk of its own.
-        let inside =
-            |folder: &Path| Path::new(point).starts_with(folder) && Path::new(point) != folder;
-        if inside(&warden.layout.data) || inside(&warden.layout.run) {
+        let depth = |folder: &Path| {
+            let below = Path::new(point).strip_prefix(folder);
+            below.map_or(0, |rest| rest.components().count())
+        };
+        if depth(&layout.app_data()) > 1 || depth(&layout.builds()) > 0 || depth(&layout.run) > 0 {
             found.leak("mount", point.to_owned(), || {
                 rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH)
                     .map_err(|error| error.to_string())
@@ -227,7 +255,8 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
         // Control takes in and deletes what an instance left, within seconds of its end.
         let fresh = fs::metadata(folder.join(&name))
             .and_then(|found| found.modified())
-            .is_ok_and(|at| at.elapsed().is_ok_and(|age| age.as_secs() < 5));
+            // From the future: somebody set the clock back.
+            .is_ok_and(|at| at.elapsed().map_or(true, |age| age.as_secs() < 5));
         if !used && !fresh && is_instance_id(of) {
             let path = folder.join(&name);
             found.leak("file", path.display().to_string(), || {
@@ -236,7 +265,6 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
         }
     }
     for (folder, used) in [
-        (layout.app_data(), known.apps),
         (layout.built(), known.apps),
         (layout.builds(), known.builds),
     ] {
@@ -246,10 +274,27 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
             if !used.contains(&name) && !going {
                 let path = folder.join(&name);
                 found.leak("folder", path.display().to_string(), || {
-                    trees::remove(&path).map_err(|error| error.to_string())
+                    trees::delete(&path).map_err(|error| error.to_string())
                 });
             }
         }
+    }
+    let folder = layout.app_data();
+    for name in names(&folder) {
+        // Anything else there was put there by somebody, a disk's `lost+found` among it.
+        if known.app(&name) || hutong_core::name::AppName::new(&name).is_err() {
+            continue;
+        }
+        let path = folder.join(&name);
+        // Somebody's data, whose app is not known any more: perhaps because the store is an old copy.
+        found.leak("folder", path.display().to_string(), || {
+            let lost = layout.data.join("lost");
+            trees::make_owned(&lost, None, 0o700)
+                .and_then(|()| {
+                    fs::rename(&path, lost.join(format!("{name}-{}", processes::now_ms())))
+                })
+                .map_err(|error| error.to_string())
+        });
     }
 }
 

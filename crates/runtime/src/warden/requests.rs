@@ -56,7 +56,9 @@ fn serve(warden: &Warden, line: &UnixStream) {
     while let Ok(Some((request, _))) = channel::receive::<Request>(line) {
         warden.under_way.fetch_add(1, Ordering::SeqCst);
         let answer = if warden.replacing.load(Ordering::SeqCst) {
-            Answer::Failed("the server is being replaced by a newer one".into())
+            Answer::Later("the server is being replaced by a newer one".into())
+        } else if warden.ending.load(Ordering::Relaxed) && makes(&request) {
+            Answer::Later("the server is being stopped".into())
         } else {
             warden.answer(request).unwrap_or_else(Answer::Failed)
         };
@@ -66,6 +68,14 @@ fn serve(warden: &Warden, line: &UnixStream) {
             return;
         }
     }
+}
+
+/// Whether a request makes something of an app's.
+fn makes(request: &Request) -> bool {
+    matches!(
+        request,
+        Request::Start(_) | Request::Build(_) | Request::BuildStep(_) | Request::BuildKeep { .. }
+    )
 }
 
 fn checked_app(app: &str) -> Result<(), String> {
@@ -115,15 +125,8 @@ struct Sandbox<'a> {
 
 impl Warden {
     fn answer(&self, request: Request) -> Result<Answer, String> {
-        let makes = matches!(
-            request,
-            Request::Start(_)
-                | Request::Build(_)
-                | Request::BuildStep(_)
-                | Request::BuildKeep { .. }
-        );
         // Whoever looks for leaks must not find half of what is being made.
-        let _making = makes.then(|| self.making.read());
+        let _making = makes(&request).then(|| self.making.read());
         match request {
             Request::Start(start) => self.start(&start),
             Request::Build(build) => self.build(&build, false),
@@ -146,7 +149,7 @@ impl Warden {
             ))),
             Request::Upgrade => {
                 // Refused here, where somebody hears why; done by the main thread behind this answer.
-                super::check_program(&super::program_on_disk()?)?;
+                super::check_program(&self.program)?;
                 sys::kill(std::process::id() as i32, libc::SIGUSR2);
                 Ok(Answer::Done)
             }
@@ -165,6 +168,8 @@ impl Warden {
             }
             Request::DropData { app } => {
                 checked_app(&app)?;
+                // A build that is being prepared has the app's ids already.
+                let _nothing_begins = self.making.write();
                 if self.instances.live().iter().any(|record| record.app == app) {
                     return Err(format!("{app} still runs"));
                 }
@@ -334,9 +339,6 @@ impl Warden {
 
     fn launch(&self, mut launch: Launch, sandbox: &Sandbox<'_>) -> Result<Answer, String> {
         let shares_network = !self.root && sandbox.without == [Wall::Net];
-        if self.ending.load(Ordering::Relaxed) {
-            return Err("the server is being stopped".into());
-        }
         let _launching = Launching::begin(self, sandbox)?;
         if let Some(found) = self.instances.read(sandbox.instance) {
             // Ids are random: control asks again because the answer to its first request was lost.

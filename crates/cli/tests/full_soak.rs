@@ -19,8 +19,9 @@ use tempfile::TempDir;
 
 /// Counts in SQLite: each answer is a row that was committed.
 const COUNTER: &str = r#"
-import http.server, os, sqlite3
-db = sqlite3.connect("/data/count.db")
+import http.server, os, sqlite3, threading
+db = sqlite3.connect("/data/count.db", check_same_thread=False)
+one = threading.Lock()
 db.execute("create table if not exists hits (id integer primary key)")
 class H(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -28,14 +29,14 @@ class H(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_): pass
     def do_GET(self):
         if self.path == "/add":
-            with db: body = str(db.execute("insert into hits default values").lastrowid)
+            with one, db: body = str(db.execute("insert into hits default values").lastrowid)
         else:
-            body = str(db.execute("select count(*) from hits").fetchone()[0])
+            with one: body = str(db.execute("select count(*) from hits").fetchone()[0])
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body.encode())
-http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), H).serve_forever()
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), H).serve_forever()
 "#;
 
 struct App {

@@ -115,6 +115,13 @@ pub fn start(control: &Arc<Control>, deployment: Deployment) {
         let (id, app) = (deployment.id, deployment.app.clone());
         let work = tokio::task::spawn_blocking(move || build(&ours, &deployment));
         let result = work.await.unwrap_or_else(|error| Err(Broken::plain(error)));
+        // Also what a control plane before us left of it, in whichever step.
+        let own = format!("{}-s", ids::build(&app, id));
+        for name in control.logs.spooled() {
+            if name.starts_with(&own) && ids::is_build(&name) {
+                control.logs.forget_spool(&name);
+            }
+        }
         match result {
             Ok(Some(key)) => settle(&control, |c| c.store.built(id, Some(&key))).await,
             Ok(None) => {}

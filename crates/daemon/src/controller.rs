@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hutong_core::plan::{self, Desired, Plan, Role, Rollout, Seen, Serve, Step, Version};
 use hutong_core::spec::{AppSpec, Egress, Restart, Run};
@@ -26,6 +26,8 @@ const TIMER: Duration = Duration::from_secs(5);
 const KEEP_DATA_MS: u64 = 7 * 86_400_000;
 /// How often that is counted.
 const AGE_MS: u64 = 60_000;
+/// How often freed memory is given back to the kernel.
+const TRIM: Duration = Duration::from_secs(5);
 /// How soon an instance is looked at again that is dead and not gone.
 const ENDING_MS: u64 = 50;
 /// The pause behind a pass that failed grows to this.
@@ -54,6 +56,7 @@ pub async fn run(control: Arc<Control>) {
     }
     let mut aged = steady_ms();
     let mut troubled = 0;
+    let mut trimmed = Instant::now();
     loop {
         if steady_ms() - aged >= AGE_MS {
             let elapsed = steady_ms() - aged;
@@ -95,6 +98,11 @@ pub async fn run(control: Arc<Control>) {
             }
             Ok(Outcome { until_ms, .. }) => {
                 troubled = 0;
+                // When it is quiet: a wave of deployments leaves much behind.
+                if until_ms.is_none() && trimmed.elapsed() > TRIM {
+                    trimmed = Instant::now();
+                    hutong_runtime::sys::release_memory();
+                }
                 until_ms.map_or(TIMER, |until| {
                     Duration::from_millis(until.saturating_sub(steady_ms()))
                         .clamp(Duration::from_millis(10), TIMER)

@@ -80,6 +80,7 @@ pub fn main(
         drop_privileges(uid, gid, &groups)
             .map_err(|error| format!("cannot drop privileges: {error}"))?;
     }
+    hutong_runtime::sys::keep_few_heaps();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(32)

@@ -78,6 +78,18 @@ pub fn no_new_privileges() -> io::Result<()> {
     check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }.into()).map(drop)
 }
 
+/// Two heaps instead of eight for each core: blocking threads come and go, and each would leave one behind.
+pub fn keep_few_heaps() {
+    // SAFETY: mallopt(3) before other threads exist.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
+}
+
+/// Gives freed memory back to the kernel.
+pub fn release_memory() {
+    // SAFETY: malloc_trim(3) has no preconditions.
+    unsafe { libc::malloc_trim(0) };
+}
+
 /// Writing to a closed connection is an error, not the end.
 pub fn ignore_broken_pipes() {
     // SAFETY: no handler is installed.

@@ -51,6 +51,10 @@ fn exhaust(
     victims: &[Victim],
     table: &mut Table,
 ) {
+    // `HUTONG_CHANGE=build` repeats one of the three.
+    if std::env::var("HUTONG_CHANGE").is_ok_and(|only| only != change) {
+        return;
+    }
     let path = folder.to_string_lossy().into_owned();
     set_body(folder, "recorded");
     let steps = rig.record(&["deploy", &path]);
@@ -78,6 +82,8 @@ fn exhaust(
         _ => true,
     });
     println!("{change}: {} steps, {} runs", steps.len(), cases.len());
+    let names: Vec<&str> = steps.iter().map(|(step, _)| step.as_str()).collect();
+    println!("{}", names.join(", "));
     let mut before = "recorded".to_owned();
     for (number, case) in cases.iter().enumerate() {
         let body = format!("{change}-{number}");

@@ -28,8 +28,10 @@ const KEEP_DATA_MS: u64 = 7 * 86_400_000;
 const AGE_MS: u64 = 60_000;
 /// How often freed memory is given back to the kernel.
 const TRIM: Duration = Duration::from_secs(5);
-/// How soon an instance is looked at again that is dead and not gone.
-const ENDING_MS: u64 = 50;
+/// How soon an instance is looked at again that is dying, or dead and not gone.
+const ENDING_MS: u64 = 20;
+/// How long the gateway's word is taken for it that an instance is dying.
+const DYING_MS: u64 = 5_000;
 /// The pause behind a pass that failed grows to this.
 const TROUBLE: Duration = Duration::from_secs(5);
 /// Trees that no release uses are kept so long: one may be about to be deployed.
@@ -154,7 +156,15 @@ fn pass(control: &Control, published: &mut Snapshot) -> Result<Outcome, String> 
         until_ms: None,
     };
     outcome.again = publish_all(control, &loaded, &plans, &specs, &broken, published, now)?;
-    if lock(&control.observed).instances.values().any(|i| i.ending) {
+    let dying = {
+        let observed = lock(&control.observed);
+        let is_dying = |i: &Instance| {
+            let gone = observed.gone.get(&i.instance);
+            i.ending || gone.is_some_and(|at| now < at + DYING_MS)
+        };
+        observed.instances.values().any(is_dying)
+    };
+    if dying {
         outcome.until_ms = Some(now + ENDING_MS);
     }
     for (loaded, plan) in loaded.iter().zip(&plans) {

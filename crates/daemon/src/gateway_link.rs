@@ -66,7 +66,10 @@ fn take(control: &Control, event: Event) {
             Event::Drained { instance, version } => {
                 observed.drained.insert(instance, version);
             }
-            Event::Gone { .. } => {}
+            Event::Gone { instance } => {
+                let now = hutong_runtime::processes::steady_ms();
+                observed.gone.insert(instance, now);
+            }
             Event::Rejected { reason } => tracing::error!("the gateway rejects: {reason}"),
         }
     }

@@ -17,6 +17,9 @@ pub struct Observed {
     pub draining: HashMap<String, (u64, u64)>,
     /// Draining instances without a request left, and the version of the table that this is true of.
     pub drained: HashMap<String, u64>,
+    /// Instances whose shim the gateway saw go, and when: it sees that a moment before the kernel calls the
+    /// process dead.
+    pub gone: HashMap<String, u64>,
     /// Failures of apps that could not be written down yet: how many in a row.
     pub failures: HashMap<String, u32>,
     /// When each app last failed.
@@ -81,5 +84,6 @@ impl Observed {
         self.stopping.remove(instance);
         self.draining.remove(instance);
         self.drained.remove(instance);
+        self.gone.remove(instance);
     }
 }

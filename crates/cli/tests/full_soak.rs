@@ -252,14 +252,7 @@ fn twenty_apps_for_twenty_minutes() {
         "{counted} of {acknowledged} acknowledged writes"
     );
     let report = calm.finish();
-    let cut = [
-        "failed to fill whole buffer",
-        "the answer ended within its head",
-    ];
-    let other = report
-        .failed
-        .keys()
-        .find(|what| !cut.contains(&what.as_str()));
+    let other = report.worse_than_cut();
     println!(
         "{minutes} minutes: {done:?}, {restarts} wardens killed; {acknowledged} writes acknowledged, {counted} there"
     );

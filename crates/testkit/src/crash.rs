@@ -345,14 +345,7 @@ impl Rig {
             }
             _ => {
                 // In hand: at most one of each connection, and only if its answer had begun.
-                let cut = [
-                    "failed to fill whole buffer",
-                    "the answer ended within its head",
-                ];
-                let other = report
-                    .failed
-                    .keys()
-                    .find(|what| !cut.contains(&what.as_str()));
+                let other = report.worse_than_cut();
                 assert!(
                     other.is_none() && failed <= CONNECTIONS as usize,
                     "{case:?}: {report:?}"

@@ -28,6 +28,17 @@ pub struct Report {
     pub slowest: Duration,
 }
 
+impl Report {
+    /// A failure that is no answer cut off after it had begun, which is all that a killed gateway or instance
+    /// may cost.
+    pub fn worse_than_cut(&self) -> Option<&String> {
+        let cut = ["failed to fill whole buffer", IN_HEAD];
+        self.failed
+            .keys()
+            .find(|what| !cut.contains(&what.as_str()))
+    }
+}
+
 impl Traffic {
     /// `rate` requests a second in all, over `connections` connections.
     pub fn start(http: &str, host: &str, path: &str, rate: u32, connections: u32) -> Self {
@@ -129,6 +140,7 @@ fn is_lost(error: &std::io::Error) -> bool {
     matches!(error.kind(), ConnectionReset | BrokenPipe) || error.to_string() == NO_ANSWER
 }
 
+const IN_HEAD: &str = "the answer ended within its head";
 const NO_ANSWER: &str = "the connection ended before an answer";
 
 type Connection = BufReader<TcpStream>;
@@ -164,7 +176,7 @@ fn one(
     loop {
         line.clear();
         if stream.read_line(&mut line)? == 0 {
-            return Err(std::io::Error::other("the answer ended within its head"));
+            return Err(std::io::Error::other(IN_HEAD));
         }
         let header = line.trim().to_lowercase();
         if header.is_empty() {

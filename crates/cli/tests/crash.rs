@@ -352,7 +352,9 @@ fn leaks_are_found_and_removed() {
     assert_eq!(look(&[]).1, serde_json::json!([]));
     assert!(!strays.process.wait().expect("it was our child").success());
     assert!(!data.join("builds/one-d99").exists() && !data.join("data/nobody").exists());
-    let lost = std::fs::read_dir(data.join("lost")).expect("read").count();
+    let lost = std::fs::read_dir(data.join("data/.lost"))
+        .expect("read")
+        .count();
     assert_eq!(lost, 1, "data is moved aside, not deleted");
     assert!(data.join("data/one").exists());
     assert_eq!(get(&server.http, "one.test", "/").text(), "1");

@@ -152,11 +152,14 @@ impl Broken {
 
 /// Asks the warden until it answers: it may be killed or replaced while a build goes on.
 fn patiently<T>(ask: impl Fn() -> Result<T, DriverError>) -> Result<T, DriverError> {
-    let deadline = Instant::now() + PATIENCE;
+    // A step may take long before the warden is lost.
+    let mut lost_since = None;
     loop {
         match ask() {
             Err(error @ DriverError::Refused(_)) => return Err(error),
-            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(error) if lost_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE => {
+                return Err(error);
+            }
             Err(_) => std::thread::sleep(LOOK),
             Ok(answer) => return Ok(answer),
         }

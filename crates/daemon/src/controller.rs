@@ -863,7 +863,11 @@ fn forget(control: &Control, app: &str) -> bool {
     if !removed {
         return true;
     }
-    if let Err(error) = control.warden.drop_data(app) {
+    let dropped = control.warden.drop_data(app);
+    if let Err(DriverError::Later(_)) = dropped {
+        return false;
+    }
+    if let Err(error) = dropped {
         tracing::warn!("cannot delete the data of {app}: {error}");
         return false;
     }

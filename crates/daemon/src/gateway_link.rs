@@ -68,7 +68,9 @@ fn take(control: &Control, event: Event) {
             }
             Event::Gone { instance } => {
                 let now = hutong_runtime::processes::steady_ms();
-                observed.gone.insert(instance, now);
+                if observed.instances.contains_key(&instance) {
+                    observed.gone.insert(instance, now);
+                }
             }
             Event::Rejected { reason } => tracing::error!("the gateway rejects: {reason}"),
         }

@@ -121,6 +121,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         run_dir,
     });
     unpack::sweep(&control.data_dir.join("trees"));
+    control.logs.end_deletions();
     builds::resume(&control).await;
     tokio::spawn(gateway_link::run(control.clone()));
     tokio::spawn(logs::run(control.clone()));

@@ -148,6 +148,11 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         let live = warden.instances.live();
         lock(&warden.shims).extend(live.iter().map(|record| record.pid));
     }
+    // Before anybody can ask for a way out.
+    let uses_egress = warden.instances.all().iter().any(|r| r.egress.is_some());
+    if root && !uses_egress {
+        crate::egress::remove_leftovers(&warden.layout.tag);
+    }
     warden.serve_requests()?;
     lock(&warden.children).start_all(&warden)?;
     if warden
@@ -163,10 +168,6 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     }
     if root {
         warden.guard_egress()?;
-    }
-    let uses_egress = warden.instances.all().iter().any(|r| r.egress.is_some());
-    if root && !uses_egress {
-        crate::egress::remove_leftovers(&warden.layout.tag);
     }
     let (http, api) = {
         let children = lock(&warden.children);

@@ -110,12 +110,32 @@ impl Logs {
         let mut ingest = lock(&self.ingest);
         self.flush_partial(&mut ingest, instance);
         ingest.sources.remove(instance);
-        ["cursor.tmp", "cursor", "b", "a"].into_iter().all(|half| {
+        self.delete_spool(instance)
+    }
+
+    /// The cursor goes last: without it, what is still there would be taken in a second time.
+    fn delete_spool(&self, instance: &str) -> bool {
+        ["a", "b", "cursor.tmp", "cursor"].into_iter().all(|half| {
             match fs::remove_file(self.spool.join(format!("{instance}.{half}"))) {
                 Err(error) => error.kind() == std::io::ErrorKind::NotFound,
                 Ok(()) => true,
             }
         })
+    }
+
+    /// Ends what a control plane before us began to delete.
+    pub fn end_deletions(&self) {
+        let names = fs::read_dir(&self.spool).into_iter().flatten().flatten();
+        for entry in names {
+            let name = entry.file_name();
+            let Some(name) = name.to_str().and_then(|name| name.rsplit_once('.')) else {
+                continue;
+            };
+            let left = !self.spool.join(format!("{}.a", name.0)).exists();
+            if left && !ids::is_access(name.0) {
+                self.delete_spool(name.0);
+            }
+        }
     }
 
     /// Instances that have a spool.

@@ -120,8 +120,9 @@ impl Children {
             found.ip() == wanted.ip() && (wanted.port() == 0 || found.port() == wanted.port())
         };
         self.retired = adopt::on_record(warden, Role::Gateway);
-        while self.retired.len() > MAX_RETIRED {
-            sys::kill(self.retired.remove(0).pid, libc::SIGKILL);
+        let too_many = self.retired.len().saturating_sub(MAX_RETIRED);
+        for old in &self.retired[..too_many] {
+            sys::kill(old.pid, libc::SIGKILL);
         }
         // The newest that has any: gateways before it listen no more, or on the same sockets.
         let found = self.retired.iter().rev().map(adopt::listening);
@@ -133,7 +134,8 @@ impl Children {
                 {
                     self.http.push(listener);
                 }
-                Listening::Tcp(..) => self.moves = true,
+                // On the same port it has to go first.
+                Listening::Tcp(_, address) if address.port() != wanted.port() => self.moves = true,
                 Listening::Unix(listener, path)
                     if path == warden.layout.gateway_socket() && adopt::still_there(&path) =>
                 {

@@ -12,6 +12,9 @@ use super::{Warden, lock};
 use crate::instances::Record;
 use crate::{egress, processes, sys, trees};
 
+/// Where unknown apps' data is put, inside the folder of all apps' data: no app has such a name.
+const LOST: &str = ".lost";
+
 /// What is known to be somebody's.
 struct Known<'a> {
     live: Vec<Record>,
@@ -58,7 +61,12 @@ pub fn find(
     fix: &[(String, String)],
 ) -> Vec<Leak> {
     // Nothing may begin meanwhile that would look like a leak.
-    let Ok(_nothing_begins) = warden.making.try_write() else {
+    let nothing_begins = match warden.making.try_write() {
+        Err(std::sync::TryLockError::WouldBlock) => None,
+        Err(std::sync::TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+        Ok(guard) => Some(guard),
+    };
+    let Some(_nothing_begins) = nothing_begins else {
         let what = "an instance is being started; ask again in a moment".to_owned();
         return vec![Leak {
             kind: "busy".into(),
@@ -118,18 +126,14 @@ fn find_processes(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
         }
         let groups = fs::read_to_string(entry.path().join("cgroup")).unwrap_or_default();
         let mine = format!("/hutong-{}/", warden.layout.tag);
-        let owner = groups.lines().find_map(|line| {
-            let at = line.find("/hutong-")?;
-            let rest = &line[at..];
-            Some(
-                rest.strip_prefix(&mine)
-                    .map(|rest| rest.split('/').next().unwrap_or(rest)),
-            )
+        let instance = groups.lines().find_map(|line| {
+            let (_, rest) = line.split_once(&mine)?;
+            Some(rest.split('/').next().unwrap_or(rest))
         });
-        match owner {
+        match instance {
+            Some(instance) if known.instance(instance) => continue,
             // Another server's, whose random range of ids meets ours.
-            Some(None) => continue,
-            Some(Some(instance)) if known.instance(instance) => continue,
+            None if groups.lines().any(of_a_server) => continue,
             _ => {}
         }
         let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
@@ -140,6 +144,13 @@ fn find_processes(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
             Ok(())
         });
     }
+}
+
+/// Whether a line of `/proc/PID/cgroup` names the group of any server of ours.
+fn of_a_server(line: &str) -> bool {
+    line.split('/')
+        .filter_map(|part| part.strip_prefix("hutong-"))
+        .any(|tag| tag.len() >= 6 && tag.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// Whether a process is a shim on record or comes from one: what loses its parent inside becomes init's.
@@ -288,7 +299,8 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
         let path = folder.join(&name);
         // Somebody's data, whose app is not known any more: perhaps because the store is an old copy.
         found.leak("folder", path.display().to_string(), || {
-            let lost = layout.data.join("lost");
+            // Beside it: `data` may be a disk of its own.
+            let lost = layout.app_data().join(LOST);
             trees::make_owned(&lost, None, 0o700)
                 .and_then(|()| {
                     fs::rename(&path, lost.join(format!("{name}-{}", processes::now_ms())))

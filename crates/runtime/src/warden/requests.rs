@@ -168,8 +168,15 @@ impl Warden {
             }
             Request::DropData { app } => {
                 checked_app(&app)?;
-                // A build that is being prepared has the app's ids already.
-                let _nothing_begins = self.making.write();
+                // A build that is being prepared has the app's ids already; it is not waited for here.
+                let nothing_begins = match self.making.try_write() {
+                    Err(std::sync::TryLockError::WouldBlock) => None,
+                    Err(std::sync::TryLockError::Poisoned(found)) => Some(found.into_inner()),
+                    Ok(guard) => Some(guard),
+                };
+                let Some(_nothing_begins) = nothing_begins else {
+                    return Ok(Answer::Later("something is being made; ask again".into()));
+                };
                 if self.instances.live().iter().any(|record| record.app == app) {
                     return Err(format!("{app} still runs"));
                 }
@@ -339,6 +346,10 @@ impl Warden {
 
     fn launch(&self, mut launch: Launch, sandbox: &Sandbox<'_>) -> Result<Answer, String> {
         let shares_network = !self.root && sandbox.without == [Wall::Net];
+        // Looked at again: what came before it may have taken long.
+        if self.ending.load(Ordering::Relaxed) {
+            return Ok(Answer::Later("the server is being stopped".into()));
+        }
         let _launching = Launching::begin(self, sandbox)?;
         if let Some(found) = self.instances.read(sandbox.instance) {
             // Ids are random: control asks again because the answer to its first request was lost.
@@ -457,6 +468,10 @@ impl Warden {
         let failed = |error: std::io::Error| format!("cannot keep the build: {error}");
         trees::make_owned(&apps, None, 0o711).map_err(failed)?;
         let kept = apps.join(key);
+        if kept.is_dir() && !folder.join("app").exists() {
+            // Asked again: the answer to the first time was lost.
+            return delete(&folder);
+        }
         trees::delete(&kept).map_err(failed)?;
         hutong_ipc::fail::point("build.keep");
         // On disk before the name says that it is there: the same content is not built again.

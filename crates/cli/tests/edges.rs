@@ -9,7 +9,12 @@ fn the_crate_edges_are_kept() {
         ("hutong-core", &[][..]),
         ("hutong-ipc", &[]),
         ("hutong-shim", &["hutong-ipc"]),
-        ("hutong-gateway", &["hutong-core", "hutong-ipc"]),
+        ("hutong-http", &[]),
+        ("hutong-acme", &[]),
+        (
+            "hutong-gateway",
+            &["hutong-core", "hutong-http", "hutong-ipc"],
+        ),
         ("hutong-runtime", &["hutong-core", "hutong-ipc"]),
         ("hutong-api", &["hutong-core"]),
         (

@@ -7,21 +7,15 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
-use hyper::header::{
-    ACCEPT_RANGES, ALLOW, CACHE_CONTROL, CONTENT_RANGE, CONTENT_TYPE, ETAG, HeaderMap, HeaderValue,
-    IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LAST_MODIFIED, LOCATION, RANGE,
-};
-use hyper::http::request::Parts;
-use hyper::{Method, Response, StatusCode};
+use hutong_http::fields::{Fields, Name};
+use hutong_http::request::{Method, RequestHead};
 use percent_encoding::percent_decode_str;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
 use crate::pages::Page;
-use crate::pipeline::{Answer, Reply, from_file, full};
+use crate::visitor::{Answer, Body};
 
 /// Read in one go, on the worker: they come from the page cache.
 const SMALL: u64 = 128 << 10;
@@ -73,42 +67,36 @@ impl Root {
 }
 
 /// Answers from the tree. `fallback` is what a single-page app answers with where there is no file.
-pub async fn serve(
+pub fn serve(
     root: &Root,
     path: &str,
-    head: &Parts,
+    head: &RequestHead,
     index: Option<&str>,
     fallback: Option<&str>,
 ) -> Result<Answer, Page> {
-    if head.method != Method::GET && head.method != Method::HEAD {
-        let page = Page::new(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "This app serves files; they can only be read.",
-        );
-        let mut response = page.render(&head.headers);
-        response
-            .headers_mut()
-            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return Ok(Answer::plain(response));
+    if head.method != Method::Get && head.method != Method::Head {
+        let page = Page::new(405, "This app serves files; they can only be read.");
+        let answer = page.render(head.fields.text(Name::Accept));
+        return Ok(answer.with(Name::Allow, "GET, HEAD"));
     }
     let decoded = percent_decode_str(path)
         .decode_utf8()
-        .map_err(|_| Page::new(StatusCode::BAD_REQUEST, "The path is not UTF-8."))?;
+        .map_err(|_| Page::new(400, "The path is not UTF-8."))?;
     let relative = decoded.trim_start_matches('/');
     let index = index.unwrap_or("index.html");
     match find(root, relative, index) {
-        Found::File(file, name) => respond(file, &name, head, StatusCode::OK),
+        Found::File(file, name) => respond(file, &name, head, 200),
         Found::Folder => Ok(redirect(path, head)),
         Found::Nothing => {
             // An asset that is missing must not look like a page.
             let page = fallback.filter(|_| !looks_like_asset(relative));
             let (name, status) = match page {
-                Some(page) => (page, StatusCode::OK),
-                None => ("404.html", StatusCode::NOT_FOUND),
+                Some(page) => (page, 200),
+                None => ("404.html", 404),
             };
             match find(root, name, index) {
                 Found::File(file, name) => respond(file, &name, head, status),
-                _ => Err(Page::new(StatusCode::NOT_FOUND, "There is nothing here.")),
+                _ => Err(Page::new(404, "There is nothing here.")),
             }
         }
     }
@@ -160,16 +148,10 @@ fn looks_like_asset(path: &str) -> bool {
         .is_some_and(|(_, ending)| !ending.is_empty() && ending != "html")
 }
 
-fn redirect(path: &str, head: &Parts) -> Answer {
-    let query = head.uri.query().map_or(String::new(), |q| format!("?{q}"));
+fn redirect(path: &str, head: &RequestHead) -> Answer {
     // One leading slash only: `//host` would be another site.
-    let location = format!("/{}/{query}", path.trim_start_matches('/'));
-    let mut response = Response::new(full(Bytes::new()));
-    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
-    if let Ok(location) = HeaderValue::from_str(&location) {
-        response.headers_mut().insert(LOCATION, location);
-    }
-    Answer::plain(response)
+    let location = format!("/{}/{}", path.trim_start_matches('/'), head.query());
+    Answer::new(301).with(Name::Location, &location)
 }
 
 /// Names that carry a hash of their content may be kept for good: `app-3f9c1d2ab8.js`,
@@ -196,13 +178,8 @@ fn looks_random(text: &str) -> bool {
     text.bytes().all(plain) && (has(u8::is_ascii_digit) || mixed)
 }
 
-fn respond(file: File, name: &str, head: &Parts, status: StatusCode) -> Result<Answer, Page> {
-    let broken = |_| {
-        Page::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "The file cannot be read.",
-        )
-    };
+fn respond(file: File, name: &str, head: &RequestHead, status: u16) -> Result<Answer, Page> {
+    let broken = |_| Page::new(500, "The file cannot be read.");
     let metadata = file.metadata().map_err(broken)?;
     let size = metadata.len();
     let etag = format!(
@@ -212,109 +189,88 @@ fn respond(file: File, name: &str, head: &Parts, status: StatusCode) -> Result<A
         size
     );
     let modified = UNIX_EPOCH + Duration::from_secs(metadata.mtime().max(0) as u64);
-    let mut headers = HeaderMap::new();
-    let kind = mime_guess::from_path(name).first_or_octet_stream();
-    let kind = match (kind.type_(), kind.subtype()) {
-        (mime_guess::mime::TEXT, _) | (_, mime_guess::mime::JAVASCRIPT) => {
-            format!("{}; charset=utf-8", kind.essence_str())
-        }
-        _ => kind.essence_str().to_owned(),
+    let for_good = is_hashed(name) && status == 200;
+    let answer = |status, kind: Option<&str>| {
+        let answer = Answer::new(status);
+        kind.into_iter()
+            .fold(answer, |answer, kind| answer.with(Name::ContentType, kind))
+            .with(Name::Etag, &etag)
+            .with(Name::LastModified, &httpdate::fmt_http_date(modified))
+            .with(Name::AcceptRanges, "bytes")
+            .with(
+                Name::CacheControl,
+                if for_good {
+                    "public, max-age=31536000, immutable"
+                } else {
+                    "no-cache"
+                },
+            )
     };
-    let mut set = |name, value: &str| {
-        if let Ok(value) = HeaderValue::from_str(value) {
-            headers.insert(name, value);
-        }
-    };
-    set(CONTENT_TYPE, &kind);
-    set(ETAG, &etag);
-    set(LAST_MODIFIED, &httpdate::fmt_http_date(modified));
-    set(ACCEPT_RANGES, "bytes");
-    set(
-        CACHE_CONTROL,
-        if is_hashed(name) && status == StatusCode::OK {
-            "public, max-age=31536000, immutable"
-        } else {
-            "no-cache"
-        },
-    );
-    if status == StatusCode::OK && not_modified(&head.headers, &etag, modified) {
-        headers.remove(CONTENT_TYPE);
-        return Ok(Answer::plain(build(
-            StatusCode::NOT_MODIFIED,
-            headers,
-            full(Bytes::new()),
-        )));
+    if status == 200 && not_modified(&head.fields, &etag, modified) {
+        return Ok(answer(304, None));
     }
-    let range = match head.headers.get(RANGE) {
-        Some(range)
-            if status == StatusCode::OK && range_applies(&head.headers, &etag, modified) =>
-        {
+    let range = match head.fields.text(Name::Range) {
+        Some(range) if status == 200 && range_applies(&head.fields, &etag, modified) => {
             parse_range(range, size)
         }
         _ => Ok(None),
     };
-    let (status, from, length) = match range {
-        Ok(None) => (status, 0, size),
+    let kind = kind_of(name);
+    let (mut answer, from, length) = match range {
+        Ok(None) => (answer(status, Some(&kind)), 0, size),
         Ok(Some((first, last))) => {
             let value = format!("bytes {first}-{last}/{size}");
-            if let Ok(value) = HeaderValue::from_str(&value) {
-                headers.insert(CONTENT_RANGE, value);
-            }
-            (StatusCode::PARTIAL_CONTENT, first, last - first + 1)
+            let answer = answer(206, Some(&kind)).with(Name::ContentRange, &value);
+            (answer, first, last - first + 1)
         }
         Err(()) => {
-            if let Ok(value) = HeaderValue::from_str(&format!("bytes */{size}")) {
-                headers.insert(CONTENT_RANGE, value);
-            }
-            let body = full(Bytes::new());
-            return Ok(Answer::plain(build(
-                StatusCode::RANGE_NOT_SATISFIABLE,
-                headers,
-                body,
-            )));
+            let value = format!("bytes */{size}");
+            return Ok(answer(416, None).with(Name::ContentRange, &value));
         }
     };
-    let body = if length <= SMALL {
+    answer.body = if length <= SMALL {
         let mut buffer = vec![0; length as usize];
         file.read_exact_at(&mut buffer, from).map_err(broken)?;
-        full(buffer.into())
+        Body::Bytes(buffer.into())
     } else {
-        from_file(FileStream::new(file, from, length))
+        Body::File(FileStream::new(file, from, length))
     };
-    Ok(Answer::plain(build(status, headers, body)))
+    Ok(answer)
 }
 
-fn build(status: StatusCode, headers: HeaderMap, body: Reply) -> Response<Reply> {
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
+fn kind_of(name: &str) -> String {
+    let kind = mime_guess::from_path(name).first_or_octet_stream();
+    match (kind.type_(), kind.subtype()) {
+        (mime_guess::mime::TEXT, _) | (_, mime_guess::mime::JAVASCRIPT) => {
+            format!("{}; charset=utf-8", kind.essence_str())
+        }
+        _ => kind.essence_str().to_owned(),
+    }
 }
 
 /// RFC 9110 §13.1.2 and §13.1.3: If-None-Match wins.
-fn not_modified(headers: &HeaderMap, etag: &str, modified: SystemTime) -> bool {
-    if let Some(tags) = headers.get(IF_NONE_MATCH).and_then(|v| v.to_str().ok()) {
+fn not_modified(fields: &Fields, etag: &str, modified: SystemTime) -> bool {
+    if let Some(tags) = fields.text(Name::IfNoneMatch) {
         let same = |tag: &str| tag.trim().trim_start_matches("W/") == etag;
         return tags.trim() == "*" || tags.split(',').any(same);
     }
-    headers
-        .get(IF_MODIFIED_SINCE)
-        .and_then(|v| v.to_str().ok())
+    fields
+        .text(Name::IfModifiedSince)
         .and_then(|v| httpdate::parse_http_date(v).ok())
         .is_some_and(|since| modified <= since)
 }
 
 /// RFC 9110 §13.1.5: a range of something else is no range.
-fn range_applies(headers: &HeaderMap, etag: &str, modified: SystemTime) -> bool {
-    let Some(condition) = headers.get(IF_RANGE).and_then(|v| v.to_str().ok()) else {
+fn range_applies(fields: &Fields, etag: &str, modified: SystemTime) -> bool {
+    let Some(condition) = fields.text(Name::IfRange) else {
         return true;
     };
     condition == etag || httpdate::parse_http_date(condition).is_ok_and(|date| date == modified)
 }
 
 /// One byte range, inclusive. `Ok(None)`: to be ignored; `Err`: not satisfiable.
-fn parse_range(value: &HeaderValue, size: u64) -> Result<Option<(u64, u64)>, ()> {
-    let Some(spec) = value.to_str().ok().and_then(|v| v.strip_prefix("bytes=")) else {
+fn parse_range(value: &str, size: u64) -> Result<Option<(u64, u64)>, ()> {
+    let Some(spec) = value.strip_prefix("bytes=") else {
         return Ok(None);
     };
     let Some((first, last)) = spec.split_once('-').filter(|_| !spec.contains(',')) else {
@@ -352,7 +308,6 @@ pub struct FileStream {
     file: Arc<File>,
     at: u64,
     left: u64,
-    reading: Option<tokio::task::JoinHandle<io::Result<Bytes>>>,
 }
 
 impl FileStream {
@@ -361,7 +316,6 @@ impl FileStream {
             file: Arc::new(file),
             at,
             left,
-            reading: None,
         }
     }
 
@@ -369,26 +323,20 @@ impl FileStream {
         self.left
     }
 
-    pub fn poll(&mut self, context: &mut Context<'_>) -> Poll<Option<io::Result<Bytes>>> {
+    pub async fn next(&mut self) -> Option<io::Result<Vec<u8>>> {
         if self.left == 0 {
-            return Poll::Ready(None);
+            return None;
         }
         let (file, at, length) = (self.file.clone(), self.at, self.left.min(CHUNK));
-        let reading = self.reading.get_or_insert_with(|| {
-            tokio::task::spawn_blocking(move || {
-                let mut buffer = vec![0; length as usize];
-                file.read_exact_at(&mut buffer, at)?;
-                Ok(buffer.into())
-            })
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut buffer = vec![0; length as usize];
+            file.read_exact_at(&mut buffer, at)?;
+            Ok(buffer)
         });
-        let result = std::task::ready!(std::pin::Pin::new(reading).poll(context));
-        self.reading = None;
-        let chunk = result.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into()));
-        if let Ok(chunk) = &chunk {
-            self.at += chunk.len() as u64;
-            self.left -= chunk.len() as u64;
-        }
-        Poll::Ready(Some(chunk))
+        self.at += length;
+        self.left -= length;
+        let chunk = reading.await;
+        Some(chunk.unwrap_or_else(|_| Err(io::ErrorKind::Interrupted.into())))
     }
 }
 
@@ -398,7 +346,7 @@ mod tests {
 
     #[test]
     fn ranges() {
-        let parse = |text: &str| parse_range(&HeaderValue::from_str(text).expect("text"), 10);
+        let parse = |text: &str| parse_range(text, 10);
         assert_eq!(parse("bytes=0-3"), Ok(Some((0, 3))));
         assert_eq!(parse("bytes=4-"), Ok(Some((4, 9))));
         assert_eq!(parse("bytes=-3"), Ok(Some((7, 9))));

@@ -1,22 +1,26 @@
 //! The data plane: every visitor's request. Serves from the last snapshot that control published, and
 //! goes on when control is gone. It never opens the store, asks nobody for leave, and holds no secret.
 //!
-//! Start at [`main`], then [`worker`] (a connection), [`pipeline`] (a request, stage by stage, with the
-//! reason for the order), [`table`] (what is served), [`target`] (an instance).
+//! Start at [`main`], then [`worker`] (a connection), [`visitor`] (its protocol), [`pipeline`] (a request,
+//! stage by stage, with the reason for the order), [`table`] (what is served), [`target`] (an instance),
+//! [`upstream`] (its protocol).
 
 mod access;
 mod balance;
+mod buffers;
 mod control_line;
+mod date;
 mod files;
-mod headers;
+mod io;
 mod pages;
 mod pipeline;
 mod probe;
 mod proxy;
-mod sanity;
+mod status;
 mod table;
 mod target;
-mod upgrade;
+mod upstream;
+mod visitor;
 mod worker;
 
 use std::fs::File;

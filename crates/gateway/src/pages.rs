@@ -1,15 +1,15 @@
 //! What a visitor sees when there is nothing else to show: HTML or JSON (RFC 9457), as accepted.
 
-use bytes::Bytes;
-use hyper::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use hyper::{HeaderMap, Response, StatusCode};
+use hutong_http::Reject;
+use hutong_http::fields::Name;
 
-use crate::pipeline::{Reply, full};
+use crate::status;
+use crate::visitor::{Answer, Body};
 
 /// An error of the gateway's own.
 #[derive(Clone, Debug)]
 pub struct Page {
-    pub status: StatusCode,
+    pub status: u16,
     /// For a visitor: nothing about the inside.
     pub detail: String,
     pub retry_after_s: Option<u32>,
@@ -18,7 +18,7 @@ pub struct Page {
 }
 
 impl Page {
-    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+    pub fn new(status: u16, detail: impl Into<String>) -> Self {
         Page {
             status,
             detail: detail.into(),
@@ -30,39 +30,44 @@ impl Page {
     pub fn unavailable(detail: impl Into<String>, retry_after_s: u32) -> Self {
         Page {
             retry_after_s: Some(retry_after_s),
-            ..Page::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+            ..Page::new(503, detail)
         }
     }
 
-    pub fn render(&self, request: &HeaderMap) -> Response<Reply> {
-        let title = self.status.canonical_reason().unwrap_or("Error");
-        let (kind, body) = if wants_html(request) {
+    /// For what is no sound request: nothing behind it can be trusted.
+    pub fn rejected(reject: Reject) -> Self {
+        Page {
+            close: true,
+            ..Page::new(reject.status, capital(reject.why))
+        }
+    }
+
+    /// As the visitor's `Accept` has it.
+    pub fn render(&self, accept: Option<&str>) -> Answer {
+        let title = status::reason(self.status);
+        let (kind, body) = if wants_html(accept) {
             ("text/html; charset=utf-8", self.html(title))
         } else {
             let problem = serde_json::json!({
                 "type": "about:blank",
                 "title": title,
-                "status": self.status.as_u16(),
+                "status": self.status,
                 "detail": self.detail,
             });
             ("application/problem+json", problem.to_string())
         };
-        let mut response = Response::new(full(Bytes::from(body)));
-        *response.status_mut() = self.status;
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        let mut answer = Answer::new(self.status)
+            .with(Name::ContentType, kind)
+            .with(Name::CacheControl, "no-store");
         if let Some(seconds) = self.retry_after_s {
-            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+            answer = answer.with(Name::RetryAfter, &seconds.to_string());
         }
-        if self.close {
-            headers.insert("connection", HeaderValue::from_static("close"));
-        }
-        response
+        answer.body = Body::Bytes(body.into());
+        answer
     }
 
     fn html(&self, title: &str) -> String {
-        let code = self.status.as_u16();
+        let code = self.status;
         let detail = escape(&self.detail);
         let refresh = match self.retry_after_s {
             Some(seconds) => format!(
@@ -78,11 +83,15 @@ impl Page {
 }
 
 /// Browsers name text/html; programs rarely do.
-fn wants_html(headers: &HeaderMap) -> bool {
-    headers
-        .get(ACCEPT)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|accept| accept.contains("text/html"))
+fn wants_html(accept: Option<&str>) -> bool {
+    accept.is_some_and(|accept| accept.contains("text/html"))
+}
+
+/// As a sentence.
+pub fn capital(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|c| c.to_uppercase().to_string());
+    format!("{}{}.", first.unwrap_or_default(), letters.as_str())
 }
 
 fn escape(text: &str) -> String {

@@ -8,16 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Empty;
+use hutong_http::response::ResponseHead;
 use hutong_ipc::gateway::{Event, Role};
-use hyper::Request;
-use hyper::client::conn::http1;
-use hyper::header::{HOST, USER_AGENT};
-use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::Shared;
+use crate::{Shared, status};
 use crate::table::Table;
 use crate::target::{Line, Target};
 
@@ -214,23 +211,38 @@ impl Probing {
         let Some(path) = &self.target.health.path else {
             return Ok(());
         };
-        let broken = |error| format!("GET {path} on port {port}: {error}");
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        let status = ask_status(stream, path, &self.host)
             .await
-            .map_err(broken)?;
-        let driver = tokio::task::spawn_local(connection);
-        let request = Request::get(path.as_str())
-            .header(HOST, &self.host)
-            .header(USER_AGENT, "hutong-probe")
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| error.to_string())?;
-        let response = sender.send_request(request).await;
-        driver.abort();
-        let status = response.map_err(broken)?.status();
-        if status.is_success() || status.is_redirection() {
+            .map_err(|error| format!("GET {path} on port {port}: {error}"))?;
+        if (200..400).contains(&status) {
             Ok(())
         } else {
-            Err(format!("GET {path} answered {status}"))
+            let reason = status::reason(status);
+            Err(format!("GET {path} answered {status} {reason}"))
+        }
+    }
+}
+
+/// The status of a GET over a connection of its own.
+async fn ask_status(mut stream: TcpStream, path: &str, host: &str) -> Result<u16, String> {
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nhost: {host}\r\nuser-agent: hutong-probe\r\nconnection: close\r\n\r\n"
+    );
+    let failed = |error: std::io::Error| error.to_string();
+    stream.write_all(request.as_bytes()).await.map_err(failed)?;
+    let mut head = ResponseHead::default();
+    let mut input = Vec::with_capacity(1024);
+    loop {
+        if stream.read_buf(&mut input).await.map_err(failed)? == 0 {
+            return Err("the connection ended before an answer".into());
+        }
+        match head.parse(&input, false) {
+            Ok(Some(end)) if head.status < 200 => {
+                input.drain(..end);
+            }
+            Ok(Some(_)) => return Ok(head.status),
+            Ok(None) => {}
+            Err(why) => return Err(format!("no HTTP: {why}")),
         }
     }
 }

@@ -6,23 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hutong_ipc::spool::Writer;
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
 
 use crate::access::{Log, TICK};
-use crate::pipeline::{self, Worker};
+use crate::io::{Io, Stream};
+use crate::pipeline::Worker;
 use crate::proxy::Upstreams;
-use crate::{Phase, Shared, runtime, upgrade};
+use crate::visitor::{self, Peer};
+use crate::{Phase, Shared, date, runtime};
 
 /// Visitors' connections per worker; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16384;
-const HEAD_TIMEOUT: Duration = Duration::from_secs(15);
-const MAX_HEAD: usize = 64 << 10;
-const MAX_HEADERS: usize = 100;
 const SWEEP: Duration = Duration::from_secs(5);
 /// How long requests under way may go on when the gateway ends.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -45,6 +41,7 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, spool: Writer) {
         upstreams: Upstreams::default(),
         log: Log::new(spool),
     });
+    date::tick();
     tokio::task::spawn_local(housekeeping(worker.clone()));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut phase = shared.phase.subscribe();
@@ -72,12 +69,8 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, spool: Writer) {
         let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
         tokio::time::sleep(LAST_WORDS).await;
     };
-    // A WebSocket is no connection of hyper's any more.
     let quiet = async {
         let _ = places.acquire_many(MAX_CONNECTIONS as u32).await;
-        while upgrade::open() > 0 && *shared.phase.borrow() == Phase::Draining {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
     };
     tokio::select! {
         () = quiet => {}
@@ -91,24 +84,18 @@ async fn connection(
     stream: TcpStream,
     mut phase: tokio::sync::watch::Receiver<Phase>,
 ) {
-    let Ok(peer) = stream.peer_addr() else { return };
+    let Ok(address) = stream.peer_addr() else {
+        return;
+    };
     let _ = stream.set_nodelay(true);
-    let service = service_fn(move |request| pipeline::handle(worker.clone(), peer.ip(), request));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .max_buf_size(MAX_HEAD)
-        .max_headers(MAX_HEADERS)
-        .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades();
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        _ = connection.as_mut() => {}
-        _ = phase.wait_for(|phase| *phase == Phase::Ending) => {
-            connection.as_mut().graceful_shutdown();
-            let _ = connection.await;
-        }
-    }
+    let ip = address.ip().to_canonical();
+    let peer = Peer {
+        ip,
+        text: ip.to_string(),
+        port: address.port(),
+        tls: false,
+    };
+    visitor::http1::serve(&worker, &peer, Io::new(Stream::Tcp(stream)), &mut phase).await;
 }
 
 async fn housekeeping(worker: Rc<Worker>) {
@@ -117,6 +104,7 @@ async fn housekeeping(worker: Rc<Worker>) {
     loop {
         tokio::time::sleep(TICK).await;
         worker.log.flush();
+        date::tick();
         since_sweep += TICK;
         let table = worker.shared.table.load_full();
         if since_sweep >= SWEEP || table.version != version {

@@ -1,0 +1,431 @@
+//! An app's HTTP/1 connection: one request, its answer back to the visitor as it comes.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use hutong_http::chunked::{self, Chunked};
+use hutong_http::fields::{Fields, Name};
+use hutong_http::request::{Framing as Sending, Method};
+use hutong_http::response::{Framing, ResponseHead};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use super::{request, tunnel};
+use crate::buffers::{self, Input};
+use crate::pages::Page;
+use crate::pipeline::{Exchange, Stop};
+use crate::table::App;
+use crate::visitor::{Download, Ended, Length, Upload};
+
+/// An app that sends nothing of a body for so long has ended.
+const SILENT: Duration = Duration::from_secs(300);
+
+pub struct Connection {
+    stream: TcpStream,
+    input: Input,
+}
+
+/// Why there is no answer.
+pub enum Broken {
+    /// The app cannot have seen any of it.
+    Unsent,
+    /// The app ended before it said anything.
+    Unanswered,
+    TooSlow,
+    /// What it said is no HTTP.
+    Malformed(&'static str),
+    Stop(Stop),
+}
+
+impl From<Ended> for Broken {
+    fn from(ended: Ended) -> Self {
+        Broken::Stop(ended.into())
+    }
+}
+
+impl Connection {
+    pub fn new(stream: TcpStream) -> Self {
+        Connection {
+            stream,
+            input: Input::default(),
+        }
+    }
+
+    /// Whether the app has said nothing unasked, nor closed, as far as the event loop knows.
+    pub fn is_open(&self) -> bool {
+        let mut byte = [0];
+        matches!(self.stream.try_read(&mut byte), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
+    /// As far as the kernel knows.
+    pub fn is_surely_open(&self) -> bool {
+        use rustix::net::{RecvFlags, recv};
+        let mut byte = [0];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let seen = recv(&self.stream, &mut byte, flags);
+        self.is_open() && matches!(seen, Err(rustix::io::Errno::AGAIN))
+    }
+}
+
+/// What both directions know of each other.
+struct Progress {
+    /// The last byte of the request that the app took.
+    at: Cell<Instant>,
+    sent_any: Cell<bool>,
+    sent_all: Cell<bool>,
+    failed: Cell<bool>,
+}
+
+/// Sends the request and relays its answer; whether the connection may be used again.
+pub async fn converse(
+    connection: &mut Connection,
+    app: &App,
+    strip: usize,
+    exchange: &mut Exchange<'_, '_>,
+) -> Result<bool, Broken> {
+    let progress = Progress {
+        at: Cell::new(Instant::now()),
+        sent_any: Cell::new(false),
+        sent_all: Cell::new(false),
+        failed: Cell::new(false),
+    };
+    let mut out = buffers::take(buffers::SMALL);
+    request::write(&mut out, exchange.head, strip, exchange.peer);
+    let chunked = matches!(exchange.head.framing, Sending::Chunked | Sending::Stream);
+    let Connection { stream, input } = connection;
+    let (mut read, mut write) = stream.split();
+    let websocket = exchange.head.websocket;
+    let mut head = ResponseHead::default();
+    let done = {
+        let upload = &mut *exchange.upload;
+        let sending = send(&mut out, &mut write, upload, chunked && !websocket, websocket, &progress);
+        let mut answering = Answering {
+            read: &mut read,
+            input: &mut *input,
+            head: &mut head,
+            download: &mut *exchange.download,
+            status: &mut exchange.record.status,
+            to_head: exchange.head.method == Method::Head,
+            websocket,
+            progress: &progress,
+        };
+        let answering = answering.run(app.response_timeout);
+        beside(sending, answering).await
+    };
+    buffers::give(out);
+    if done?? == Next::Tunnel {
+        let tunnel = tunnel::Tunnel {
+            read,
+            write,
+            input,
+            upload: exchange.upload,
+            download: exchange.download,
+        };
+        tunnel.run().await;
+        return Ok(false);
+    }
+    let clean = progress.sent_all.get() && input.is_empty() && head.keep_alive;
+    input.rest();
+    Ok(clean)
+}
+
+/// Both at once, until the answer is through. What goes wrong with the visitor ends it; an app that takes
+/// no more of the request may answer nevertheless.
+async fn beside<T>(
+    sending: impl Future<Output = Result<(), Ended>>,
+    answering: impl Future<Output = T>,
+) -> Result<T, Ended> {
+    let (mut sending, mut answering) = (pin!(sending), pin!(answering));
+    let mut sent = false;
+    poll_fn(|context| {
+        if !sent && let Poll::Ready(result) = sending.as_mut().poll(context) {
+            sent = true;
+            if let Err(ended) = result {
+                return Poll::Ready(Err(ended));
+            }
+        }
+        answering.as_mut().poll(context).map(Ok)
+    })
+    .await
+}
+
+async fn send(
+    out: &mut Vec<u8>,
+    write: &mut WriteHalf<'_>,
+    upload: &mut Upload<'_>,
+    chunked: bool,
+    websocket: bool,
+    progress: &Progress,
+) -> Result<(), Ended> {
+    let give = async |write: &mut WriteHalf<'_>, data: &[u8]| {
+        let mut data = data;
+        while !data.is_empty() {
+            match write.write(data).await {
+                Ok(count) if count > 0 => {
+                    progress.sent_any.set(true);
+                    progress.at.set(Instant::now());
+                    data = &data[count..];
+                }
+                _ => {
+                    progress.failed.set(true);
+                    return false;
+                }
+            }
+        }
+        true
+    };
+    if !give(write, out).await {
+        return Ok(());
+    }
+    while !websocket && !upload.is_over() {
+        let Some(data) = upload.next().await? else { break };
+        out.clear();
+        if chunked {
+            chunked::begin_chunk(data.len(), out);
+        }
+        let small = data.len() <= buffers::SMALL / 2;
+        if small {
+            out.extend_from_slice(data);
+        }
+        let mut going = give(write, out).await;
+        if !small {
+            going = going && give(write, data).await;
+        }
+        if chunked {
+            going = going && give(write, chunked::CHUNK_END).await;
+        }
+        if !going {
+            return Ok(());
+        }
+    }
+    if chunked && !give(write, chunked::LAST_CHUNK).await {
+        return Ok(());
+    }
+    progress.sent_all.set(true);
+    Ok(())
+}
+
+/// What comes behind the answer's head.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Done,
+    Tunnel,
+}
+
+struct Answering<'a, 'b, 'c> {
+    read: &'a mut ReadHalf<'b>,
+    input: &'a mut Input,
+    head: &'a mut ResponseHead,
+    download: &'a mut Download<'c>,
+    status: &'a mut u16,
+    to_head: bool,
+    websocket: bool,
+    progress: &'a Progress,
+}
+
+impl Answering<'_, '_, '_> {
+    async fn run(&mut self, patience: Duration) -> Result<Next, Broken> {
+        loop {
+            self.head_within(patience).await?;
+            let status = self.head.status;
+            strip_connection(&mut self.head.fields);
+            if status == 101 {
+                return self.switch().await;
+            }
+            if status >= 200 {
+                break;
+            }
+            // 100-continue was said by us; others may be of use to the visitor.
+            if status != 100 {
+                self.download.interim(status, &self.head.fields).await?;
+            }
+        }
+        *self.status = self.head.status;
+        let length = match self.head.framing {
+            Framing::Empty => Length::None,
+            Framing::Length(length) => Length::Known(length),
+            Framing::Chunked | Framing::Close => Length::Unknown,
+        };
+        if length == Length::Unknown {
+            self.head.fields.remove(Name::ContentLength);
+        }
+        self.download.head(self.head.status, &self.head.fields, length);
+        self.body().await.map(|()| Next::Done)
+    }
+
+    async fn switch(&mut self) -> Result<Next, Broken> {
+        if !self.websocket {
+            // Nobody asked to switch: this app cannot be understood.
+            return Err(Broken::Malformed("it switches protocols unasked"));
+        }
+        *self.status = 101;
+        self.download.head(101, &self.head.fields, Length::Unknown);
+        self.download.flush().await?;
+        Ok(Next::Tunnel)
+    }
+
+    /// Reads the head, as long as the app is not silent for too long with the whole request in hand.
+    async fn head_within(&mut self, patience: Duration) -> Result<(), Broken> {
+        loop {
+            let waited = self.progress.at.get().elapsed();
+            let left = patience.saturating_sub(waited);
+            match tokio::time::timeout(left, self.read_head()).await {
+                Ok(result) => return result,
+                // An upload that goes on is the visitor's time, not the app's.
+                Err(_) if self.progress.at.get().elapsed() < patience => {}
+                Err(_) if !self.progress.sent_all.get() && !self.progress.failed.get() => {
+                    self.progress.at.set(Instant::now());
+                }
+                Err(_) => return Err(Broken::TooSlow),
+            }
+        }
+    }
+
+    async fn read_head(&mut self) -> Result<(), Broken> {
+        loop {
+            if !self.input.is_empty() {
+                let parsed = self.head.parse(self.input.unread(), self.to_head);
+                if let Some(end) = parsed.map_err(Broken::Malformed)? {
+                    self.input.consume(end);
+                    return Ok(());
+                }
+            }
+            let may_leave = self.progress.sent_all.get();
+            let read = self.read.read_buf(self.input.room(buffers::SMALL));
+            let count = tokio::select! {
+                biased;
+                count = read => count,
+                () = self.download.gone(), if may_leave => return Err(Ended::Gone.into()),
+            };
+            if !matches!(count, Ok(count) if count > 0) {
+                return Err(if !self.input.is_empty() {
+                    Broken::Malformed("it ends within its head")
+                } else if self.progress.failed.get() && !self.progress.sent_any.get() {
+                    Broken::Unsent
+                } else {
+                    Broken::Unanswered
+                });
+            }
+        }
+    }
+
+    async fn body(&mut self) -> Result<(), Broken> {
+        let mut left = match self.head.framing {
+            Framing::Empty => Left::Bytes(0),
+            Framing::Length(length) => Left::Bytes(length),
+            Framing::Chunked => Left::Chunks(Box::default()),
+            Framing::Close => Left::All,
+        };
+        loop {
+            while let Some((data, consumed)) = left.take(self.input.unread())? {
+                let data = &self.input.unread()[data];
+                self.download.data(data).await?;
+                self.input.consume(consumed);
+            }
+            match &left {
+                Left::Bytes(0) => break,
+                Left::Chunks(chunks) if chunks.is_done() => break,
+                _ => {}
+            }
+            if !self.more().await? {
+                if matches!(left, Left::All) {
+                    break;
+                }
+                // Cut off: the visitor must see that.
+                return Err(Ended::Gone.into());
+            }
+        }
+        let none = Fields::default();
+        let trailers = match &left {
+            Left::Chunks(chunks) => &chunks.trailers,
+            _ => &none,
+        };
+        Ok(self.download.end(trailers).await?)
+    }
+
+    /// Reads on; what waits for the visitor goes out if that would wait.
+    async fn more(&mut self) -> Result<bool, Broken> {
+        let size = buffers::SIZE;
+        let mut read = pin!(self.read.read_buf(self.input.room(size)));
+        let at_once = poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await;
+        let count = match at_once {
+            Poll::Ready(count) => count,
+            Poll::Pending => {
+                self.download.flush().await?;
+                match tokio::time::timeout(SILENT, read).await {
+                    Ok(count) => count,
+                    Err(_) => return Err(Ended::Gone.into()),
+                }
+            }
+        };
+        Ok(matches!(count, Ok(count) if count > 0))
+    }
+}
+
+/// What is still to come of an answer's body.
+enum Left {
+    Bytes(u64),
+    Chunks(Box<Chunked>),
+    /// Until the app closes.
+    All,
+}
+
+impl Left {
+    /// A piece of the body in `unread`: where it is, and how much is dealt with.
+    fn take(&mut self, unread: &[u8]) -> Result<Option<(std::ops::Range<usize>, usize)>, Broken> {
+        if unread.is_empty() {
+            return Ok(None);
+        }
+        match self {
+            Left::All => Ok(Some((0..unread.len(), unread.len()))),
+            Left::Bytes(0) => Ok(None),
+            Left::Bytes(left) => {
+                let length = usize::try_from(*left).map_or(unread.len(), |l| l.min(unread.len()));
+                *left -= length as u64;
+                Ok(Some((0..length, length)))
+            }
+            Left::Chunks(chunks) => {
+                // A head was sent: all that can be done is to end.
+                let step = chunks.step(unread).map_err(|_| Ended::Gone)?;
+                let some = step.consumed > 0;
+                Ok(some.then_some((step.data, step.consumed)))
+            }
+        }
+    }
+}
+
+/// Removes what is between the app and us.
+fn strip_connection(fields: &mut Fields) {
+    const OURS: [Name; 6] = [
+        Name::Connection,
+        Name::KeepAlive,
+        Name::ProxyConnection,
+        Name::TransferEncoding,
+        Name::Trailer,
+        Name::Upgrade,
+    ];
+    let named: Vec<Vec<u8>> = fields
+        .members(Name::Connection)
+        .filter(|option| !option.eq_ignore_ascii_case(b"close") && !option.eq_ignore_ascii_case(b"keep-alive"))
+        .map(<[u8]>::to_vec)
+        .collect();
+    if named.is_empty() && !OURS.iter().any(|name| fields.has(*name)) {
+        return;
+    }
+    fields.retain(|field| {
+        let listed = named.iter().any(|name| name.eq_ignore_ascii_case(field.name));
+        let kept = matches!(field.known, Name::ContentLength | Name::ContentType);
+        !OURS.contains(&field.known) && (kept || !listed)
+    });
+}
+
+/// Turns a stop into what the proxy passes on.
+impl From<Page> for Broken {
+    fn from(page: Page) -> Self {
+        Broken::Stop(page.into())
+    }
+}

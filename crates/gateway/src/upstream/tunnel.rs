@@ -1,0 +1,76 @@
+//! After 101 Switching Protocols: bytes both ways until one side ends (RFC 9110 §7.8).
+
+use std::pin::pin;
+use std::time::Duration;
+
+use hutong_http::fields::Fields;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use crate::buffers::{self, Input};
+use crate::visitor::{Download, Ended, Upload};
+
+/// How long a visitor has to close once the app has.
+const LINGER: Duration = Duration::from_secs(1);
+/// How long an app may go on once the visitor has ended its side.
+const HALF_CLOSED: Duration = Duration::from_secs(60);
+
+pub struct Tunnel<'a, 'b, 'c> {
+    pub read: ReadHalf<'a>,
+    pub write: WriteHalf<'a>,
+    /// What the app said behind its head.
+    pub input: &'a mut Input,
+    pub upload: &'b mut Upload<'c>,
+    pub download: &'b mut Download<'c>,
+}
+
+impl Tunnel<'_, '_, '_> {
+    pub async fn run(self) {
+        let Tunnel {
+            mut read,
+            mut write,
+            input,
+            upload,
+            download,
+        } = self;
+        upload.become_tunnel();
+        let up = async {
+            while let Ok(Some(data)) = upload.next().await {
+                if write.write_all(data).await.is_err() {
+                    return;
+                }
+            }
+            let _ = write.shutdown().await;
+        };
+        let down = async {
+            let end: Result<(), Ended> = async {
+                loop {
+                    download.data(input.unread()).await?;
+                    download.flush().await?;
+                    input.consume(usize::MAX);
+                    input.rest();
+                    read.readable().await?;
+                    if read.read_buf(input.room(buffers::SMALL)).await? == 0 {
+                        return Ok(());
+                    }
+                }
+            }
+            .await;
+            if end.is_ok() {
+                let _ = download.end(&Fields::default()).await;
+            } else {
+                download.abort();
+            }
+        };
+        let (mut up, mut down) = (pin!(up), pin!(down));
+        tokio::select! {
+            // The app is through: a visitor who stays silent must not keep it counted.
+            () = &mut down => {
+                let _ = tokio::time::timeout(LINGER, up).await;
+            }
+            () = &mut up => {
+                let _ = tokio::time::timeout(HALF_CLOSED, down).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! A visitor's HTTP/2 connection (RFC 9113), by the h2 library; each stream is answered by
+//! [`pipeline::handle`] in a task of its own.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Connection, SendResponse};
+use h2::{Reason, RecvStream, SendStream};
+use hutong_http::fields::{Fields, Name};
+use hutong_http::request::{MAX_HEAD, Method, Parts, RequestHead};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_rustls::server::TlsStream;
+
+use super::{Ended, Length, Pace, Peer};
+use crate::io::STALLED;
+use crate::pages::Page;
+use crate::pipeline::{self, Worker};
+use crate::Phase;
+
+const HANDSHAKE: Duration = Duration::from_secs(15);
+/// A connection without a stream.
+const IDLE: Duration = Duration::from_secs(75);
+const BODY_STALLED: Duration = Duration::from_secs(30);
+const MAX_STREAMS: u32 = 128;
+/// What may be under way in either direction, of a stream and of a connection.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Resets by a visitor that were not looked at yet, before the connection is ended (rapid reset).
+const MAX_RESETS: usize = 32;
+
+/// Serves a connection until either side ends it.
+pub async fn serve(
+    worker: &Rc<Worker>,
+    peer: Peer,
+    stream: TlsStream<TcpStream>,
+    phase: &mut watch::Receiver<Phase>,
+) {
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEAD as u32)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(STREAM_WINDOW as usize)
+        .max_concurrent_reset_streams(MAX_RESETS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(Some(MAX_RESETS))
+        .enable_connect_protocol();
+    let shake = builder.handshake::<_, Bytes>(stream);
+    let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE, shake).await else {
+        return;
+    };
+    streams(worker, &Rc::new(peer), connection, phase).await;
+}
+
+async fn streams(
+    worker: &Rc<Worker>,
+    peer: &Rc<Peer>,
+    mut connection: Connection<TlsStream<TcpStream>, Bytes>,
+    phase: &mut watch::Receiver<Phase>,
+) {
+    let open = Rc::new(Cell::new(0_usize));
+    let mut leaving = false;
+    loop {
+        tokio::select! {
+            accepted = connection.accept() => match accepted {
+                Some(Ok((request, respond))) => {
+                    let (worker, peer) = (worker.clone(), peer.clone());
+                    open.set(open.get() + 1);
+                    let open = open.clone();
+                    tokio::task::spawn_local(async move {
+                        stream(&worker, &peer, request, respond).await;
+                        open.set(open.get() - 1);
+                    });
+                }
+                Some(Err(_)) | None => return,
+            },
+            () = tokio::time::sleep(IDLE) => {
+                if open.get() == 0 {
+                    if leaving {
+                        return;
+                    }
+                    leaving = true;
+                    connection.graceful_shutdown();
+                }
+            }
+            _ = phase.wait_for(|phase| *phase != Phase::Serving), if !leaving => {
+                leaving = true;
+                connection.graceful_shutdown();
+            }
+        }
+    }
+}
+
+async fn stream(
+    worker: &Rc<Worker>,
+    peer: &Peer,
+    request: Request<RecvStream>,
+    respond: SendResponse<Bytes>,
+) {
+    let (parts, body) = request.into_parts();
+    let mut head = RequestHead::default();
+    let read = read_head(&mut head, &parts, !body.is_end_stream());
+    let mut download = super::Download::Http2(Download {
+        respond,
+        body: None,
+        head: None,
+        bodiless: head.method == Method::Head,
+        unknown: false,
+        left: None,
+        sent: 0,
+        ended: false,
+    });
+    if let Err(reject) = read {
+        pipeline::refuse(worker, peer, &Page::rejected(reject), &mut download).await;
+        return;
+    }
+    let mut upload = super::Upload::Http2(Upload {
+        body,
+        current: Bytes::new(),
+        begun: false,
+        over: false,
+        pace: None,
+        tunnel: head.websocket,
+    });
+    let result = pipeline::handle(worker, peer, &head, &mut upload, &mut download).await;
+    if let super::Download::Http2(mut download) = download {
+        match result {
+            // Nobody reads the rest (RFC 9113 §8.1).
+            Ok(()) if !upload.is_over() => download.reset(Reason::NO_ERROR),
+            Ok(()) => {}
+            Err(_) => download.abort(),
+        }
+    }
+}
+
+fn read_head(
+    head: &mut RequestHead,
+    parts: &http::request::Parts,
+    has_body: bool,
+) -> Result<(), hutong_http::Reject> {
+    let protocol = parts.extensions.get::<h2::ext::Protocol>();
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
+    let parts_of = Parts {
+        method: parts.method.as_str(),
+        scheme: parts.uri.scheme_str(),
+        authority: parts.uri.authority().map(|authority| authority.as_str()),
+        path,
+        protocol: protocol.map(h2::ext::Protocol::as_str),
+        has_body,
+    };
+    head.from_parts(&parts_of, |fields| {
+        for (name, value) in &parts.headers {
+            fields.push(name.as_str().as_bytes(), value.as_bytes());
+        }
+    })
+}
+
+pub struct Upload {
+    body: RecvStream,
+    current: Bytes,
+    begun: bool,
+    over: bool,
+    pace: Option<Pace>,
+    /// A conversation may be silent.
+    tunnel: bool,
+}
+
+impl Upload {
+    pub fn is_over(&self) -> bool {
+        self.over || self.body.is_end_stream()
+    }
+
+    pub fn is_begun(&self) -> bool {
+        self.begun
+    }
+
+    pub async fn next(&mut self) -> Result<Option<&[u8]>, Ended> {
+        let taken = std::mem::take(&mut self.current).len();
+        // What was handed on makes room for more: an app that reads slowly slows its visitor.
+        let _ = self.body.flow_control().release_capacity(taken);
+        self.begun = true;
+        let data = poll_fn(|context| self.body.poll_data(context));
+        let data = if self.tunnel {
+            data.await
+        } else {
+            tokio::time::timeout(BODY_STALLED, data)
+                .await
+                .map_err(|_| Ended::Gone)?
+        };
+        match data {
+            None => {
+                self.over = true;
+                Ok(None)
+            }
+            Some(Err(_)) => Err(Ended::Gone),
+            Some(Ok(data)) => {
+                let pace = self.pace.get_or_insert_with(Pace::new);
+                if !self.tunnel && !pace.keeps_up(data.len()) {
+                    return Err(Ended::Gone);
+                }
+                self.current = data;
+                Ok(Some(&self.current))
+            }
+        }
+    }
+
+    /// What came behind the body.
+    pub async fn trailers(&mut self) -> Option<HeaderMap> {
+        poll_fn(|context| self.body.poll_trailers(context))
+            .await
+            .ok()
+            .flatten()
+    }
+}
+
+pub struct Download {
+    respond: SendResponse<Bytes>,
+    body: Option<SendStream<Bytes>>,
+    /// Kept back until it is known whether anything follows.
+    head: Option<Response<()>>,
+    bodiless: bool,
+    unknown: bool,
+    left: Option<u64>,
+    sent: u64,
+    ended: bool,
+}
+
+impl Download {
+    pub fn interim(&mut self, status: u16, fields: &Fields) {
+        let _ = self.respond.send_informational(response(status, fields));
+    }
+
+    pub fn head(&mut self, status: u16, fields: &Fields, length: Length) {
+        // A WebSocket over HTTP/2 begins with 200 (RFC 8441 §5).
+        let status = if status == 101 { 200 } else { status };
+        let mut response = response(status, fields);
+        self.left = match length {
+            Length::Known(length) => {
+                if !fields.has(Name::ContentLength) {
+                    let value = HeaderValue::from(length);
+                    response.headers_mut().insert(http::header::CONTENT_LENGTH, value);
+                }
+                Some(length)
+            }
+            Length::None => Some(0),
+            Length::Unknown => None,
+        };
+        self.unknown = length == Length::Unknown;
+        self.head = Some(response);
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.head.is_some() || self.body.is_some() || self.ended
+    }
+
+    /// Sends the head, if it was not sent yet.
+    fn open(&mut self, end: bool) -> Result<(), Ended> {
+        if let Some(head) = self.head.take() {
+            let stream = self.respond.send_response(head, end);
+            self.body = Some(stream.map_err(|_| Ended::Gone)?);
+        }
+        Ok(())
+    }
+
+    pub async fn data(&mut self, mut data: &[u8]) -> Result<(), Ended> {
+        if let Some(left) = &mut self.left {
+            let fits = usize::try_from(*left).map_or(data.len(), |left| left.min(data.len()));
+            data = &data[..fits];
+            *left -= fits as u64;
+        }
+        if self.bodiless || data.is_empty() {
+            return Ok(());
+        }
+        self.open(false)?;
+        let last = self.left == Some(0);
+        let mut data = Bytes::copy_from_slice(data);
+        while !data.is_empty() {
+            let Some(body) = &mut self.body else {
+                return Err(Ended::Gone);
+            };
+            body.reserve_capacity(data.len());
+            let capacity = tokio::time::timeout(
+                STALLED,
+                poll_fn(|context| match body.capacity() {
+                    0 => body.poll_capacity(context),
+                    some => Poll::Ready(Some(Ok(some))),
+                }),
+            );
+            let Ok(Some(Ok(capacity))) = capacity.await else {
+                return Err(Ended::Gone);
+            };
+            let piece = data.split_to(capacity.min(data.len()));
+            self.sent += piece.len() as u64;
+            // The last piece carries the end, so that a small answer is two frames.
+            let end = last && data.is_empty();
+            body.send_data(piece, end).map_err(|_| Ended::Gone)?;
+            self.ended |= end;
+        }
+        Ok(())
+    }
+
+    pub fn flush(&mut self) -> Result<(), Ended> {
+        self.open(false)
+    }
+
+    pub fn end(&mut self, trailers: &Fields) -> Result<(), Ended> {
+        if self.ended {
+            return Ok(());
+        }
+        if self.left.is_some_and(|left| left > 0) && !self.bodiless {
+            self.abort();
+            return Err(Ended::Gone);
+        }
+        self.ended = true;
+        let Some(body) = &mut self.body else {
+            if trailers.is_empty() {
+                return self.open(true);
+            }
+            self.open(false)?;
+            return self.trailers(trailers);
+        };
+        if trailers.is_empty() {
+            body.send_data(Bytes::new(), true).map_err(|_| Ended::Gone)
+        } else {
+            self.trailers(trailers)
+        }
+    }
+
+    fn trailers(&mut self, trailers: &Fields) -> Result<(), Ended> {
+        let map = header_map(trailers);
+        let body = self.body.as_mut().ok_or(Ended::Gone)?;
+        body.send_trailers(map).map_err(|_| Ended::Gone)
+    }
+
+    pub fn abort(&mut self) {
+        self.reset(Reason::INTERNAL_ERROR);
+    }
+
+    fn reset(&mut self, reason: Reason) {
+        match &mut self.body {
+            Some(body) => body.send_reset(reason),
+            None => self.respond.send_reset(reason),
+        }
+    }
+
+    pub async fn gone(&mut self) {
+        let gone = poll_fn(|context| match &mut self.body {
+            Some(body) => body.poll_reset(context),
+            None => self.respond.poll_reset(context),
+        });
+        let _ = gone.await;
+    }
+
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+}
+
+fn response(status: u16, fields: &Fields) -> Response<()> {
+    let mut response = Response::new(());
+    if let Ok(status) = http::StatusCode::from_u16(status) {
+        *response.status_mut() = status;
+    }
+    *response.headers_mut() = header_map(fields);
+    response
+}
+
+fn header_map(fields: &Fields) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(fields.len() + 2);
+    for field in fields.iter() {
+        let name = HeaderName::from_bytes(field.name);
+        let value = HeaderValue::from_bytes(field.value);
+        if let (Ok(name), Ok(value)) = (name, value) {
+            map.append(name, value);
+        }
+    }
+    map
+}

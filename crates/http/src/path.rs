@@ -1,0 +1,167 @@
+//! A request target that means the same to us and to the app (RFC 3986 §6.2.2, RFC 9112 §3.2).
+
+use crate::Reject;
+
+/// Puts the target of a request (path and query, beginning with `/`) at the end of `out`, its dot segments
+/// resolved; how many bytes of it are the path.
+pub fn normalise(target: &[u8], out: &mut String) -> Result<usize, Reject> {
+    let end = memchr::memchr(b'?', target).unwrap_or(target.len());
+    let (path, query) = target.split_at(end);
+    if path.first() != Some(&b'/') {
+        return Err(Reject::bad("the request target has no path"));
+    }
+    let dots = check_path(path)?;
+    if !query.iter().all(|byte| is_visible(*byte) && *byte != b'#') {
+        return Err(Reject::bad(
+            "the query has a character that must be percent-encoded",
+        ));
+    }
+    let begin = out.len();
+    let text =
+        |bytes| std::str::from_utf8(bytes).map_err(|_| Reject::bad("the target is not ASCII"));
+    if dots {
+        resolve(text(path)?, out)?;
+    } else {
+        out.push_str(text(path)?);
+    }
+    let length = out.len() - begin;
+    out.push_str(text(query)?);
+    Ok(length)
+}
+
+fn is_visible(byte: u8) -> bool {
+    (0x21..0x7f).contains(&byte)
+}
+
+/// Whether a sound path may hold a dot segment.
+fn check_path(path: &[u8]) -> Result<bool, Reject> {
+    let mut dots = false;
+    for (at, byte) in path.iter().enumerate() {
+        match byte {
+            b'%' => dots |= check_escape(path.get(at + 1..at + 3))? == b'.',
+            b'.' => dots |= path[at.saturating_sub(1)] == b'/' || dots,
+            b'\\' | b'"' | b'<' | b'>' | b'`' | b'#' => {
+                return Err(Reject::bad(
+                    "the path has a character that must be percent-encoded",
+                ));
+            }
+            byte if !is_visible(*byte) => {
+                return Err(Reject::bad(
+                    "the path has a character that must be percent-encoded",
+                ));
+            }
+            _ => {}
+        }
+    }
+    Ok(dots)
+}
+
+/// The byte that `%XX` stands for.
+fn check_escape(digits: Option<&[u8]>) -> Result<u8, Reject> {
+    let value = digits
+        .and_then(|digits| std::str::from_utf8(digits).ok())
+        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        .and_then(|digits| u8::from_str_radix(digits, 16).ok());
+    match value {
+        None => Err(Reject::bad(
+            "the path has a % without two hexadecimal digits",
+        )),
+        Some(0) => Err(Reject::bad("the path holds a NUL")),
+        Some(byte) => Ok(byte),
+    }
+}
+
+fn resolve(path: &str, out: &mut String) -> Result<(), Reject> {
+    let begin = out.len();
+    let mut segments = path[1..].split('/').peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match dots(segment) {
+            0 => {
+                out.push('/');
+                out.push_str(segment);
+                continue;
+            }
+            1 => {}
+            _ => {
+                let Some(slash) = out[begin..].rfind('/') else {
+                    return Err(Reject::bad("the path leaves its root"));
+                };
+                out.truncate(begin + slash);
+            }
+        }
+        if last {
+            out.push('/');
+        }
+    }
+    Ok(())
+}
+
+/// 1 for `.`, 2 for `..`, also written with `%2e`; else 0.
+fn dots(segment: &str) -> usize {
+    let mut rest = segment;
+    let mut count = 0;
+    while !rest.is_empty() && count < 3 {
+        let next = rest.strip_prefix('.').or_else(|| {
+            let escape = rest.get(..3)?.eq_ignore_ascii_case("%2e");
+            escape.then(|| &rest[3..])
+        });
+        let Some(next) = next else { return 0 };
+        rest = next;
+        count += 1;
+    }
+    if count < 3 { count } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(target: &str) -> Option<String> {
+        let mut out = String::from("x");
+        let length = normalise(target.as_bytes(), &mut out).ok()?;
+        assert!(out[1 + length..].is_empty() || out[1 + length..].starts_with('?'));
+        Some(out[1..].to_owned())
+    }
+
+    #[test]
+    fn dot_segments_are_resolved_and_stay_inside() {
+        for (given, seen) in [
+            ("/", "/"),
+            ("/a/b?x=/../y", "/a/b?x=/../y"),
+            ("/a/../b", "/b"),
+            ("/a/%2E%2e/b/.", "/b/"),
+            ("/a/.%2e/", "/"),
+            ("/a/..", "/"),
+            ("/a/.hidden", "/a/.hidden"),
+            ("/a/...", "/a/..."),
+            ("/a..b/c.", "/a..b/c."),
+            ("//a", "//a"),
+            ("/a//../b", "/a/b"),
+            ("/%41?%zz", "/%41?%zz"),
+            ("/.", "/"),
+        ] {
+            assert_eq!(path(given).as_deref(), Some(seen), "{given}");
+        }
+        for bad in [
+            "",
+            "a",
+            "/..",
+            "/a/../../b",
+            "/a%00",
+            "/a%0",
+            "/a%",
+            "/%zz",
+            "/a b",
+            "/a\\b",
+            "/\u{e9}",
+            "/#",
+            "/?a b",
+            "/?#",
+            "/%2e%2e/",
+            "/<",
+        ] {
+            assert_eq!(path(bad), None, "{bad}");
+        }
+    }
+}

@@ -263,6 +263,8 @@ pub struct Version {
     pub version: String,
     /// Where visitors' requests arrive.
     pub http: String,
+    /// The same over TLS, if it is served.
+    pub https: Option<String>,
 }
 
 /// What runs beside an app, on request. The answer is an upgrade to frames of
@@ -294,4 +296,38 @@ pub mod frame {
         bytes.extend_from_slice(payload);
         bytes
     }
+}
+
+/// A certificate, or a name that waits for one.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Certificate {
+    pub name: String,
+    pub hosts: Vec<String>,
+    /// `own`, `local` or `acme`.
+    pub source: String,
+    pub issuer: String,
+    /// None: there is none yet.
+    pub not_before: Option<u64>,
+    pub not_after: Option<u64>,
+    pub renews_at: Option<u64>,
+    /// SHA-256 of the certificate, in hex.
+    pub fingerprint: String,
+    /// Why the last attempt to have one failed, and when the next one is due.
+    pub problem: Option<String>,
+    pub next_try: Option<u64>,
+}
+
+/// A certificate that the owner brings.
+#[derive(Serialize, Deserialize, ToSchema)]
+pub struct NewCertificate {
+    /// The certificate and those between it and the authority's, as PEM.
+    pub chain: String,
+    /// The private key, as PEM. It is never given out again.
+    pub key: String,
+}
+
+/// This server's own certificate authority.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Authority {
+    pub root_pem: String,
 }

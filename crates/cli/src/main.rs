@@ -79,6 +79,9 @@ enum Command {
     /// Set, unset and list environment variables
     #[command(subcommand)]
     Env(verbs::env::Verb),
+    /// List certificates, bring your own, print the local authority's root
+    #[command(subcommand)]
+    Cert(verbs::cert::Verb),
     /// Run a program inside an app's sandbox
     Exec(verbs::exec::Args),
     /// Show our own processes: role, pid, uid, memory
@@ -152,6 +155,7 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Restart(args) => server.block_on(verbs::restart::run(&args.app, &server))?,
         Command::Scale(args) => server.block_on(verbs::scale::run(&args, &server))?,
         Command::Remove(args) => server.block_on(verbs::remove::run(&args, &server))?,
+        Command::Cert(verb) => server.block_on(verbs::cert::run(verb, &server))?,
         Command::Env(verb) => server.block_on(verbs::env::run(verb, &server))?,
         Command::Exec(args) => return server.block_on(verbs::exec::run(&args, &server)),
         Command::System => server.block_on(verbs::system::run(&server))?,

@@ -98,6 +98,15 @@ pub fn ago(milliseconds: u64) -> String {
     format!("{} ago", hutong_core::units::show_time(age))
 }
 
+/// `in 3m`, or `3m ago`.
+pub fn until(milliseconds: u64) -> String {
+    let then = UNIX_EPOCH + Duration::from_millis(milliseconds);
+    match then.duration_since(SystemTime::now()) {
+        Ok(left) => format!("in {}", hutong_core::units::show_time(left)),
+        Err(_) => ago(milliseconds),
+    }
+}
+
 /// UTC, `2026-01-31 13:59:59`.
 pub fn clock(microseconds: u64) -> String {
     let seconds = microseconds / 1_000_000;

@@ -29,6 +29,10 @@ pub struct ServerFile {
     upload_limit: Option<Spanned<String>>,
     #[serde(default)]
     pub build: Build,
+    /// The authority that signs certificates: `hutong_acme::config`.
+    acme: Option<Spanned<toml::Table>>,
+    #[serde(skip)]
+    pub acme_json: Option<String>,
     #[serde(skip)]
     pub upload_bytes: Option<u64>,
 }
@@ -80,8 +84,28 @@ impl ServerFile {
             let bytes = units::parse_size(limit.get_ref());
             file.upload_bytes = Some(bytes.map_err(|message| wrong(limit.span().start, message))?);
         }
+        if let Some(acme) = &file.acme {
+            file.acme_json = Some(check_acme(acme).map_err(|m| wrong(acme.span().start, m))?);
+        }
         Ok(file)
     }
+}
+
+/// The table as JSON, with the authority's own root read in.
+fn check_acme(table: &Spanned<toml::Table>) -> Result<String, String> {
+    let mut table = table.get_ref().clone();
+    if let Some(path) = table.remove("roots") {
+        let path = path
+            .as_str()
+            .ok_or("acme.roots is the path of a PEM file")?;
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+        table.insert("roots_pem".into(), text.into());
+    }
+    let json = serde_json::to_string(&table).map_err(|error| error.to_string())?;
+    let config: hutong_acme::config::Config = serde_json::from_str(&json)
+        .map_err(|error| format!("acme: {}", explain(&error.to_string())))?;
+    config.check()?;
+    Ok(json)
 }
 
 #[cfg(test)]

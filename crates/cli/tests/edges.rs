@@ -19,11 +19,18 @@ fn the_crate_edges_are_kept() {
         ("hutong-api", &["hutong-core"]),
         (
             "hutong-daemon",
-            &["hutong-api", "hutong-core", "hutong-ipc", "hutong-runtime"],
+            &[
+                "hutong-acme",
+                "hutong-api",
+                "hutong-core",
+                "hutong-ipc",
+                "hutong-runtime",
+            ],
         ),
         (
             "hutong",
             &[
+                "hutong-acme",
                 "hutong-api",
                 "hutong-core",
                 "hutong-daemon",

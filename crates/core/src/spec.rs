@@ -36,6 +36,16 @@ pub struct AppSpec {
     /// Paths of this app's hosts that other apps may serve.
     pub share: BTreeMap<String, AppName>,
     pub build: Option<Build>,
+    pub https: Https,
+}
+
+/// Plain HTTP where there is a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Https {
+    pub redirect: bool,
+    /// Normalised path prefixes.
+    pub except: Vec<String>,
+    pub hsts: Duration,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -192,6 +202,8 @@ struct RawSpec {
     share: BTreeMap<Spanned<String>, Spanned<String>>,
     /// Runs in a sandbox of its own when the app is deployed.
     build: Option<RawBuild>,
+    #[serde(default)]
+    https: RawHttps,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -263,6 +275,20 @@ struct RawTimeouts {
     /// How long the app may take to begin its answer; default "60s".
     #[schemars(with = "Option<String>")]
     response: Option<Spanned<String>>,
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct RawHttps {
+    /// Plain requests are sent to HTTPS where the host has a certificate; default true.
+    redirect: Option<bool>,
+    /// Paths that are served over plain HTTP nevertheless, such as "/callback".
+    #[schemars(with = "Vec<String>")]
+    #[serde(default)]
+    except: Vec<Spanned<String>>,
+    /// How long browsers are told to use HTTPS only (HSTS), such as "180d"; default not at all.
+    #[schemars(with = "Option<String>")]
+    hsts: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -450,6 +476,7 @@ impl Check<'_> {
             data: raw.data,
             restart: raw.restart.unwrap_or(Restart::Always),
             egress: raw.egress.unwrap_or(Egress::None),
+            https: self.https(&raw.https),
             build: raw.build.and_then(|build| {
                 Some(Build {
                     command: self.words(&build.command, "build.command")?,
@@ -592,6 +619,22 @@ impl Check<'_> {
                 None => 3,
                 Some(count) => self.bounded(count, 1, 100, "health.retries") as u32,
             },
+        }
+    }
+
+    fn https(&mut self, raw: &RawHttps) -> Https {
+        let mut except = Vec::new();
+        for prefix in &raw.except {
+            match name::parse_prefix(prefix.get_ref()) {
+                Ok(prefix) => except.push(prefix),
+                Err(message) => self.wrong(prefix.span().start, message),
+            }
+        }
+        let (none, longest) = (Duration::ZERO, Duration::from_secs(730 * 86400));
+        Https {
+            redirect: raw.redirect.unwrap_or(true),
+            except,
+            hsts: self.time(&raw.hsts, none, none, longest),
         }
     }
 

@@ -44,7 +44,7 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
     };
     let value: f64 = number.parse().map_err(|_| wrong())?;
     let seconds = value * factor;
-    if !seconds.is_finite() || seconds > 366.0 * 86400.0 {
+    if !seconds.is_finite() || seconds > 3660.0 * 86400.0 {
         return Err(wrong());
     }
     Ok(Duration::from_secs_f64(seconds))

@@ -30,11 +30,20 @@ async fn converse(control: &Control, stream: UnixStream) -> std::io::Result<()> 
     let (mut reader, mut writer) = stream.into_split();
     let nudge = channel::encode(&Nudge::Reload)?;
     writer.write_all(&nudge).await?;
+    let mut queued = control.certs.queued.lock().await;
     let speak = async {
         loop {
-            control.published.notified().await;
-            fail::point("nudge gateway");
-            writer.write_all(&nudge).await?;
+            tokio::select! {
+                () = control.published.notified() => {
+                    fail::point("nudge gateway");
+                    writer.write_all(&nudge).await?;
+                    // There may be names without a certificate.
+                    control.certs.wake.notify_one();
+                }
+                Some(message) = queued.recv() => {
+                    writer.write_all(&channel::encode(&message)?).await?;
+                }
+            }
         }
     };
     let listen = async {
@@ -72,6 +81,9 @@ fn take(control: &Control, event: Event) {
                     observed.gone.insert(instance, now);
                 }
             }
+            Event::Certificates(held) => control.certs.note_held(held),
+            Event::BadCertificate { name, reason } => control.certs.note_refused(name, reason),
+            Event::Challenged => control.certs.note_challenged(),
             Event::Rejected { reason } => tracing::error!("the gateway rejects: {reason}"),
         }
     }

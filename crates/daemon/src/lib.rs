@@ -3,6 +3,7 @@
 //! It runs without privileges and asks the warden for everything that needs them.
 
 mod builds;
+mod certs;
 mod cipher;
 mod controller;
 mod gateway_link;
@@ -32,6 +33,7 @@ struct Control {
     data_dir: PathBuf,
     run_dir: PathBuf,
     http: String,
+    https: Option<String>,
     settings: ServerSettings,
     admins: Vec<u32>,
     /// The API's bearer token, where it listens on TCP.
@@ -41,6 +43,7 @@ struct Control {
     warden: WardenClient,
     observed: Mutex<observed::Observed>,
     logs: logs::Logs,
+    certs: certs::Certs,
     /// The controller looks again.
     wake: Notify,
     /// A new snapshot is there.
@@ -100,7 +103,15 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
     } else {
         None
     };
+    let acme = match &setup.settings.acme {
+        // What serde says may quote a key.
+        Some(text) => {
+            Some(serde_json::from_str(&text.0).map_err(|_| "the table [acme] is not understood")?)
+        }
+        None => None,
+    };
     let control = Arc::new(Control {
+        certs: certs::Certs::new(setup.https.is_some(), acme),
         store: store::Store::open(&own.join("state.db"), cipher).map_err(|e| e.to_string())?,
         warden: WardenClient::new(&run_dir),
         observed: Mutex::default(),
@@ -113,6 +124,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         rebooted: std::fs::read(own.join("boot")).unwrap_or_default() != boot_id(),
         passes: tokio::sync::watch::channel(0).0,
         http: setup.http,
+        https: setup.https,
         settings: setup.settings,
         admins: setup.admins,
         gateway_gid: setup.gateway_gid,
@@ -126,6 +138,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
     tokio::spawn(gateway_link::run(control.clone()));
     tokio::spawn(logs::run(control.clone()));
     tokio::spawn(controller::run(control.clone()));
+    tokio::spawn(certs::issuer::run(control.clone()));
     let api_is_tcp = setup.api_is_tcp;
     tokio::select! {
         served = http::serve(control, api, api_is_tcp) => served,

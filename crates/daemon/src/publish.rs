@@ -82,6 +82,11 @@ pub fn app<'a>(
         routes,
         serve,
         targets,
+        https: wire::Https {
+            redirect: spec.https.redirect,
+            except: spec.https.except.clone(),
+            hsts_s: spec.https.hsts.as_secs(),
+        },
         response_timeout_ms: milliseconds(spec.response_timeout),
         // Long enough for a recreate: drain, stop, start.
         hold_timeout_ms: milliseconds(spec.start_timeout + spec.stop_timeout + spec.drain_timeout),

@@ -14,13 +14,20 @@ use crate::cipher::Cipher;
 use crate::lock;
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 1] = [
+const MIGRATIONS: [&str; 2] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
+    // Failed attempts to have a certificate.
+    "CREATE TABLE attempts (
+       host TEXT PRIMARY KEY,
+       failures INTEGER NOT NULL,
+       next_s INTEGER NOT NULL,
+       problem TEXT NOT NULL
+     ) STRICT;",
 ];
 
 /// A file that is given up when the disk is full, so that `remove --purge` can still be written down.
@@ -180,6 +187,52 @@ pub struct Deployment {
 impl Deployment {
     pub fn is_over(&self) -> bool {
         !matches!(self.state.as_str(), "building" | "rolling")
+    }
+}
+
+/// A name that has no certificate yet, or none for longer, and why.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    pub host: String,
+    /// In a row.
+    pub failures: u32,
+    /// Not before, in seconds since 1970.
+    pub next_s: u64,
+    pub problem: String,
+}
+
+/// Attempts to have certificates.
+impl Store {
+    pub fn attempts(&self) -> Result<Vec<Attempt>> {
+        let connection = lock(&self.connection);
+        let mut statement = connection.prepare_cached("SELECT * FROM attempts ORDER BY host")?;
+        let rows = statement.query_map([], |row| {
+            Ok(Attempt {
+                host: row.get("host")?,
+                failures: row.get("failures")?,
+                next_s: row.get("next_s")?,
+                problem: row.get("problem")?,
+            })
+        })?;
+        Ok(rows.collect::<std::result::Result<_, _>>()?)
+    }
+
+    pub fn attempt(&self, host: &str) -> Result<Option<Attempt>> {
+        let mut all = self.attempts()?.into_iter();
+        Ok(all.find(|attempt| attempt.host == host))
+    }
+
+    pub fn note_attempt(&self, attempt: &Attempt) -> Result<()> {
+        lock(&self.connection).execute(
+            "INSERT OR REPLACE INTO attempts (host, failures, next_s, problem) VALUES (?1, ?2, ?3, ?4)",
+            params![attempt.host, attempt.failures, attempt.next_s, attempt.problem],
+        )?;
+        Ok(())
+    }
+
+    pub fn forget_attempt(&self, host: &str) -> Result<()> {
+        lock(&self.connection).execute("DELETE FROM attempts WHERE host = ?1", [host])?;
+        Ok(())
     }
 }
 

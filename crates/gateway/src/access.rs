@@ -49,7 +49,10 @@ impl<'a> Record<'a> {
     fn write(&self, out: &mut Vec<u8>) {
         let head = self.head;
         let _ = write!(out, "{{\"t\":{},\"app\":", now_micros());
-        text(out, self.app.as_ref().map_or("", |app| &app.name).as_bytes());
+        text(
+            out,
+            self.app.as_ref().map_or("", |app| &app.name).as_bytes(),
+        );
         out.extend_from_slice(b",\"ip\":");
         text(out, self.peer.text.as_bytes());
         out.extend_from_slice(b",\"method\":");

@@ -235,10 +235,33 @@ impl ControlLine {
             self.input.drain(..4 + length);
             match nudge {
                 Ok(Nudge::Reload) => self.reload().await,
+                Ok(Nudge::Certificate { name, pem }) => {
+                    let kept = self.shared.tls.keep(&name, &pem);
+                    self.say_certificates(&name, kept).await;
+                }
+                Ok(Nudge::Forget { name }) => {
+                    let gone = self.shared.tls.forget(&name);
+                    self.say_certificates(&name, gone).await;
+                }
+                Ok(Nudge::Challenges(list)) => {
+                    if let Err(reason) = self.shared.tls.challenge(&list) {
+                        tracing::error!("a challenge: {reason}");
+                    }
+                    self.say(&Event::Challenged).await;
+                }
                 Err(_) => return false,
             }
         }
         true
+    }
+
+    async fn say_certificates(&mut self, name: &str, outcome: Result<(), String>) {
+        if let Err(reason) = outcome {
+            let name = name.to_owned();
+            self.say(&Event::BadCertificate { name, reason }).await;
+        }
+        let held = self.shared.tls.held();
+        self.say(&Event::Certificates(held)).await;
     }
 
     async fn reload(&mut self) {
@@ -249,6 +272,8 @@ impl ControlLine {
                     self.say(&event).await;
                 }
                 self.report_drained().await;
+                let held = self.shared.tls.held();
+                self.say(&Event::Certificates(held)).await;
             }
             Err(reason) => self.say(&Event::Rejected { reason }).await,
         }

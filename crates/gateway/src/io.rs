@@ -33,7 +33,11 @@ impl Io {
         poll_fn(|context| self.poll_read(context, buffer)).await
     }
 
-    fn poll_read(&self, context: &mut Context<'_>, buffer: &mut Vec<u8>) -> Poll<io::Result<usize>> {
+    fn poll_read(
+        &self,
+        context: &mut Context<'_>,
+        buffer: &mut Vec<u8>,
+    ) -> Poll<io::Result<usize>> {
         match &mut *self.0.borrow_mut() {
             Stream::Tcp(stream) => poll_read_buf(Pin::new(stream), context, buffer),
             Stream::Tls(stream) => poll_read_buf(Pin::new(&mut **stream), context, buffer),
@@ -88,9 +92,7 @@ impl Io {
                     Stream::Tcp(stream) if second.is_empty() => {
                         Pin::new(stream).poll_write(context, first)
                     }
-                    Stream::Tcp(stream) => {
-                        Pin::new(stream).poll_write_vectored(context, &slices)
-                    }
+                    Stream::Tcp(stream) => Pin::new(stream).poll_write_vectored(context, &slices),
                     Stream::Tls(stream) => {
                         Pin::new(&mut **stream).poll_write_vectored(context, &slices)
                     }

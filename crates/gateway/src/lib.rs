@@ -11,6 +11,7 @@ mod buffers;
 mod control_line;
 mod date;
 mod files;
+mod https;
 mod io;
 mod pages;
 mod pipeline;
@@ -19,6 +20,7 @@ mod proxy;
 mod status;
 mod table;
 mod target;
+mod tls;
 mod upstream;
 mod visitor;
 mod worker;
@@ -39,6 +41,7 @@ use hutong_ipc::warden::GatewaySetup;
 use tokio::sync::{Notify, watch};
 
 use table::Table;
+use tls::Tls;
 
 /// A gateway's life, as its workers see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
@@ -57,6 +60,7 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// What all threads share.
 struct Shared {
     table: ArcSwap<Table>,
+    tls: Tls,
     /// The table's version: requests that wait for another table wait on this.
     version: watch::Sender<u64>,
     /// Poked when a draining target may have finished.
@@ -64,6 +68,8 @@ struct Shared {
     phase: watch::Sender<Phase>,
     /// Not serving any more, for every request to see without a lock.
     closing: AtomicBool,
+    /// Where HTTPS arrives, if it does.
+    https_port: Option<u16>,
     data_dir: PathBuf,
     run_dir: PathBuf,
     control_uid: u32,
@@ -85,6 +91,10 @@ pub fn main(
     for _ in 0..setup.workers {
         listeners.push(TcpListener::from(take()?));
     }
+    let mut secure = Vec::new();
+    for _ in 0..if setup.https { setup.workers } else { 0 } {
+        secure.push(TcpListener::from(take()?));
+    }
     let mut spools = Vec::new();
     for _ in 0..setup.workers {
         let files = [File::from(take()?), File::from(take()?)];
@@ -98,24 +108,31 @@ pub fn main(
         drop_privileges(uid, gid).map_err(|error| format!("cannot drop privileges: {error}"))?;
     }
     raise_file_limit();
+    let data_dir = PathBuf::from(setup.data_dir);
     let shared = Arc::new(Shared {
+        tls: Tls::open(&data_dir.join("keys"))?,
+        https_port: secure
+            .first()
+            .and_then(|socket| socket.local_addr().ok())
+            .map(|a| a.port()),
         table: ArcSwap::from_pointee(Table::default()),
         version: watch::channel(0).0,
         drained: Notify::new(),
         phase: watch::channel(Phase::Serving).0,
         closing: AtomicBool::new(false),
-        data_dir: setup.data_dir.into(),
+        data_dir,
         run_dir: setup.run_dir.into(),
         control_uid: setup.control_uid,
     });
     // A gateway that was restarted serves what the one before it served, from its first connection on.
     let _ = control_line::load(&shared);
     let mut workers = Vec::new();
+    let mut secure = secure.into_iter();
     for (index, (listener, spool)) in listeners.into_iter().zip(spools).enumerate() {
-        let shared = shared.clone();
+        let (shared, secure) = (shared.clone(), secure.next());
         let worker = std::thread::Builder::new()
             .name(format!("worker-{index}"))
-            .spawn(move || worker::run(&shared, listener, spool))
+            .spawn(move || worker::run(&shared, listener, secure, spool))
             .map_err(|error| error.to_string())?;
         workers.push(worker);
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use hutong_http::fields::Name;
+use hutong_http::fields::{Fields, Name};
 use hutong_http::request::{Method, RequestHead};
 use hutong_ipc::gateway::Serve;
 
@@ -16,7 +16,7 @@ use crate::pages::{Page, capital};
 use crate::proxy::{self, Failure, Upstreams};
 use crate::table::{App, Table};
 use crate::visitor::{Answer, Download, Ended, Peer, Upload};
-use crate::{Shared, balance, files};
+use crate::{Shared, balance, files, https};
 
 /// How many requests of one app wait at once; the next one is told to come back.
 const MAX_HELD: usize = 4096;
@@ -128,15 +128,27 @@ impl Exchange<'_, '_> {
         self.answer(answer).await
     }
 
-    async fn answer(&mut self, answer: Answer) -> Result<(), Ended> {
+    async fn answer(&mut self, mut answer: Answer) -> Result<(), Ended> {
         self.record.status = answer.status;
+        self.decorate(&mut answer.fields);
         let bodiless = self.head.method == Method::Head;
         self.download.answer(answer, bodiless).await
     }
 
+    /// What every answer of the app says over TLS.
+    fn decorate(&self, fields: &mut Fields) {
+        let app = self.record.app.as_ref().filter(|_| self.peer.tls);
+        if let Some(hsts) = app.and_then(|app| app.hsts.as_ref()) {
+            https::say_hsts(fields, hsts);
+        }
+    }
+
     /// It may be sent again: nothing of it is gone, and asking twice does no harm.
     pub fn is_replayable(&self) -> bool {
-        !self.upload.is_begun() && self.upload.is_over() && self.head.method.is_safe() && !self.head.websocket
+        !self.upload.is_begun()
+            && self.upload.is_over()
+            && self.head.method.is_safe()
+            && !self.head.websocket
     }
 }
 
@@ -144,6 +156,9 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
     let (worker, head) = (exchange.worker, exchange.head);
     let (mut wait, mut grace) = (Wait::default(), Wait::default());
     loop {
+        if let Some(answer) = https::challenge(&worker.shared, head) {
+            return Ok(exchange.answer(answer).await?);
+        }
         let table = worker.shared.table.load_full();
         let Some(found) = table.find(head.host(), head.path()) else {
             let detail = format!("No app answers for {}.", head.host());
@@ -151,6 +166,10 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
         };
         let app = &found.app;
         exchange.record.app = Some(app.clone());
+        let elsewhere = https::redirect(&worker.shared, &app.https, exchange.peer, head);
+        if let Some(answer) = elsewhere {
+            return Ok(exchange.answer(answer).await?);
+        }
         match &app.serve {
             Serve::Static { index, spa, .. } => {
                 let root = app.root.as_ref().ok_or_else(|| bad_gateway("no files"))?;

@@ -14,9 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
-use crate::{Shared, status};
 use crate::table::Table;
 use crate::target::{Line, Target};
+use crate::{Shared, status};
 
 /// While an instance starts it is asked often: at first every 10 ms, then every 250.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);

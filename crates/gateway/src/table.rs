@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hutong_ipc::gateway::{App as WireApp, Role, Serve, Snapshot};
+use hutong_ipc::gateway::{App as WireApp, Https, Role, Serve, Snapshot};
 
 use crate::files::Root;
 use crate::target::Target;
@@ -36,6 +36,9 @@ pub struct App {
     pub targets: Vec<(Role, Arc<Target>)>,
     pub response_timeout: Duration,
     pub hold_timeout: Duration,
+    pub https: Https,
+    /// `Strict-Transport-Security`, where it is said.
+    pub hsts: Option<String>,
     /// Requests that wait; kept across tables.
     pub held: Arc<AtomicUsize>,
 }
@@ -158,6 +161,8 @@ impl App {
             targets,
             response_timeout: Duration::from_millis(wire.response_timeout_ms),
             hold_timeout: Duration::from_millis(wire.hold_timeout_ms),
+            hsts: (wire.https.hsts_s > 0).then(|| format!("max-age={}", wire.https.hsts_s)),
+            https: wire.https,
             held: before.map_or_else(Arc::default, |app| app.held.clone()),
         }
     }
@@ -191,6 +196,7 @@ mod tests {
             targets: Vec::new(),
             response_timeout_ms: 1,
             hold_timeout_ms: 1,
+            https: Https::default(),
         }
     }
 

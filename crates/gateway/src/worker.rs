@@ -6,36 +6,41 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hutong_ipc::spool::Writer;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::rustls::server::Acceptor;
+use tokio_rustls::server::TlsStream;
 
 use crate::access::{Log, TICK};
 use crate::io::{Io, Stream};
 use crate::pipeline::Worker;
 use crate::proxy::Upstreams;
 use crate::visitor::{self, Peer};
-use crate::{Phase, Shared, date, runtime};
+use crate::{Phase, Shared, date, runtime, tls};
 
 /// Visitors' connections per worker; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16384;
+const HANDSHAKE: Duration = Duration::from_secs(15);
 const SWEEP: Duration = Duration::from_secs(5);
 /// How long requests under way may go on when the gateway ends.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-pub fn run(shared: &Arc<Shared>, listener: TcpListener, spool: Writer) {
+/// `secure` is where TLS arrives.
+pub fn run(shared: &Arc<Shared>, plain: TcpListener, secure: Option<TcpListener>, spool: Writer) {
     let Ok(runtime) = runtime() else { return };
     let local = LocalSet::new();
-    local.block_on(&runtime, serve(shared.clone(), listener, spool));
+    local.block_on(&runtime, serve(shared.clone(), plain, secure, spool));
 }
 
-async fn serve(shared: Arc<Shared>, listener: TcpListener, spool: Writer) {
-    if listener.set_nonblocking(true).is_err() {
-        return;
-    }
-    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
-        return;
-    };
+async fn serve(
+    shared: Arc<Shared>,
+    plain: TcpListener,
+    secure: Option<TcpListener>,
+    spool: Writer,
+) {
     let worker = Rc::new(Worker {
         shared: shared.clone(),
         upstreams: Upstreams::default(),
@@ -45,26 +50,16 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, spool: Writer) {
     tokio::task::spawn_local(housekeeping(worker.clone()));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut phase = shared.phase.subscribe();
-    loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
-            return;
-        };
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    let (worker, phase) = (worker.clone(), shared.phase.subscribe());
-                    tokio::task::spawn_local(async move {
-                        connection(worker, stream, phase).await;
-                        drop(place);
-                    });
-                }
-                // Out of descriptors, most likely: those that end free some.
-                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
-            },
-            _ = phase.wait_for(|phase| *phase != Phase::Serving) => break,
-        }
+    let accept = async {
+        tokio::join!(
+            accept(&worker, Some(plain), Door::Plain, &places),
+            accept(&worker, secure, Door::Tls, &places)
+        )
+    };
+    tokio::select! {
+        _ = accept => {}
+        _ = phase.wait_for(|phase| *phase != Phase::Serving) => {}
     }
-    drop(listener);
     let last = async {
         let _ = phase.wait_for(|phase| *phase == Phase::Ending).await;
         tokio::time::sleep(LAST_WORDS).await;
@@ -79,11 +74,41 @@ async fn serve(shared: Arc<Shared>, listener: TcpListener, spool: Writer) {
     worker.log.flush();
 }
 
-async fn connection(
-    worker: Rc<Worker>,
-    stream: TcpStream,
-    mut phase: tokio::sync::watch::Receiver<Phase>,
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
+    Plain,
+    Tls,
+}
+
+async fn accept(
+    worker: &Rc<Worker>,
+    listener: Option<TcpListener>,
+    door: Door,
+    places: &Arc<Semaphore>,
 ) {
+    let Some(listener) = listener else { return };
+    if listener.set_nonblocking(true).is_err() {
+        return;
+    }
+    let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
+        return;
+    };
+    while let Ok(place) = places.clone().acquire_owned().await {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let worker = worker.clone();
+                tokio::task::spawn_local(async move {
+                    connection(&worker, stream, door).await;
+                    drop(place);
+                });
+            }
+            // Out of descriptors, most likely: those that end free some.
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}
+
+async fn connection(worker: &Rc<Worker>, stream: TcpStream, door: Door) {
     let Ok(address) = stream.peer_addr() else {
         return;
     };
@@ -93,9 +118,39 @@ async fn connection(
         ip,
         text: ip.to_string(),
         port: address.port(),
-        tls: false,
+        tls: door == Door::Tls,
     };
-    visitor::http1::serve(&worker, &peer, Io::new(Stream::Tcp(stream)), &mut phase).await;
+    let mut phase = worker.shared.phase.subscribe();
+    if door == Door::Plain {
+        visitor::http1::serve(worker, &peer, Io::new(Stream::Tcp(stream)), &mut phase).await;
+        return;
+    }
+    let Ok(Some(stream)) = tokio::time::timeout(HANDSHAKE, handshake(worker, stream)).await else {
+        return;
+    };
+    if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
+        visitor::http2::serve(worker, peer, stream, &mut phase).await;
+    } else {
+        let io = Io::new(Stream::Tls(Box::new(stream)));
+        visitor::http1::serve(worker, &peer, io, &mut phase).await;
+    }
+}
+
+/// None: the connection is over. A certificate authority's ends with the handshake.
+async fn handshake(worker: &Worker, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
+    let acceptor = LazyConfigAcceptor::new(Acceptor::default(), stream);
+    let start = acceptor.await.ok()?;
+    let hello = start.client_hello();
+    let authority = hello
+        .alpn()
+        .is_some_and(|mut protocols| protocols.any(|protocol| protocol == tls::ACME));
+    let tls = &worker.shared.tls;
+    if authority {
+        let mut stream = start.into_stream(tls.authorities.clone()).await.ok()?;
+        let _ = stream.shutdown().await;
+        return None;
+    }
+    start.into_stream(tls.visitors.clone()).await.ok()
 }
 
 async fn housekeeping(worker: Rc<Worker>) {

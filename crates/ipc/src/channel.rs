@@ -18,7 +18,7 @@ use crate::fail;
 /// The longest frame anyone may send, in bytes.
 pub const MAX_FRAME: usize = 4 << 20;
 /// The most descriptors that one frame carries.
-pub const MAX_FDS: usize = 32;
+pub const MAX_FDS: usize = 64;
 
 /// Sends `message` and `fds` as one frame; blocks until all of it is handed to the kernel.
 pub fn send<T: Serialize>(

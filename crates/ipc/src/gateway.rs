@@ -22,6 +22,19 @@ pub struct App {
     pub response_timeout_ms: u64,
     /// How long a request waits while the app is held, in milliseconds.
     pub hold_timeout_ms: u64,
+    #[serde(default)]
+    pub https: Https,
+}
+
+/// What becomes of plain HTTP where there is a certificate.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Https {
+    /// Plain requests are sent to HTTPS.
+    pub redirect: bool,
+    /// Path prefixes that are served over plain HTTP nevertheless.
+    pub except: Vec<String>,
+    /// `Strict-Transport-Security: max-age`, in seconds; 0 for none.
+    pub hsts_s: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +96,54 @@ pub struct Health {
 pub enum Nudge {
     /// Read the snapshot file again.
     Reload,
+    /// Keep a certificate under this name, in place of the one before it, and serve it.
+    Certificate { name: String, pem: Box<Pem> },
+    /// Throw a certificate away.
+    Forget { name: String },
+    /// What shows a certificate authority that a name is ours. In place of all before.
+    Challenges(Vec<Challenge>),
+}
+
+/// A certificate chain and its private key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Pem {
+    pub chain: String,
+    pub key: Secret,
+}
+
+/// Text that no log shows.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// A challenge of ACME's.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Challenge {
+    /// RFC 8555 §8.3: `/.well-known/acme-challenge/TOKEN` answers with the text.
+    Http01 { token: String, answer: String },
+    /// RFC 8737: who asks for this name with `acme-tls/1` gets this certificate.
+    TlsAlpn01 { name: String, pem: Box<Pem> },
+}
+
+/// A certificate that the gateway holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    pub name: String,
+    /// Lower case; some may be wildcards.
+    pub hosts: Vec<String>,
+    pub issuer: String,
+    /// Seconds since 1970.
+    pub not_before: i64,
+    pub not_after: i64,
+    /// SHA-256 of the leaf, in hex.
+    pub fingerprint: String,
 }
 
 /// gateway → control.
@@ -102,4 +163,10 @@ pub enum Event {
     Drained { instance: String, version: u64 },
     /// The snapshot could not be read.
     Rejected { reason: String },
+    /// All certificates that are served.
+    Certificates(Vec<Held>),
+    /// A certificate is not taken.
+    BadCertificate { name: String, reason: String },
+    /// The challenges are in place at every worker.
+    Challenged,
 }

@@ -6,6 +6,7 @@
 
 pub mod channel;
 pub mod fail;
+pub mod files;
 pub mod gateway;
 pub mod shim;
 pub mod spool;

@@ -187,6 +187,7 @@ pub struct ControlSetup {
     /// uids that may use the API's socket.
     pub admins: Vec<u32>,
     pub http: String,
+    pub https: Option<String>,
     /// How the API is reached, for messages: `unix:PATH` or `ADDR`.
     pub api: String,
     /// The API listens on TCP: callers need the token.
@@ -204,10 +205,13 @@ pub struct ServerSettings {
     pub npm_registry: Option<String>,
     pub proxy: Option<String>,
     pub ca_bundle: Option<String>,
+    /// The table `[acme]` as JSON: it may hold keys.
+    #[serde(default)]
+    pub acme: Option<crate::gateway::Secret>,
 }
 
 /// The first frame that the warden sends to the gateway. Descriptors: the control socket's listener,
-/// then `workers` HTTP listeners, two spool files per worker, and a pidfd of every gateway before this one
+/// then `workers` HTTP listeners, as many for HTTPS if `https`, two spool files per worker, and a pidfd of every gateway before this one
 /// that still has requests.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct GatewaySetup {
@@ -216,6 +220,7 @@ pub struct GatewaySetup {
     pub drop_to: Option<(u32, u32)>,
     pub control_uid: u32,
     pub workers: usize,
+    pub https: bool,
     pub spool_bytes: u64,
     pub predecessors: usize,
 }

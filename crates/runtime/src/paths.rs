@@ -1,11 +1,10 @@
 //! Where things lie on disk and in /run, in one place. Who owns what is written at each.
 
+pub use hutong_ipc::files::atomic_write;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
-
-use hutong_ipc::fail;
 
 use crate::sys;
 
@@ -47,6 +46,9 @@ impl Layout {
     }
     pub fn app_data(&self) -> PathBuf {
         self.data.join("data")
+    }
+    pub fn keys(&self) -> PathBuf {
+        self.data.join("keys")
     }
     pub fn gateway(&self) -> PathBuf {
         self.data.join("gateway")
@@ -97,6 +99,8 @@ impl Layout {
             (self.trees(), control, gateway, 0o710),
             (self.gateway(), control, gateway, 0o750),
             (self.tables(), control, gateway, 0o750),
+            // Certificates' private keys: the gateway writes them itself.
+            (self.keys(), gateway, private(gateway), 0o700),
             (self.control(), control, private(control), 0o700),
             // Beside control's own folder, not in it: the warden opens files here, so no part of the
             // way may be control's to replace.
@@ -136,49 +140,4 @@ pub fn fnv(bytes: &[u8]) -> u32 {
     bytes.iter().fold(0x811c_9dc5, |hash, byte| {
         (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
     })
-}
-
-/// Writes a file so that it is there whole or not at all: temporary, fsync, rename, fsync of the folder.
-pub fn atomic_write(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    // Instances' records all have other names.
-    let step = |what: &str| {
-        let kind = if folder.ends_with("i") {
-            "instance"
-        } else {
-            &name
-        };
-        fail::fallible(&format!("write {kind} {what}"))
-    };
-    step("begin")?;
-    let temporary = folder.join(format!(".{name}.{}.tmp", std::process::id()));
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(&temporary)?;
-    let written = step("opened")
-        .and_then(|()| file.write_all(content))
-        .and_then(|()| file.set_permissions(fs::Permissions::from_mode(mode)))
-        .and_then(|()| step("written"))
-        .and_then(|()| file.sync_all())
-        .and_then(|()| step("synced"))
-        .and_then(|()| fs::rename(&temporary, path));
-    if let Err(error) = written {
-        let _ = fs::remove_file(&temporary);
-        return Err(error);
-    }
-    fail::point(&format!(
-        "write {} renamed",
-        if folder.ends_with("i") {
-            "instance"
-        } else {
-            &name
-        }
-    ));
-    fs::File::open(folder)?.sync_all()
 }

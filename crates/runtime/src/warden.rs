@@ -33,6 +33,7 @@ use children::{Children, Role};
 pub struct Config {
     pub data_dir: PathBuf,
     pub http: SocketAddr,
+    pub https: Option<SocketAddr>,
     pub api: Api,
     pub workers: usize,
     /// Walls that the owner accepts to be without.
@@ -169,15 +170,17 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     if root {
         warden.guard_egress()?;
     }
-    let (http, api) = {
+    let (http, https, api) = {
         let children = lock(&warden.children);
         (
             children.http_address(&warden),
+            children.https_address(),
             children.api_text().to_owned(),
         )
     };
     ready(&Ready {
         http,
+        https,
         api,
         missing: doctor::missing(&walls).into_iter().cloned().collect(),
         data_dir: warden.layout.data.clone(),
@@ -190,6 +193,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
 /// How a server that just began is reached, and which walls it lacks.
 pub struct Ready {
     pub http: SocketAddr,
+    pub https: Option<SocketAddr>,
     pub api: String,
     pub missing: Vec<Wanted>,
     pub data_dir: PathBuf,

@@ -31,6 +31,8 @@ pub struct Server {
     pub api: String,
     /// IP:PORT of the gateway.
     pub http: String,
+    /// The same for TLS; empty where it is not served.
+    pub https: String,
     pub messages: Vec<String>,
     said: Arc<Mutex<Vec<String>>>,
     env: Vec<(String, PathBuf)>,
@@ -135,11 +137,14 @@ impl Server {
         });
         let mut messages = Vec::new();
         let mut said = BTreeMap::new();
-        while said.len() < 3 {
+        while !["http", "api", "data"]
+            .iter()
+            .all(|key| said.contains_key(key))
+        {
             let line = heard
                 .recv_timeout(Duration::from_secs(30))
                 .unwrap_or_else(|_| panic!("the server did not start: {messages:?}"));
-            for key in ["http", "api", "data"] {
+            for key in ["http", "https", "api", "data"] {
                 if let Some(rest) = line.strip_prefix(key).filter(|rest| rest.starts_with(' ')) {
                     said.insert(key, rest.trim().to_owned());
                 }
@@ -151,6 +156,7 @@ impl Server {
             data,
             api: said["api"].clone(),
             http: said["http"].clone(),
+            https: said.get("https").cloned().unwrap_or_default(),
             messages,
             said: all,
             binary: binary.to_owned(),

@@ -1,6 +1,7 @@
 //! One verb per file.
 
 pub mod apps;
+pub mod cert;
 pub mod check;
 pub mod demo;
 pub mod deploy;

@@ -17,7 +17,7 @@ use crate::server_file::ServerFile;
 #[command(
     args_override_self = true,
     after_help = "Examples:
-  sudo hutong serve --http 0.0.0.0:80
+  sudo hutong serve --http 0.0.0.0:80 --https 0.0.0.0:443
   hutong serve --data-dir ./data --http 127.0.0.1:8080     (development mode, as an ordinary user)
 
 Set HUTONG_LOG=info to see more of what it does."
@@ -29,7 +29,7 @@ pub struct Args {
     /// Where visitors' requests arrive [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     http: Option<SocketAddr>,
-    /// Where encrypted requests will arrive (TLS is not built yet: nothing listens there)
+    /// Where encrypted requests arrive, such as 0.0.0.0:443 [default: nowhere]
     #[arg(long, value_name = "ADDR")]
     https: Option<SocketAddr>,
     /// The server file [default: /etc/hutong/server.toml, if it is there]
@@ -50,17 +50,12 @@ pub fn run(args: Args, api: Option<String>, output: Output) -> Result<(), CliErr
     if args.with_parent {
         sys::end_with_parent();
     }
-    let config = configure(args, api, output)?;
+    let config = configure(args, api)?;
     hutong_runtime::warden::run(config, |ready| announce(ready, output)).map_err(CliError::failed)
 }
 
-fn configure(args: Args, api: Option<String>, output: Output) -> Result<Config, CliError> {
+fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
     let file = ServerFile::load(args.config.as_deref())?;
-    if let Some(address) = args.https.or(file.https) {
-        output.warn(&format!(
-            "TLS is not built yet: nothing listens on {address} (--https)"
-        ));
-    }
     let api = match api.or(file.api) {
         None => Api::Unix(None),
         Some(text) => match text.parse().map_err(CliError::usage)? {
@@ -87,6 +82,7 @@ fn configure(args: Args, api: Option<String>, output: Output) -> Result<Config, 
             .http
             .or(file.http)
             .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
+        https: args.https.or(file.https),
         api,
         workers: file.workers.unwrap_or(cores).clamp(1, 8),
         accept_missing: [args.accept_missing, file.accept_missing].concat(),
@@ -97,6 +93,7 @@ fn configure(args: Args, api: Option<String>, output: Output) -> Result<Config, 
             pip_index: build.pip_index,
             npm_registry: build.npm_registry,
             proxy: build.proxy,
+            acme: file.acme_json.map(hutong_ipc::gateway::Secret),
             ca_bundle: build
                 .ca_bundle
                 .map(|path| path.to_string_lossy().into_owned()),
@@ -106,6 +103,9 @@ fn configure(args: Args, api: Option<String>, output: Output) -> Result<Config, 
 
 fn announce(ready: &Ready, output: Output) {
     output.say(&format!("http   {}", ready.http));
+    if let Some(https) = &ready.https {
+        output.say(&format!("https  {https}"));
+    }
     output.say(&format!("api    {}", ready.api));
     if !ready.api.starts_with("unix:") {
         let token = ready.data_dir.join("control/token");

@@ -3,6 +3,7 @@
 
 mod apps;
 mod auth;
+mod certs;
 mod deploy;
 mod error;
 mod exec;
@@ -51,6 +52,10 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(server::doctor))
         .routes(routes!(server::upgrade))
         .routes(routes!(server::leaks))
+        .routes(routes!(certs::list))
+        .routes(routes!(certs::add, certs::remove))
+        .routes(routes!(certs::renew))
+        .routes(routes!(certs::authority))
 }
 
 /// The API's description, as JSON.

@@ -16,6 +16,7 @@ pub async fn version(State(control): State<Arc<Control>>) -> Json<Version> {
     Json(Version {
         version: env!("CARGO_PKG_VERSION").into(),
         http: control.http.clone(),
+        https: control.https.clone(),
     })
 }
 

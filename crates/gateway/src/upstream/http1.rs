@@ -16,6 +16,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::{request, tunnel};
 use crate::buffers::{self, Input};
+use crate::https;
 use crate::pages::Page;
 use crate::pipeline::{Exchange, Stop};
 use crate::table::App;
@@ -102,7 +103,14 @@ pub async fn converse(
     let mut head = ResponseHead::default();
     let done = {
         let upload = &mut *exchange.upload;
-        let sending = send(&mut out, &mut write, upload, chunked && !websocket, websocket, &progress);
+        let sending = send(
+            &mut out,
+            &mut write,
+            upload,
+            chunked && !websocket,
+            websocket,
+            &progress,
+        );
         let mut answering = Answering {
             read: &mut read,
             input: &mut *input,
@@ -111,6 +119,7 @@ pub async fn converse(
             status: &mut exchange.record.status,
             to_head: exchange.head.method == Method::Head,
             websocket,
+            hsts: app.hsts.as_deref().filter(|_| exchange.peer.tls),
             progress: &progress,
         };
         let answering = answering.run(app.response_timeout);
@@ -182,7 +191,9 @@ async fn send(
         return Ok(());
     }
     while !websocket && !upload.is_over() {
-        let Some(data) = upload.next().await? else { break };
+        let Some(data) = upload.next().await? else {
+            break;
+        };
         out.clear();
         if chunked {
             chunked::begin_chunk(data.len(), out);
@@ -224,6 +235,7 @@ struct Answering<'a, 'b, 'c> {
     status: &'a mut u16,
     to_head: bool,
     websocket: bool,
+    hsts: Option<&'a str>,
     progress: &'a Progress,
 }
 
@@ -253,7 +265,11 @@ impl Answering<'_, '_, '_> {
         if length == Length::Unknown {
             self.head.fields.remove(Name::ContentLength);
         }
-        self.download.head(self.head.status, &self.head.fields, length);
+        if let Some(hsts) = self.hsts {
+            https::say_hsts(&mut self.head.fields, hsts);
+        }
+        self.download
+            .head(self.head.status, &self.head.fields, length);
         self.body().await.map(|()| Next::Done)
     }
 
@@ -410,14 +426,18 @@ fn strip_connection(fields: &mut Fields) {
     ];
     let named: Vec<Vec<u8>> = fields
         .members(Name::Connection)
-        .filter(|option| !option.eq_ignore_ascii_case(b"close") && !option.eq_ignore_ascii_case(b"keep-alive"))
+        .filter(|option| {
+            !option.eq_ignore_ascii_case(b"close") && !option.eq_ignore_ascii_case(b"keep-alive")
+        })
         .map(<[u8]>::to_vec)
         .collect();
     if named.is_empty() && !OURS.iter().any(|name| fields.has(*name)) {
         return;
     }
     fields.retain(|field| {
-        let listed = named.iter().any(|name| name.eq_ignore_ascii_case(field.name));
+        let listed = named
+            .iter()
+            .any(|name| name.eq_ignore_ascii_case(field.name));
         let kept = matches!(field.known, Name::ContentLength | Name::ContentType);
         !OURS.contains(&field.known) && (kept || !listed)
     });

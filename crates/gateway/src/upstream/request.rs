@@ -41,7 +41,11 @@ fn is_named_in_connection(head: &RequestHead, name: &[u8]) -> bool {
 /// The path and query that the app sees: without `strip` bytes, but with a slash in front.
 fn target(head: &RequestHead, strip: usize) -> (&'static str, &str) {
     let rest = &head.target()[strip..];
-    let slash = if rest.starts_with('/') || rest == "*" { "" } else { "/" };
+    let slash = if rest.starts_with('/') || rest == "*" {
+        ""
+    } else {
+        "/"
+    };
     (slash, rest)
 }
 
@@ -67,7 +71,11 @@ pub fn write(out: &mut Vec<u8>, head: &RequestHead, strip: usize, peer: &Peer) {
     line(out, b"x-real-ip", ip);
     let proto: &[u8] = if peer.tls { b"https" } else { b"http" };
     line(out, b"x-forwarded-proto", proto);
-    line(out, b"x-forwarded-host", head.fields.get(Name::Host).unwrap_or_default());
+    line(
+        out,
+        b"x-forwarded-host",
+        head.fields.get(Name::Host).unwrap_or_default(),
+    );
     if strip > 0 {
         line(out, b"x-forwarded-prefix", &head.path().as_bytes()[..strip]);
     }
@@ -126,10 +134,15 @@ mod tests {
         let given = "Connection: close, X-Secret, Host\r\nX-Secret: 1\r\nKeep-Alive: 5\r\nUpgrade: h2c\r\nAccept: */*\r\n";
         assert_eq!(
             forwarded(given, 4),
-            format!("GET /x?y HTTP/1.1\r\nHost: a.test\r\nAccept: */*\r\n{OURS}x-forwarded-prefix: /api\r\n\r\n")
+            format!(
+                "GET /x?y HTTP/1.1\r\nHost: a.test\r\nAccept: */*\r\n{OURS}x-forwarded-prefix: /api\r\n\r\n"
+            )
         );
         let seen = forwarded("Connection: Upgrade\r\nUpgrade: websocket\r\n", 0);
-        assert!(seen.ends_with("connection: upgrade\r\nupgrade: websocket\r\n\r\n"), "{seen}");
+        assert!(
+            seen.ends_with("connection: upgrade\r\nupgrade: websocket\r\n\r\n"),
+            "{seen}"
+        );
     }
 
     #[test]

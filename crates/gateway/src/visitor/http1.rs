@@ -31,12 +31,7 @@ const UNWANTED: usize = 256 << 10;
 const COALESCE: usize = 16 << 10;
 
 /// Serves a connection until either side ends it.
-pub async fn serve(
-    worker: &Rc<Worker>,
-    peer: &Peer,
-    io: Io,
-    phase: &mut watch::Receiver<Phase>,
-) {
+pub async fn serve(worker: &Rc<Worker>, peer: &Peer, io: Io, phase: &mut watch::Receiver<Phase>) {
     let idle = Cell::new(true);
     let serving = requests(worker, peer, &io, &idle);
     let mut serving = std::pin::pin!(serving);
@@ -101,7 +96,10 @@ async fn next_head(
         }
     }
     idle.set(false);
-    if let Some(end) = head.parse(input.unread(), &mut scan).map_err(Ended::Rejected)? {
+    if let Some(end) = head
+        .parse(input.unread(), &mut scan)
+        .map_err(Ended::Rejected)?
+    {
         input.consume(end);
         return Ok(true);
     }
@@ -121,10 +119,12 @@ async fn next_head(
             }
         }
     };
-    tokio::time::timeout(HEAD, rest).await.unwrap_or(Err(Ended::Rejected(Reject {
-        status: 408,
-        why: "the request's head took too long",
-    })))
+    tokio::time::timeout(HEAD, rest)
+        .await
+        .unwrap_or(Err(Ended::Rejected(Reject {
+            status: 408,
+            why: "the request's head took too long",
+        })))
 }
 
 /// Says what is wrong and ends the connection: nothing behind it can be trusted.
@@ -280,14 +280,22 @@ impl<'a> Upload<'a> {
                     return Ok(Found::Data(step.data.start, step.data.len()));
                 }
                 self.input.consume(step.consumed);
-                Ok(if step.done { Found::End } else { Found::Nothing })
+                Ok(if step.done {
+                    Found::End
+                } else {
+                    Found::Nothing
+                })
             }
         }
     }
 
     async fn read(&mut self) -> Result<bool, Ended> {
         let tunnel = matches!(self.left, Left::All);
-        let size = if self.begun { buffers::SIZE } else { buffers::SMALL };
+        let size = if self.begun {
+            buffers::SIZE
+        } else {
+            buffers::SMALL
+        };
         let read = self.io.read(self.input.room(size));
         if tunnel {
             return Ok(read.await? > 0);
@@ -425,12 +433,14 @@ impl<'a> Download<'a> {
                 Out::Close
             }
             Length::Unknown => {
-                self.out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+                self.out
+                    .extend_from_slice(b"transfer-encoding: chunked\r\n");
                 Out::Chunked
             }
         };
         if status == 101 {
-            self.out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
+            self.out
+                .extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
             (self.body, self.close) = (Out::Close, true);
         } else if self.close {
             self.out.extend_from_slice(b"connection: close\r\n");

@@ -10,18 +10,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::server::{Connection, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use hutong_http::fields::{Fields, Name};
 use hutong_http::request::{MAX_HEAD, Method, Parts, RequestHead};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
 use super::{Ended, Length, Pace, Peer};
+use crate::Phase;
 use crate::io::STALLED;
 use crate::pages::Page;
 use crate::pipeline::{self, Worker};
-use crate::Phase;
 
 const HANDSHAKE: Duration = Duration::from_secs(15);
 /// A connection without a stream.
@@ -245,7 +245,9 @@ impl Download {
             Length::Known(length) => {
                 if !fields.has(Name::ContentLength) {
                     let value = HeaderValue::from(length);
-                    response.headers_mut().insert(http::header::CONTENT_LENGTH, value);
+                    response
+                        .headers_mut()
+                        .insert(http::header::CONTENT_LENGTH, value);
                 }
                 Some(length)
             }

@@ -60,11 +60,16 @@ pub struct Children {
     list: Vec<Child>,
     /// Gateways before the one in `list`; each ends once its last request is answered.
     retired: Vec<OnRecord>,
-    /// What serves listens on another address than is wanted now.
-    moves: bool,
     api: Option<ApiListener>,
     gateway_socket: Option<UnixListener>,
-    http: Vec<TcpListener>,
+    fronts: Vec<Front>,
+}
+
+/// An address where visitors arrive, with a socket for each worker.
+struct Front {
+    flag: &'static str,
+    wanted: SocketAddr,
+    sockets: Vec<TcpListener>,
 }
 
 struct ApiListener {
@@ -73,33 +78,43 @@ struct ApiListener {
     path: Option<PathBuf>,
 }
 
+impl Front {
+    /// Sockets of a front that may have any port must agree on one.
+    fn same_port(&self, address: SocketAddr) -> bool {
+        let first = self
+            .sockets
+            .first()
+            .and_then(|socket| socket.local_addr().ok());
+        first.is_none_or(|first| first.port() == address.port())
+    }
+}
+
 impl Children {
     pub fn start_all(&mut self, warden: &Warden) -> Result<(), String> {
-        self.take_over(warden);
-        if self.http.is_empty() && self.moves {
+        let config = &warden.config;
+        let fronts = [("--http", Some(config.http)), ("--https", config.https)];
+        self.fronts = fronts
+            .into_iter()
+            .filter_map(|(flag, wanted)| {
+                Some(Front {
+                    flag,
+                    wanted: wanted?,
+                    sockets: Vec::new(),
+                })
+            })
+            .collect();
+        let in_the_way = self.take_over(warden);
+        if !in_the_way {
             // Before anything is ended: a mistaken address must not take what serves down.
-            if port_is_taken(warden.config.http) {
-                return Err(format!(
-                    "something else listens on {} already; the gateway on the old address serves on",
-                    warden.config.http
-                ));
-            }
-            self.http = bind_http(warden.config.http, warden.config.workers)?;
+            self.bind_fronts(warden)?;
         }
         // Two control planes would start the same things twice.
         adopt::end(warden, Role::Control);
         adopt::end(warden, Role::Resolver);
-        if self.http.is_empty() {
-            // Their sockets could not be had, or are not those that we are to have.
+        if in_the_way {
             adopt::end(warden, Role::Gateway);
             self.retired.clear();
-            if port_is_taken(warden.config.http) {
-                return Err(format!(
-                    "something else listens on {} already; stop it, or choose another --http",
-                    warden.config.http
-                ));
-            }
-            self.http = bind_http(warden.config.http, warden.config.workers)?;
+            self.bind_fronts(warden)?;
         }
         if self.api.is_none() {
             self.api = Some(bind_api(warden)?);
@@ -113,12 +128,31 @@ impl Children {
         self.start(warden, Role::Control)
     }
 
-    /// Takes the sockets of what runs already, where they are those that we want.
-    fn take_over(&mut self, warden: &Warden) {
-        let wanted = warden.config.http;
-        let same = |found: SocketAddr| {
-            found.ip() == wanted.ip() && (wanted.port() == 0 || found.port() == wanted.port())
+    fn bind_fronts(&mut self, warden: &Warden) -> Result<(), String> {
+        let serves_on = if self.retired.is_empty() {
+            ""
+        } else {
+            "; the gateway that runs serves on"
         };
+        // Each worker has a socket of each front.
+        let workers = self.fronts.iter().map(|front| front.sockets.len());
+        let workers = workers.max().filter(|count| *count > 0);
+        let workers = workers.unwrap_or(warden.config.workers);
+        for front in self.fronts.iter_mut().filter(|f| f.sockets.is_empty()) {
+            if port_is_taken(front.wanted) {
+                return Err(format!(
+                    "something else listens on {} already; stop it, or choose another {}{serves_on}",
+                    front.wanted, front.flag
+                ));
+            }
+            front.sockets = bind_http(front.wanted, workers)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the sockets of what runs already, where they are those that we want. True: the gateway that runs
+    /// has a port that is wanted, and its socket could not be had.
+    fn take_over(&mut self, warden: &Warden) -> bool {
         self.retired = adopt::on_record(warden, Role::Gateway);
         let too_many = self.retired.len().saturating_sub(MAX_RETIRED);
         for old in &self.retired[..too_many] {
@@ -127,23 +161,38 @@ impl Children {
         // The newest that has any: gateways before it listen no more, or on the same sockets.
         let found = self.retired.iter().rev().map(adopt::listening);
         let found = found.into_iter().find(|sockets| !sockets.is_empty());
+        let mut in_the_way = found.is_none() && !self.retired.is_empty();
         for socket in found.unwrap_or_default() {
             match socket {
-                Listening::Tcp(listener, address)
-                    if same(address) && self.http.len() < MAX_WORKERS =>
-                {
-                    self.http.push(listener);
+                Listening::Tcp(listener, address) => {
+                    let port =
+                        |f: &&mut Front| f.wanted.port() == 0 || f.wanted.port() == address.port();
+                    let ip = |f: &&mut Front| f.wanted.ip() == address.ip();
+                    // Port 0 twice: as many for each as there are workers, in the order that they are kept.
+                    let room =
+                        |f: &&mut Front| f.sockets.len() < MAX_WORKERS && f.same_port(address);
+                    let front = self.fronts.iter_mut().find(|f| ip(f) && port(f) && room(f));
+                    match front {
+                        Some(front) => front.sockets.push(listener),
+                        None => {
+                            let same = |f: &Front| f.wanted.port() == address.port();
+                            in_the_way |= self.fronts.iter().any(same);
+                        }
+                    }
                 }
-                // On the same port it has to go first.
-                Listening::Tcp(_, address) if address.port() != wanted.port() => self.moves = true,
                 Listening::Unix(listener, path)
                     if path == warden.layout.gateway_socket() && adopt::still_there(&path) =>
                 {
                     self.gateway_socket = Some(listener);
                 }
-                _ => {}
+                Listening::Unix(..) => {}
             }
         }
+        self.take_over_api(warden);
+        in_the_way
+    }
+
+    fn take_over_api(&mut self, warden: &Warden) {
         let control = adopt::on_record(warden, Role::Control);
         for found in control.iter().flat_map(adopt::listening) {
             let text = match (&found, &warden.config.api) {
@@ -177,8 +226,16 @@ impl Children {
     }
 
     pub fn http_address(&self, warden: &Warden) -> SocketAddr {
-        let first = self.http.first().and_then(|l| l.local_addr().ok());
-        first.unwrap_or(warden.config.http)
+        self.address_of("--http").unwrap_or(warden.config.http)
+    }
+
+    pub fn https_address(&self) -> Option<SocketAddr> {
+        self.address_of("--https")
+    }
+
+    fn address_of(&self, flag: &str) -> Option<SocketAddr> {
+        let front = self.fronts.iter().find(|front| front.flag == flag)?;
+        front.sockets.first()?.local_addr().ok()
     }
 
     /// Spawns a child and gives it what it needs.
@@ -246,6 +303,7 @@ impl Children {
             gateway_gid: ids.map(|(_, gateway)| gateway),
             admins: vec![0, sys::effective_uid()],
             http: self.http_address(warden).to_string(),
+            https: self.https_address().map(|address| address.to_string()),
             api: api.text.clone(),
             api_is_tcp: api.path.is_none(),
             workers: warden.config.workers,
@@ -261,6 +319,7 @@ impl Children {
         slot: usize,
     ) -> Result<(), String> {
         let ids = warden.ids();
+        let workers = self.fronts.first().map_or(0, |front| front.sockets.len());
         let predecessors: Vec<OwnedFd> = self.retired.iter().filter_map(OnRecord::pidfd).collect();
         let setup = GatewaySetup {
             data_dir: warden.layout.data.to_string_lossy().into_owned(),
@@ -268,7 +327,8 @@ impl Children {
             drop_to: ids.map(|(_, gateway)| (gateway, gateway)),
             control_uid: ids.map_or(sys::effective_uid(), |(control, _)| control),
             // As many as there are sockets: one that nobody accepts from would swallow visitors.
-            workers: self.http.len(),
+            workers,
+            https: self.fronts.len() > 1,
             spool_bytes: ACCESS_SPOOL,
             predecessors: predecessors.len(),
         };
@@ -276,9 +336,10 @@ impl Children {
             .gateway_socket
             .as_ref()
             .ok_or("the gateway has no socket")?;
-        let spool = access_spool(warden, slot, self.http.len())?;
+        let spool = access_spool(warden, slot, workers)?;
         let mut fds = vec![socket.as_fd()];
-        fds.extend(self.http.iter().map(|listener| listener.as_fd()));
+        let listeners = self.fronts.iter().flat_map(|front| front.sockets.iter());
+        fds.extend(listeners.map(|listener| listener.as_fd()));
         fds.extend(spool.iter().map(|file| file.as_fd()));
         fds.extend(predecessors.iter().map(|process| process.as_fd()));
         channel::send(line, &setup, &fds).map_err(|error| error.to_string())

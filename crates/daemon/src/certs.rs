@@ -1,0 +1,187 @@
+//! Certificates, as control sees them: which the gateway holds, which names need one ([`issuer`]), what
+//! owners bring. Keys pass through here on their way to the gateway and are not kept.
+
+pub mod issuer;
+mod solver;
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use hutong_acme::config::Config;
+use hutong_ipc::gateway::{Challenge, Held, Nudge, Pem};
+use sha2::Digest;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::lock;
+
+/// Messages on their way to the gateway.
+const MAX_QUEUED: usize = 64;
+/// The gateway answers at once, or is being restarted.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub struct Certs {
+    /// HTTPS is served at all.
+    pub enabled: bool,
+    /// The certificate authority, where there is one besides our own.
+    pub acme: Option<Config>,
+    queue: mpsc::Sender<Nudge>,
+    /// Taken by the line to the gateway.
+    pub queued: tokio::sync::Mutex<mpsc::Receiver<Nudge>>,
+    state: Mutex<State>,
+    /// Counts what the gateway said.
+    heard: watch::Sender<u64>,
+    challenged: watch::Sender<u64>,
+    /// Shown to certificate authorities now, by a name of the solver's.
+    challenges: Mutex<HashMap<String, Challenge>>,
+    /// The issuer looks again.
+    pub wake: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// None until the gateway has said so.
+    held: Option<Vec<Held>>,
+    refused: HashMap<String, String>,
+}
+
+/// Who a certificate came from; part of its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    Own,
+    Local,
+    Acme,
+}
+
+impl Source {
+    pub fn word(self) -> &'static str {
+        match self {
+            Source::Own => "own",
+            Source::Local => "local",
+            Source::Acme => "acme",
+        }
+    }
+
+    /// The name that the gateway keeps it by.
+    pub fn name(self, of: &str) -> String {
+        // No host has a label of a lone hyphen.
+        format!("{}.{}", self.word(), of.replacen('*', "-", 1))
+    }
+
+    pub fn of(name: &str) -> Self {
+        match name.split_once('.') {
+            Some(("local", _)) => Source::Local,
+            Some(("acme", _)) => Source::Acme,
+            _ => Source::Own,
+        }
+    }
+}
+
+impl Certs {
+    pub fn new(enabled: bool, acme: Option<Config>) -> Self {
+        let (queue, queued) = mpsc::channel(MAX_QUEUED);
+        Certs {
+            enabled,
+            acme,
+            queue,
+            queued: tokio::sync::Mutex::new(queued),
+            state: Mutex::default(),
+            heard: watch::channel(0).0,
+            challenged: watch::channel(0).0,
+            challenges: Mutex::default(),
+            wake: Notify::new(),
+        }
+    }
+
+    /// What the gateway holds; none before it has said so.
+    pub fn held(&self) -> Option<Vec<Held>> {
+        lock(&self.state).held.clone()
+    }
+
+    pub fn note_held(&self, held: Vec<Held>) {
+        lock(&self.state).held = Some(held);
+        self.heard.send_modify(|count| *count += 1);
+        self.wake.notify_one();
+    }
+
+    pub fn note_refused(&self, name: String, reason: String) {
+        lock(&self.state).refused.insert(name, reason);
+        self.heard.send_modify(|count| *count += 1);
+    }
+
+    pub fn note_challenged(&self) {
+        self.challenged.send_modify(|count| *count += 1);
+    }
+
+    /// Has the gateway keep and serve a certificate, and waits until it does.
+    pub async fn keep(&self, name: &str, pem: Pem) -> Result<Held, String> {
+        lock(&self.state).refused.remove(name);
+        let leaf = hutong_acme::chain::leaf(&pem.chain).map_err(|error| error.to_string())?;
+        let fingerprint = hutong_core::tree::hex(&sha2::Sha256::digest(&leaf));
+        let mut heard = self.heard.subscribe();
+        heard.mark_unchanged();
+        let nudge = Nudge::Certificate {
+            name: name.to_owned(),
+            pem: Box::new(pem),
+        };
+        self.send(nudge)?;
+        let wait = async {
+            loop {
+                let _ = heard.changed().await;
+                if let Some(reason) = lock(&self.state).refused.remove(name) {
+                    return Err(reason);
+                }
+                let found = self.find(name);
+                if let Some(found) = found.filter(|held| held.fingerprint == fingerprint) {
+                    return Ok(found);
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait)
+            .await
+            .unwrap_or_else(|_| Err("the gateway does not answer".into()))
+    }
+
+    /// Has the gateway throw a certificate away.
+    pub fn forget(&self, name: &str) -> Result<(), String> {
+        self.send(Nudge::Forget {
+            name: name.to_owned(),
+        })
+    }
+
+    pub fn find(&self, name: &str) -> Option<Held> {
+        let state = lock(&self.state);
+        let held = state.held.as_ref()?;
+        held.iter().find(|held| held.name == name).cloned()
+    }
+
+    fn send(&self, nudge: Nudge) -> Result<(), String> {
+        self.queue
+            .try_send(nudge)
+            .map_err(|_| "the gateway does not answer".to_owned())
+    }
+}
+
+/// Whether a certificate for `pattern` is good for `host` (RFC 9525 §6.3).
+pub fn covers(pattern: &str, host: &str) -> bool {
+    pattern == host
+        || pattern.strip_prefix("*.").is_some_and(|suffix| {
+            host.split_once('.')
+                .is_some_and(|(label, rest)| rest == suffix && label != "*")
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wildcards_stand_for_one_label() {
+        assert!(covers("a.test", "a.test") && covers("*.a.test", "b.a.test"));
+        assert!(covers("*.a.test", "*.a.test"));
+        assert!(!covers("*.a.test", "a.test") && !covers("*.a.test", "c.b.a.test"));
+        assert!(!covers("*.test", "*.a.test"));
+        assert_eq!(Source::Acme.name("*.a.test"), "acme.-.a.test");
+        assert_eq!(Source::of("acme.-.a.test"), Source::Acme);
+    }
+}

@@ -3,6 +3,7 @@
 
 pub mod http1;
 pub mod http2;
+mod wire;
 
 use std::net::IpAddr;
 use std::time::Instant;

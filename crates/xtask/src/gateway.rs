@@ -1,96 +1,356 @@
-//! Requests per CPU-second of the proxying process, beside nginx with upstream keep-alive. The app
-//! behind both is the same small C program, for us in its sandbox, for nginx on the host. Loopback only;
-//! every round is bounded by wrk's own duration.
+//! Requests per CPU-second of the proxying processes, beside nginx (which the budgets are about), HAProxy
+//! and Caddy, interleaved in one run. The app behind all is the same small C program, for us in its
+//! sandbox, for the others on the host. Loopback only; every round is bounded by the client's own duration.
 
-use std::path::Path;
+mod rivals;
+
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use hutong_testkit::eventually;
 use hutong_testkit::server::{Server, app_folder};
-use hutong_testkit::visitor::get;
 
-use crate::{Row, median, release_binary};
+use crate::{Report, Row, median, release_binary};
+use rivals::{Ground, Rival, free_port};
 
-const ROUNDS: usize = 5;
-const SECONDS: u32 = 3;
+/// One kind of traffic.
+struct Traffic {
+    name: &'static str,
+    /// Requests per CPU-second, as a share of nginx's.
+    must: f64,
+    goal: f64,
+    tls: bool,
+    path: &'static str,
+    client: Client,
+}
 
-pub fn run() -> anyhow::Result<Vec<Row>> {
+#[derive(Clone, Copy)]
+enum Client {
+    /// wrk, 64 connections that stay.
+    Wrk,
+    /// wrk, a connection for each request.
+    WrkClose,
+    /// h2load, 4 connections of 32 streams.
+    H2,
+}
+
+const TRAFFIC: [Traffic; 6] = [
+    Traffic {
+        name: "HTTP/1.1 keep-alive, 64 connections, 1 KiB",
+        must: 0.9,
+        goal: 1.0,
+        tls: false,
+        path: "/1k",
+        client: Client::Wrk,
+    },
+    Traffic {
+        name: "TLS 1.3, HTTP/1.1, 64 connections, 1 KiB",
+        must: 1.05,
+        goal: 1.2,
+        tls: true,
+        path: "/1k",
+        client: Client::Wrk,
+    },
+    Traffic {
+        name: "HTTP/2 over TLS, 4 connections of 32 streams, 1 KiB",
+        must: 0.9,
+        goal: 1.3,
+        tls: true,
+        path: "/1k",
+        client: Client::H2,
+    },
+    Traffic {
+        name: "HTTP/1.1, bodies of 1 MiB",
+        must: 1.0,
+        goal: 1.5,
+        tls: false,
+        path: "/1m",
+        client: Client::Wrk,
+    },
+    Traffic {
+        name: "TLS 1.3, bodies of 1 MiB",
+        must: 1.0,
+        goal: 1.5,
+        tls: true,
+        path: "/1m",
+        client: Client::Wrk,
+    },
+    Traffic {
+        name: "new TLS connections, one request each",
+        must: 1.2,
+        goal: 1.4,
+        tls: true,
+        path: "/1k",
+        client: Client::WrkClose,
+    },
+];
+
+/// What one round found.
+#[derive(Clone, Copy)]
+struct Round {
+    per_cpu_s: f64,
+    per_s: f64,
+    p99_ms: f64,
+}
+
+pub fn run(quick: bool) -> anyhow::Result<Report> {
+    let (rounds, seconds) = if quick { (3, 1) } else { (5, 3) };
+    let folder = tempfile::tempdir()?;
+    let (program, cert, key) = prepare(folder.path())?;
     let binary = release_binary()?;
-    let server = Server::start_binary(&binary, &[]);
-    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples");
-    server.deploy(&examples.join("clock"));
-    server.ok(&["scale", "clock", "1"]);
-    let page = "x".repeat(4096);
-    let site = app_folder(&[
-        (
-            "hutong.toml",
-            "name='site'\ndomains=['site.test']\nstatic='public'",
-        ),
-        ("public/page.txt", &page),
-    ]);
-    server.deploy(site.path());
-    let rival = Rival::start(&examples, site.path())?;
+    let server = Server::start_binary(&binary, &["--https", "127.0.0.1:0"]);
+    deploy(&server, &program, &cert, &key)?;
+    let app_port = free_port()?;
+    let _app = App::start(&program, app_port)?;
+    let ground = Ground {
+        folder: folder.path(),
+        app: app_port,
+        cert: &cert,
+        key: &key,
+        site: folder.path(),
+    };
+    let rivals = rivals::all(&ground)?;
     let system = server.json(&["system"]);
     let gateway = system
         .as_array()
         .and_then(|list| list.iter().find(|p| p["role"] == "gateway"));
     let gateway = gateway.and_then(|p| p["pid"].as_u64()).unwrap_or(0) as u32;
-    let mut rows = Vec::new();
-    for (name, host, path, url) in [
-        (
-            "proxy, HTTP/1.1, 64 connections",
-            "clock.localhost",
-            "/healthz",
-            rival.url("/healthz"),
-        ),
-        (
-            "static file of 4 KiB, 64 connections",
-            "site.test",
-            "/page.txt",
-            rival.url("/page.txt"),
-        ),
-    ] {
-        let own = format!("http://{}{path}", server.http);
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            ours.push(round(&own, host, &[gateway])?);
-            theirs.push(round(&url, host, &rival.workers())?);
+    let port = |address: &str| address.rsplit(':').next().and_then(|p| p.parse().ok());
+    let own = (
+        port(&server.http).unwrap_or(0),
+        port(&server.https).unwrap_or(0),
+    );
+    let mut report = Report {
+        rows: Vec::new(),
+        notes: Vec::new(),
+    };
+    for traffic in &TRAFFIC {
+        let mut ours = Vec::new();
+        let mut theirs: Vec<Vec<Round>> = rivals.iter().map(|_| Vec::new()).collect();
+        for _ in 0..rounds {
+            let port = if traffic.tls { own.1 } else { own.0 };
+            ours.push(round(traffic, port, &[gateway], seconds)?);
+            for (rival, found) in rivals.iter().zip(&mut theirs) {
+                let port = if traffic.tls { rival.tls } else { rival.plain };
+                found.push(round(traffic, port, &rival.workers(), seconds)?);
+            }
         }
-        rows.push(Row {
-            name: format!("{name}: requests per CPU-second"),
-            ours: median(ours),
-            rival: Some(median(theirs)),
-            unit: "req/CPU-s",
-            must: 0.9,
-            goal: 1.0,
-            more_is_better: true,
-        });
+        tell(&mut report, traffic, &ours, &rivals, &theirs);
     }
-    Ok(rows)
+    Ok(report)
 }
 
-/// One round of wrk: requests answered per second of processor time of `pids`.
-fn round(url: &str, host: &str, pids: &[u32]) -> anyhow::Result<f64> {
-    let before: f64 = pids.iter().map(|pid| cpu_seconds(*pid)).sum();
-    let output = Command::new("wrk")
+fn tell(
+    report: &mut Report,
+    traffic: &Traffic,
+    ours: &[Round],
+    rivals: &[Rival],
+    theirs: &[Vec<Round>],
+) {
+    let of = |rounds: &[Round], what: fn(&Round) -> f64| median(rounds.iter().map(what).collect());
+    let cpu = of(ours, |round| round.per_cpu_s);
+    let mut row = |name: String, ours: f64, rival: f64, unit, bounds: (f64, f64), more| {
+        report.rows.push(Row {
+            name,
+            ours,
+            rival: Some(rival),
+            unit,
+            must: bounds.0,
+            goal: bounds.1,
+            more_is_better: more,
+        });
+    };
+    let nginx = &theirs[0];
+    let name = traffic.name;
+    row(
+        format!("{name}: requests per CPU-second"),
+        cpu,
+        of(nginx, |round| round.per_cpu_s),
+        "req/CPU-s",
+        (traffic.must, traffic.goal),
+        true,
+    );
+    row(
+        format!("{name}: p99"),
+        of(ours, |round| round.p99_ms),
+        of(nginx, |round| round.p99_ms),
+        "ms",
+        (1.0, 0.8),
+        false,
+    );
+    let others: Vec<String> = rivals
+        .iter()
+        .zip(theirs)
+        .map(|(rival, rounds)| {
+            format!(
+                "{} {:.0} req/CPU-s (we: {:.2} of it), {:.0} req/s, p99 {:.1} ms",
+                rival.name,
+                of(rounds, |round| round.per_cpu_s),
+                cpu / of(rounds, |round| round.per_cpu_s),
+                of(rounds, |round| round.per_s),
+                of(rounds, |round| round.p99_ms),
+            )
+        })
+        .collect();
+    report.notes.push(format!(
+        "{name}: we {cpu:.0} req/CPU-s, {:.0} req/s, p99 {:.1} ms; {}",
+        of(ours, |round| round.per_s),
+        of(ours, |round| round.p99_ms),
+        others.join("; ")
+    ));
+}
+
+/// The app's program, and a certificate for localhost with its key.
+fn prepare(folder: &Path) -> anyhow::Result<(PathBuf, PathBuf, PathBuf)> {
+    let (program, cert, key) = (
+        folder.join("app"),
+        folder.join("cert.pem"),
+        folder.join("key.pem"),
+    );
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/gateway/app.c");
+    let built = Command::new("cc")
+        .args(["-O2", "-static", "-o"])
+        .arg(&program)
+        .arg(source)
+        .status()?;
+    anyhow::ensure!(built.success(), "cc failed");
+    let made = Command::new("openssl")
         .args([
-            "-t1",
-            "-c64",
-            &format!("-d{SECONDS}s"),
-            "-H",
-            &format!("Host: {host}"),
-            url,
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+            "-nodes",
         ])
-        .output()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        .args([
+            "-days",
+            "5",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-keyout",
+        ])
+        .arg(&key)
+        .arg("-out")
+        .arg(&cert)
+        .stderr(Stdio::null())
+        .status()?;
+    anyhow::ensure!(made.success(), "openssl failed");
+    Ok((program, cert, key))
+}
+
+fn deploy(server: &Server, program: &Path, cert: &Path, key: &Path) -> anyhow::Result<()> {
+    let folder = app_folder(&[(
+        "hutong.toml",
+        "name='bench'\ndomains=['localhost']\ncommand='./app'\n[https]\nredirect=false\n[limits]\nmemory='64M'",
+    )]);
+    std::fs::copy(program, folder.path().join("app"))?;
+    server.deploy(folder.path());
+    let (cert, key) = (cert.display().to_string(), key.display().to_string());
+    server.ok(&["cert", "add", "bench", "--cert", &cert, "--key", &key]);
+    Ok(())
+}
+
+/// The app on the host.
+struct App(Child);
+
+impl App {
+    fn start(program: &Path, port: u16) -> anyhow::Result<Self> {
+        let child = Command::new(program)
+            .env("PORT", port.to_string())
+            .stdout(Stdio::null())
+            .spawn()?;
+        eventually("the app listens", 10, || {
+            std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+        });
+        Ok(App(child))
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn round(traffic: &Traffic, port: u16, pids: &[u32], seconds: u32) -> anyhow::Result<Round> {
+    let scheme = if traffic.tls { "https" } else { "http" };
+    let url = format!("{scheme}://localhost:{port}{}", traffic.path);
+    let before: f64 = pids.iter().map(|pid| cpu_seconds(*pid)).sum();
+    let duration = format!("-d{seconds}s");
+    let output = match traffic.client {
+        Client::Wrk => Command::new("wrk")
+            .args(["-t1", "-c64", "--latency", &duration, &url])
+            .output()?,
+        Client::WrkClose => Command::new("wrk")
+            .args([
+                "-t1",
+                "-c16",
+                "--latency",
+                "-H",
+                "Connection: close",
+                &duration,
+                &url,
+            ])
+            .output()?,
+        Client::H2 => Command::new("h2load")
+            .args(["-t1", "-c4", "-m32", &format!("-D{seconds}"), &url])
+            .output()?,
+    };
     let used = pids.iter().map(|pid| cpu_seconds(*pid)).sum::<f64>() - before;
-    anyhow::ensure!(!text.contains("Non-2xx"), "{text}");
-    let count = text
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (count, p99_ms) = match traffic.client {
+        Client::H2 => read_h2load(&text),
+        _ => read_wrk(&text),
+    }
+    .ok_or_else(|| anyhow::anyhow!("the client said: {text}"))?;
+    Ok(Round {
+        per_cpu_s: count / used.max(0.01),
+        per_s: count / f64::from(seconds),
+        p99_ms,
+    })
+}
+
+fn read_wrk(text: &str) -> Option<(f64, f64)> {
+    if text.contains("Non-2xx") {
+        return None;
+    }
+    let lines = || text.lines().map(str::trim);
+    let count = lines().find_map(|line| line.split_once(" requests in"))?.0;
+    let p99 = lines().find_map(|line| line.strip_prefix("99%"))?;
+    Some((count.parse().ok()?, milliseconds(p99)?))
+}
+
+/// h2load gives no percentiles: the largest time stands for them.
+fn read_h2load(text: &str) -> Option<(f64, f64)> {
+    if !text.contains(" 0 failed, 0 errored, 0 timeout") {
+        return None;
+    }
+    let line = text.lines().find(|line| line.starts_with("requests:"))?;
+    let count = line
+        .split(',')
+        .find_map(|part| part.trim().strip_suffix(" succeeded"))?;
+    let times = text
         .lines()
-        .find_map(|line| line.trim().split_once(" requests in"))
-        .and_then(|(count, _)| count.parse::<f64>().ok());
-    let count = count.ok_or_else(|| anyhow::anyhow!("wrk said: {text}"))?;
-    Ok(count / used.max(0.01))
+        .find_map(|line| line.strip_prefix("time for request:"))?;
+    let max = times.split_ascii_whitespace().nth(1)?;
+    Some((count.parse().ok()?, milliseconds(max)?))
+}
+
+fn milliseconds(text: &str) -> Option<f64> {
+    let text = text.trim();
+    let split = text.find(|c: char| c.is_ascii_alphabetic())?;
+    let number: f64 = text[..split].parse().ok()?;
+    Some(match &text[split..] {
+        "us" => number / 1000.0,
+        "ms" => number,
+        "s" => number * 1000.0,
+        _ => return None,
+    })
 }
 
 fn cpu_seconds(pid: u32) -> f64 {
@@ -103,87 +363,4 @@ fn cpu_seconds(pid: u32) -> f64 {
         .filter_map(|field| field.parse::<f64>().ok())
         .sum();
     ticks / 100.0
-}
-
-/// nginx with two workers, and the same app on the host.
-struct Rival {
-    nginx: Child,
-    app: Child,
-    port: u16,
-    _folder: tempfile::TempDir,
-}
-
-impl Rival {
-    fn start(examples: &Path, site: &Path) -> anyhow::Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let program = folder.path().join("clock");
-        let built = Command::new("cc")
-            .args(["-O2", "-o"])
-            .arg(&program)
-            .arg(examples.join("clock/main.c"))
-            .status()?;
-        anyhow::ensure!(built.success(), "cc failed");
-        let (app_port, port) = (free_port()?, free_port()?);
-        let app = Command::new(&program)
-            .env("PORT", app_port.to_string())
-            .stdout(Stdio::null())
-            .spawn()?;
-        let work = folder.path().display();
-        let root = site.join("public");
-        let config = format!(
-            "daemon off; worker_processes 2; pid {work}/pid; error_log {work}/error.log; user root;\nevents {{ worker_connections 1024; }}\nhttp {{ include /etc/nginx/mime.types; sendfile on; access_log {work}/access.log; keepalive_requests 1000000;\nupstream app {{ server 127.0.0.1:{app_port}; keepalive 64; keepalive_requests 1000000; }}\nserver {{ listen 127.0.0.1:{port};\nlocation /page.txt {{ root {}; }}\nlocation / {{ proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Connection \"\"; proxy_set_header Host $host; proxy_set_header X-Forwarded-For $remote_addr; }} }} }}\n",
-            root.display()
-        );
-        let file = folder.path().join("nginx.conf");
-        std::fs::write(&file, config)?;
-        let nginx = Command::new("nginx")
-            .arg("-c")
-            .arg(&file)
-            .stderr(Stdio::null())
-            .spawn()?;
-        let rival = Rival {
-            nginx,
-            app,
-            port,
-            _folder: folder,
-        };
-        let http = format!("127.0.0.1:{port}");
-        eventually("nginx listens", 10, || {
-            std::net::TcpStream::connect(&http).is_ok()
-        });
-        anyhow::ensure!(
-            get(&http, "x", "/healthz").status == 200,
-            "nginx does not answer"
-        );
-        Ok(rival)
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://127.0.0.1:{}{path}", self.port)
-    }
-
-    fn workers(&self) -> Vec<u32> {
-        let pid = self.nginx.id();
-        let children = format!("/proc/{pid}/task/{pid}/children");
-        let text = std::fs::read_to_string(children).unwrap_or_default();
-        text.split_ascii_whitespace()
-            .filter_map(|pid| pid.parse().ok())
-            .collect()
-    }
-}
-
-impl Drop for Rival {
-    fn drop(&mut self) {
-        let pid = self.nginx.id().to_string();
-        let _ = Command::new("kill").args(["-TERM", &pid]).status();
-        let _ = self.nginx.wait();
-        let _ = self.app.kill();
-        let _ = self.app.wait();
-    }
-}
-
-fn free_port() -> anyhow::Result<u16> {
-    Ok(std::net::TcpListener::bind("127.0.0.1:0")?
-        .local_addr()?
-        .port())
 }

@@ -15,7 +15,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure; wants a release build, root, cc, and (for `gateway`) nginx and wrk
+    /// Measure; wants a release build, root, cc, and (for `gateway`) nginx, haproxy, caddy, wrk, h2load and openssl
     Bench {
         #[command(subcommand)]
         name: Bench,
@@ -27,8 +27,12 @@ enum Command {
 
 #[derive(Clone, Copy, Subcommand)]
 enum Bench {
-    /// Requests per CPU-second beside nginx, in one run, interleaved
-    Gateway,
+    /// Requests per CPU-second beside nginx, HAProxy and Caddy, in one run, interleaved
+    Gateway {
+        /// Short rounds: three minutes instead of nine
+        #[arg(long)]
+        quick: bool,
+    },
     /// Memory of our own processes, and the time that start, deploy and rollback take
     Footprint,
     /// The budgets of the core: memory, start, deploy, exit, routes, boot with 500 apps, lost requests
@@ -86,7 +90,7 @@ fn main() -> anyhow::Result<()> {
     let Command::Bench { name, json } = Cli::parse().command;
     let mut header = machine::describe();
     let Report { rows, notes } = match name {
-        Bench::Gateway => gateway::run()?.into(),
+        Bench::Gateway { quick } => gateway::run(quick)?,
         Bench::Footprint => footprint::run()?.into(),
         Bench::Core { quick } => core::run(quick)?,
     };

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
+use super::wire::Wire;
 use super::{Ended, Length, Pace, Peer};
 use crate::Phase;
 use crate::io::STALLED;
@@ -52,25 +54,39 @@ pub async fn serve(
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(Some(MAX_RESETS))
         .enable_connect_protocol();
-    let shake = builder.handshake::<_, Bytes>(stream);
-    let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE, shake).await else {
+    let wire = Wire::new(stream);
+    let shake = builder.handshake::<_, Bytes>(wire.clone());
+    let shaken = async {
+        let mut shake = pin!(shake);
+        poll_fn(|context| wire.after(context, |context| shake.as_mut().poll(context))).await
+    };
+    let Ok(Ok(connection)) = tokio::time::timeout(HANDSHAKE, shaken).await else {
         return;
     };
-    streams(worker, &Rc::new(peer), connection, phase).await;
+    streams(worker, &Rc::new(peer), connection, &wire, phase).await;
 }
 
 async fn streams(
     worker: &Rc<Worker>,
     peer: &Rc<Peer>,
-    mut connection: Connection<TlsStream<TcpStream>, Bytes>,
+    mut connection: Connection<Wire, Bytes>,
+    wire: &Wire,
     phase: &mut watch::Receiver<Phase>,
 ) {
     let open = Rc::new(Cell::new(0_usize));
     let mut leaving = false;
+    let mut told = pin!(phase.wait_for(|phase| *phase != Phase::Serving));
+    let mut idle = pin!(tokio::time::sleep(IDLE));
+    let mut streams = 0_u64;
+    let mut streams_then = 0;
     loop {
+        let accept =
+            poll_fn(|context| wire.after(context, |context| connection.poll_accept(context)));
         tokio::select! {
-            accepted = connection.accept() => match accepted {
+            biased;
+            accepted = accept => match accepted {
                 Some(Ok((request, respond))) => {
+                    streams += 1;
                     let (worker, peer) = (worker.clone(), peer.clone());
                     open.set(open.get() + 1);
                     let open = open.clone();
@@ -79,18 +95,20 @@ async fn streams(
                         open.set(open.get() - 1);
                     });
                 }
-                Some(Err(_)) | None => return,
+                Some(Err(_)) | None => return wire.end().await,
             },
-            () = tokio::time::sleep(IDLE) => {
-                if open.get() == 0 {
+            () = &mut idle => {
+                idle.as_mut().reset(tokio::time::Instant::now() + IDLE);
+                if open.get() == 0 && streams == streams_then {
                     if leaving {
                         return;
                     }
                     leaving = true;
                     connection.graceful_shutdown();
                 }
+                streams_then = streams;
             }
-            _ = phase.wait_for(|phase| *phase != Phase::Serving), if !leaving => {
+            _ = &mut told, if !leaving => {
                 leaving = true;
                 connection.graceful_shutdown();
             }

@@ -103,6 +103,18 @@ impl Chunked {
         }
     }
 
+    /// Whether what is already here of the body is sound, and the whole of it; nothing is taken.
+    pub fn check(input: &[u8]) -> Result<bool, Reject> {
+        let (mut chunked, mut at) = (Chunked::default(), 0);
+        loop {
+            let step = chunked.step(&input[at..])?;
+            at += step.consumed;
+            if step.done || step.consumed == 0 {
+                return Ok(step.done);
+            }
+        }
+    }
+
     /// Whether the body's end was read.
     pub fn is_done(&self) -> bool {
         self.state == State::Done

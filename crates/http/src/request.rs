@@ -142,8 +142,9 @@ impl Scan {
                 return Ok(Some((begin, at + 1)));
             }
         }
+        // With its CR.
         let line = memchr::memchr(b'\n', &input[begin..]).unwrap_or(input.len() - begin);
-        if line > MAX_LINE {
+        if line > MAX_LINE + 1 {
             return Err(LINE_TOO_LONG);
         }
         if input.len() - begin > MAX_HEAD {

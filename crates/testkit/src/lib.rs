@@ -1,6 +1,7 @@
 //! For tests only: a real server from the real binary in a folder of its own, a client for visitors,
 //! and steady traffic that counts what fails.
 
+pub mod corpus;
 pub mod crash;
 pub mod server;
 pub mod traffic;

@@ -2,8 +2,11 @@
 //! answered by [`pipeline::handle`].
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io::Write as _;
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use hutong_http::chunked::{self, Chunked};
@@ -57,6 +60,11 @@ async fn requests(worker: &Rc<Worker>, peer: &Peer, io: &Io, idle: &Cell<bool>) 
                 idle.set(false);
                 return refuse(worker, peer, io, reject).await;
             }
+        }
+        if head.framing == Framing::Chunked
+            && let Err(reject) = look_ahead(io, &mut input).await
+        {
+            return refuse(worker, peer, io, reject).await;
         }
         let begun = Cell::new(false);
         let last = worker.is_closing() || !head.keep_alive;
@@ -125,6 +133,20 @@ async fn next_head(
             status: 408,
             why: "the request's head took too long",
         })))
+}
+
+/// Reads what is there of a chunked body, up to a bound: most that are malformed are found before an app
+/// sees any of it.
+async fn look_ahead(io: &Io, input: &mut Input) -> Result<(), Reject> {
+    while !Chunked::check(input.unread())? && input.unread().len() < buffers::SIZE {
+        let room = input.room(buffers::SIZE);
+        let mut read = pin!(io.read(room));
+        match poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await {
+            Poll::Ready(Ok(count)) if count > 0 => {}
+            _ => break,
+        }
+    }
+    Ok(())
 }
 
 /// Says what is wrong and ends the connection: nothing behind it can be trusted.
@@ -300,15 +322,16 @@ impl<'a> Upload<'a> {
         if tunnel {
             return Ok(read.await? > 0);
         }
+        let slow = Ended::Rejected(Reject {
+            status: 408,
+            why: "the request's body comes too slowly",
+        });
         let count = tokio::time::timeout(BODY_STALLED, read)
             .await
-            .map_err(|_| Ended::Gone)??;
+            .map_err(|_| slow)??;
         let pace = self.pace.get_or_insert_with(Pace::new);
         if !pace.keeps_up(count) {
-            return Err(Ended::Rejected(Reject {
-                status: 408,
-                why: "the request's body comes too slowly",
-            }));
+            return Err(slow);
         }
         Ok(count > 0)
     }

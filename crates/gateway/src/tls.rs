@@ -228,12 +228,14 @@ fn read(name: &str, chain: &[u8], key: &[u8]) -> Result<(Held, Arc<CertifiedKey>
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| "there is no private key in it")?;
     let key = aws_lc_rs::sign::any_supported_type(&key)
         .map_err(|_| "the private key is of a kind that is not supported")?;
-    let certified = CertifiedKey::new(chain, key);
-    match certified.keys_match() {
-        Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
-        Err(_) => return Err("the private key does not belong to the certificate".into()),
+    // `keys_match` cannot read a certificate with a critical extension, as those for challenges have.
+    let (_, parsed) =
+        X509Certificate::from_der(leaf).map_err(|_| "the certificate cannot be read".to_owned())?;
+    let public = key.public_key().ok_or("the private key has no public one")?;
+    if public.as_ref() != parsed.public_key().raw {
+        return Err("the private key does not belong to the certificate".into());
     }
-    Ok((held, Arc::new(certified)))
+    Ok((held, Arc::new(CertifiedKey::new(chain, key))))
 }
 
 fn describe(name: &str, leaf: &CertificateDer<'_>) -> Result<Held, String> {

@@ -33,12 +33,14 @@ pub async fn run(control: Arc<Control>) {
         return;
     }
     loop {
-        if let Err(error) = pass(&control).await {
+        let due_s = pass(&control).await.unwrap_or_else(|error| {
             tracing::error!("certificates: {error}");
-        }
+            u64::MAX
+        });
+        let wait = Duration::from_secs(due_s.saturating_sub(now()).max(1)).min(LOOK);
         tokio::select! {
             () = control.certs.wake.notified() => {}
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(wait) => {}
         }
     }
 }
@@ -82,9 +84,11 @@ pub fn renew_at(host: &str, held: &Held) -> u64 {
     schedule::renew_at(host, life, None)
 }
 
-async fn pass(control: &Arc<Control>) -> Result<(), String> {
+/// When there is something to do next, in seconds since 1970.
+async fn pass(control: &Arc<Control>) -> Result<u64, String> {
+    let mut due_s = u64::MAX;
     let Some(held) = control.certs.held() else {
-        return Ok(());
+        return Ok(due_s);
     };
     let hosts = wanted(control);
     for host in &hosts {
@@ -95,15 +99,21 @@ async fn pass(control: &Arc<Control>) -> Result<(), String> {
         });
         let source = source_of(control.certs.acme.as_ref(), host);
         let before = held.iter().find(|one| one.name == source.name(host));
-        if own || before.is_some_and(|one| renew_at(host, one) > now()) {
+        let renew_s = before.map_or(0, |one| renew_at(host, one));
+        if own {
+            continue;
+        }
+        if renew_s > now() {
+            due_s = due_s.min(renew_s);
             continue;
         }
         match source {
-            Source::Acme => attempt(control, host, before).await?,
+            Source::Acme => due_s = due_s.min(attempt(control, host, before).await?),
             _ => sign(control, host).await?,
         }
     }
-    tidy(control, &held, &hosts)
+    tidy(control, &held, &hosts)?;
+    Ok(due_s)
 }
 
 /// Throws away what nobody asks for any more: local ones at once, others when they have ended.
@@ -158,16 +168,17 @@ pub fn local_authority(data_dir: &Path) -> Result<Authority, String> {
     }
 }
 
-/// Tries to have one from the authority, if it is time to.
-async fn attempt(control: &Arc<Control>, host: &str, before: Option<&Held>) -> Result<(), String> {
+/// Tries to have one from the authority, if it is time to; when it is time again.
+async fn attempt(control: &Arc<Control>, host: &str, before: Option<&Held>) -> Result<u64, String> {
     let last = control.store.attempt(host).map_err(|e| e.to_string())?;
-    if last.as_ref().is_some_and(|last| last.next_s > now()) {
-        return Ok(());
+    if let Some(last) = last.as_ref().filter(|last| last.next_s > now()) {
+        return Ok(last.next_s);
     }
     match obtain(control, host).await {
         Ok(()) => control
             .store
             .forget_attempt(host)
+            .map(|()| u64::MAX)
             .map_err(|e| e.to_string()),
         Err((problem, wait)) => {
             let failures = last.map_or(0, |last| last.failures) + 1;
@@ -182,6 +193,7 @@ async fn attempt(control: &Arc<Control>, host: &str, before: Option<&Held>) -> R
             control
                 .store
                 .note_attempt(&attempt)
+                .map(|()| attempt.next_s)
                 .map_err(|e| e.to_string())
         }
     }

@@ -202,7 +202,7 @@ impl Authority {
 
     fn serve(&self, directory: u16, more: &str) -> Server {
         let hosts = self.path("hosts");
-        let names = ["shop", "alpn", "second", "third"]
+        let names = ["shop", "alpn", "second", "third", "fourth"]
             .map(|name| format!("{ADDRESS} {name}.hutong.example\n"));
         std::fs::write(&hosts, format!("127.0.0.1 localhost\n{}", names.concat())).expect("write");
         let config = self.config(directory, more);
@@ -340,6 +340,13 @@ fn http_01_renewal_and_trouble(authority: &mut Authority) {
     eventually("a certificate with a new account", 30, || {
         authority.curl("second.hutong.example").0
     });
+    // An account that was revoked is as good as none.
+    let account = server.data.path().join("control/acme-account.json");
+    revoke(authority, &account);
+    deploy(&server, "fourth", "'fourth.hutong.example'");
+    eventually("a certificate after the revocation", 30, || {
+        authority.curl("fourth.hutong.example").0
+    });
     // It is down: what there is goes on, and the reason is told.
     authority.stop();
     deploy(&server, "third", "'third.hutong.example'");
@@ -357,12 +364,32 @@ fn http_01_renewal_and_trouble(authority: &mut Authority) {
         text.contains("third.hutong.example") && text.contains("acme"),
         "{text}"
     );
-    let account = server.data.path().join("control/acme-account.json");
     use std::os::unix::fs::MetadataExt;
     assert_eq!(
         std::fs::metadata(account).expect("kept").mode() & 0o777,
         0o600
     );
+}
+
+fn revoke(authority: &Authority, account: &Path) {
+    let saved = std::fs::read_to_string(account).expect("an account");
+    let roots = std::fs::read_to_string(authority.path("ca.pem")).expect("roots");
+    let settings = hutong_acme::account::Settings {
+        directory: format!("https://localhost:{}/dir", authority.directory),
+        contact: Vec::new(),
+        eab: None,
+        roots_pem: Some(roots),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let (account, _) = hutong_acme::account::account(&settings, Some(&saved))
+            .await
+            .expect("the account");
+        account.deactivate().await.expect("deactivated");
+    });
 }
 
 fn tls_alpn_01(authority: &mut Authority) {

@@ -331,3 +331,79 @@ pub struct NewCertificate {
 pub struct Authority {
     pub root_pem: String,
 }
+
+/// What the gateway does.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Gateway {
+    /// Where visitors arrive: `http://ADDRESS`, `https://ADDRESS`.
+    pub listeners: Vec<String>,
+    /// The version of the routes that are served.
+    pub version: u64,
+    /// Seconds since this gateway began; counters begin with it.
+    pub uptime_s: u64,
+    /// Visitors' connections that are open.
+    pub connections: u64,
+    /// The busiest first.
+    pub routes: Vec<Route>,
+    pub targets: Vec<Target>,
+    pub bans: Vec<Ban>,
+    pub certificates: Vec<Certificate>,
+}
+
+/// A host with a path, and what was answered there.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Route {
+    pub app: String,
+    pub host: String,
+    pub prefix: String,
+    pub requests: u64,
+    /// The visitor left, or an upgrade.
+    pub unanswered: u64,
+    pub answers_2xx: u64,
+    pub answers_3xx: u64,
+    pub answers_4xx: u64,
+    pub answers_5xx: u64,
+    /// Bodies as they went out.
+    pub bytes: u64,
+    /// What half and 99 of 100 answers took at most, in microseconds; in steps that double.
+    pub p50_us: Option<u64>,
+    pub p99_us: Option<u64>,
+    /// Upper bounds in microseconds, and how many answers fell between each and the one before.
+    pub histogram: Vec<(u64, u64)>,
+}
+
+/// An instance, or a server of the owner's, as the gateway sees it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Target {
+    pub app: String,
+    pub instance: String,
+    /// `candidate`, `active` or `draining`.
+    pub role: String,
+    pub healthy: bool,
+    /// It failed often and gets nothing for a while.
+    pub ejected: bool,
+    pub in_flight: u64,
+    /// Requests of its app that wait for a place.
+    pub queued: u64,
+    pub weight: u32,
+}
+
+/// An address that is not let in; IPv6: its /64.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Ban {
+    pub ip: String,
+    /// Only at this app.
+    pub app: Option<String>,
+    /// Milliseconds since 1970.
+    pub until: u64,
+    pub reason: String,
+}
+
+/// A ban by the owner.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NewBan {
+    pub ip: String,
+    pub seconds: u64,
+    #[serde(default)]
+    pub reason: String,
+}

@@ -82,6 +82,11 @@ enum Command {
     /// List certificates, bring your own, print the local authority's root
     #[command(subcommand)]
     Cert(verbs::cert::Verb),
+    /// Show routes with their counters, and instances as visitors' requests see them
+    Gateway,
+    /// List addresses that are not let in, add and lift
+    #[command(subcommand)]
+    Ban(verbs::ban::Verb),
     /// Run a program inside an app's sandbox
     Exec(verbs::exec::Args),
     /// Show our own processes: role, pid, uid, memory
@@ -156,6 +161,8 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Scale(args) => server.block_on(verbs::scale::run(&args, &server))?,
         Command::Remove(args) => server.block_on(verbs::remove::run(&args, &server))?,
         Command::Cert(verb) => server.block_on(verbs::cert::run(verb, &server))?,
+        Command::Gateway => server.block_on(verbs::gateway::run(&server))?,
+        Command::Ban(verb) => server.block_on(verbs::ban::run(verb, &server))?,
         Command::Env(verb) => server.block_on(verbs::env::run(verb, &server))?,
         Command::Exec(args) => return server.block_on(verbs::exec::run(&args, &server)),
         Command::System => server.block_on(verbs::system::run(&server))?,

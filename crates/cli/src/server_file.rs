@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
+use hutong_core::networks::Network;
 use hutong_core::spec::{Place, explain};
 use hutong_core::units;
 
@@ -31,6 +32,15 @@ pub struct ServerFile {
     pub build: Build,
     /// The authority that signs certificates: `hutong_acme::config`.
     acme: Option<Spanned<toml::Table>>,
+    /// Networks that apps may name servers in which Hutong does not run (`upstream`); default none.
+    #[serde(default)]
+    pub allow_upstreams: Vec<Spanned<String>>,
+    /// Networks of proxies before this server: their word on who the visitor is counts.
+    #[serde(default)]
+    pub trusted_proxies: Vec<Spanned<String>>,
+    /// The trusted proxies begin each connection with a PROXY protocol header.
+    #[serde(default)]
+    pub proxy_protocol: bool,
     #[serde(skip)]
     pub acme_json: Option<String>,
     #[serde(skip)]
@@ -83,6 +93,14 @@ impl ServerFile {
         if let Some(limit) = &file.upload_limit {
             let bytes = units::parse_size(limit.get_ref());
             file.upload_bytes = Some(bytes.map_err(|message| wrong(limit.span().start, message))?);
+        }
+        for network in file.allow_upstreams.iter().chain(&file.trusted_proxies) {
+            let parsed = network.get_ref().parse::<Network>();
+            parsed.map_err(|message| wrong(network.span().start, message.to_string()))?;
+        }
+        if file.proxy_protocol && file.trusted_proxies.is_empty() {
+            let message = "proxy_protocol goes with trusted_proxies";
+            return Err(wrong(0, message.into()));
         }
         if let Some(acme) = &file.acme {
             file.acme_json = Some(check_acme(acme).map_err(|m| wrong(acme.span().start, m))?);

@@ -5,6 +5,7 @@
 
 pub mod backoff;
 pub mod name;
+pub mod networks;
 pub mod plan;
 pub mod retention;
 pub mod route;

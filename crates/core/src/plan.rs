@@ -28,7 +28,7 @@ pub struct Desired {
 pub struct Version {
     pub deployment: u64,
     /// The gateway serves it from files: no instances.
-    pub is_static: bool,
+    pub without_instances: bool,
     pub instances: u32,
     pub strategy: Strategy,
     pub restart: Restart,
@@ -240,7 +240,7 @@ impl<'a> Planner<'a> {
         if let Some(reason) = &rollout.failure {
             return self.give_up(version, &new, reason.clone());
         }
-        if version.is_static {
+        if version.without_instances {
             self.steps.push(Step::Promote {
                 deployment: version.deployment,
             });
@@ -316,10 +316,10 @@ impl<'a> Planner<'a> {
         let Some(active) = &self.desired.active else {
             return Serve::Hold;
         };
-        if active.is_static {
+        if active.without_instances {
             return Serve::Static;
         }
-        if rollout.strategy == Strategy::Recreate && !rollout.is_static {
+        if rollout.strategy == Strategy::Recreate && !rollout.without_instances {
             return Serve::Hold;
         }
         let old = self.of(active.deployment);
@@ -349,7 +349,7 @@ impl<'a> Planner<'a> {
         let Some(active) = &self.desired.active else {
             return down("no release of this app ever got healthy", 30);
         };
-        if active.is_static {
+        if active.without_instances {
             return Serve::Static;
         }
         let mut mine = self.of(active.deployment);

@@ -1,5 +1,8 @@
 //! `hutong.toml`: text in, a checked [`AppSpec`] or every mistake with its place out.
 
+mod traffic;
+mod upstream;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -10,6 +13,12 @@ use toml::Spanned;
 use crate::name::{self, AppName};
 use crate::units;
 
+use traffic::RawTraffic;
+pub use traffic::{Ban, Class, Rate, Rules, Traffic, TrafficRoute};
+use upstream::{AnyUpstream, RawBalance, RawFastCgi};
+
+pub use upstream::{Balance, FastCgi, HashKey, Method, Protocol, Upstream};
+
 /// One app as its owner declares it; every bound holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AppSpec {
@@ -17,6 +26,10 @@ pub struct AppSpec {
     pub domains: Vec<Domain>,
     pub strip_prefix: bool,
     pub run: Run,
+    pub protocol: Protocol,
+    pub fastcgi: FastCgi,
+    pub balance: Balance,
+    pub traffic: Traffic,
     /// Given to the program as `PORT`.
     pub port: u16,
     pub env: BTreeMap<String, String>,
@@ -71,7 +84,19 @@ impl std::fmt::Display for Domain {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Run {
     Command(Vec<String>),
-    Static { folder: String, spa: bool },
+    Static {
+        folder: String,
+        spa: bool,
+    },
+    /// Somebody else runs it.
+    Upstream(Vec<Upstream>),
+}
+
+impl Run {
+    /// Whether Hutong starts processes for it.
+    pub fn has_instances(&self) -> bool {
+        matches!(self, Run::Command(_))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,6 +193,18 @@ struct RawSpec {
     #[schemars(with = "Option<String>")]
     #[serde(rename = "static")]
     folder: Option<Spanned<String>>,
+    /// Servers that answer, instead of a command or files: "http://127.0.0.1:8001", or uwsgi://, fastcgi://,
+    /// h2c://. The server's owner must have allowed their addresses.
+    #[schemars(with = "Vec<AnyUpstream>")]
+    upstream: Option<Spanned<Vec<Spanned<AnyUpstream>>>>,
+    /// What the program speaks: "http" (the default), "h2c" (gRPC), "uwsgi" or "fastcgi".
+    protocol: Option<Protocol>,
+    #[serde(default)]
+    fastcgi: RawFastCgi,
+    #[serde(default)]
+    balance: RawBalance,
+    #[serde(default)]
+    traffic: RawTraffic,
     /// Static apps: paths without a file answer with index.html.
     #[serde(default)]
     spa: bool,
@@ -446,12 +483,20 @@ impl Check<'_> {
                 "data has a single writer: leave instances at 1, or name a strategy if several instances may share /data",
             );
         }
-        if let (Run::Static { .. }, Some(count)) = (&run, &raw.instances) {
+        if let (false, Some(count)) = (run.has_instances(), &raw.instances) {
             self.wrong(
                 count.span().start,
-                "a static app is served by the gateway itself and has no instances",
+                "only an app with a `command` has instances",
             );
         }
+        let protocol = match &run {
+            Run::Upstream(list) => list.first().map_or(Protocol::Http, |first| first.protocol),
+            _ => raw.protocol.unwrap_or_default(),
+        };
+        if raw.protocol.is_some() && !run.has_instances() {
+            self.wrong(name_at, "`protocol` goes with `command`");
+        }
+        self.check_health(raw.health.path.as_ref(), protocol);
         let memory_bytes = match &raw.limits.memory {
             None => 256 << 20,
             Some(text) => self.size(text, 4 << 20, 1 << 40),
@@ -477,6 +522,10 @@ impl Check<'_> {
             restart: raw.restart.unwrap_or(Restart::Always),
             egress: raw.egress.unwrap_or(Egress::None),
             https: self.https(&raw.https),
+            fastcgi: self.fastcgi(&raw.fastcgi, &run),
+            balance: self.balance(&raw.balance),
+            traffic: self.traffic(&raw.traffic),
+            protocol,
             build: raw.build.and_then(|build| {
                 Some(Build {
                     command: self.words(&build.command, "build.command")?,
@@ -499,6 +548,13 @@ impl Check<'_> {
     }
 
     fn run(&mut self, raw: &RawSpec, name_at: usize) -> Run {
+        if let Some(list) = &raw.upstream {
+            if raw.command.is_some() || raw.folder.is_some() {
+                let message = "an app has `command`, `static` or `upstream`, one of them";
+                self.wrong(list.span().start, message);
+            }
+            return Run::Upstream(self.upstreams(list));
+        }
         match (&raw.command, &raw.folder) {
             (Some(command), None) => {
                 if raw.spa {

@@ -155,7 +155,8 @@ impl Certs {
         held.iter().find(|held| held.name == name).cloned()
     }
 
-    fn send(&self, nudge: Nudge) -> Result<(), String> {
+    /// Something for the gateway to hear, in the order of sending.
+    pub fn send(&self, nudge: Nudge) -> Result<(), String> {
         self.queue
             .try_send(nudge)
             .map_err(|_| "the gateway does not answer".to_owned())

@@ -412,17 +412,20 @@ impl Loaded {
         chosen.map(|(_, _, spec)| spec)
     }
 
-    fn spec_of(&self, deployment: u64) -> Option<&AppSpec> {
+    fn own(&self, deployment: u64) -> Option<publish::Own<'_>> {
         let mut versions = self.rollout.iter().chain(&self.active);
-        let found = versions.find(|(of, _, _)| of.id == deployment);
-        found.map(|(_, _, spec)| spec)
+        let (_, release, spec) = versions.find(|(of, _, _)| of.id == deployment)?;
+        Some(publish::Own {
+            spec,
+            tree: tree_of(release),
+        })
     }
 
     fn version(&self, of: &(Deployment, Release, AppSpec)) -> Version {
         let (deployment, _, spec) = of;
         Version {
             deployment: deployment.id,
-            is_static: matches!(spec.run, Run::Static { .. }),
+            without_instances: !spec.run.has_instances(),
             instances: self.app.scale.unwrap_or(spec.instances),
             strategy: spec.strategy,
             restart: spec.restart,
@@ -505,8 +508,13 @@ fn publish_all(
             continue;
         };
         let root = loaded.active.as_ref().and_then(static_root);
-        let own = |instance: &str| loaded.spec_of(ids::parse(instance)?.1);
-        let (mut app, warnings) = publish::app(spec, plan, root.as_deref(), specs, own);
+        let around = publish::Around {
+            static_root: root.as_deref(),
+            specs,
+            upstreams: &control.upstreams,
+        };
+        let own = |instance: &str| loaded.own(ids::parse(instance)?.1);
+        let (mut app, warnings) = publish::app(spec, plan, &around, own);
         if removed {
             app.routes.clear();
         }
@@ -578,15 +586,20 @@ fn static_root((_, release, spec): &(Deployment, Release, AppSpec)) -> Option<St
     let Run::Static { folder, .. } = &spec.run else {
         return None;
     };
-    let tree = match &release.built {
-        Some(key) => format!("built/{}/{key}", release.app),
-        None => format!("trees/{}", release.digest),
-    };
+    let tree = tree_of(release);
     Some(if folder.is_empty() {
         tree
     } else {
         format!("{tree}/{folder}")
     })
+}
+
+/// Where a release's files are, below the data folder.
+fn tree_of(release: &Release) -> String {
+    match &release.built {
+        Some(key) => format!("built/{}/{key}", release.app),
+        None => format!("trees/{}", release.digest),
+    }
 }
 
 /// Carries one step out; true when the next pass has something to go on from.
@@ -693,7 +706,9 @@ fn start(control: &Control, loaded: &Loaded, deployment: u64) -> Result<(), NotS
         .find(|(of, _, _)| of.id == deployment)
         .ok_or_else(|| "its release is gone".to_owned())?;
     let Run::Command(argv) = &spec.run else {
-        return Err("a static app has no instances".to_owned().into());
+        return Err("only an app with a `command` has instances"
+            .to_owned()
+            .into());
     };
     let mut env: BTreeMap<String, String> = spec.env.clone();
     env.extend(

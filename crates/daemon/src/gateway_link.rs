@@ -30,6 +30,10 @@ async fn converse(control: &Control, stream: UnixStream) -> std::io::Result<()> 
     let (mut reader, mut writer) = stream.into_split();
     let nudge = channel::encode(&Nudge::Reload)?;
     writer.write_all(&nudge).await?;
+    let bans = control.store.bans().unwrap_or_default();
+    writer
+        .write_all(&channel::encode(&Nudge::Bans(bans))?)
+        .await?;
     let mut queued = control.certs.queued.lock().await;
     let speak = async {
         loop {
@@ -83,6 +87,16 @@ fn take(control: &Control, event: Event) {
             }
             Event::Certificates(held) => control.certs.note_held(held),
             Event::BadCertificate { name, reason } => control.certs.note_refused(name, reason),
+            Event::Banned(ban) => {
+                if let Err(error) = control.store.ban(&ban) {
+                    tracing::error!("a ban is not kept: {error}");
+                }
+            }
+            Event::Status(status) => {
+                for waiting in lock(&control.status_asked).drain(..) {
+                    let _ = waiting.send((*status).clone());
+                }
+            }
             Event::Challenged => control.certs.note_challenged(),
             Event::Rejected { reason } => tracing::error!("the gateway rejects: {reason}"),
         }

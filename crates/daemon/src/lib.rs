@@ -30,6 +30,10 @@ pub use http::openapi;
 
 /// What every part of the control plane shares.
 struct Control {
+    /// Who waits for what the gateway has to show.
+    status_asked: Mutex<Vec<tokio::sync::oneshot::Sender<hutong_ipc::gateway::Status>>>,
+    /// Where apps may name servers that Hutong does not run.
+    upstreams: hutong_core::networks::Networks,
     data_dir: PathBuf,
     run_dir: PathBuf,
     http: String,
@@ -110,7 +114,10 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         }
         None => None,
     };
+    let upstreams = hutong_core::networks::Networks::parse(&setup.settings.allow_upstreams)?;
     let control = Arc::new(Control {
+        upstreams,
+        status_asked: Mutex::default(),
         certs: certs::Certs::new(setup.https.is_some(), acme),
         store: store::Store::open(&own.join("state.db"), cipher).map_err(|e| e.to_string())?,
         warden: WardenClient::new(&run_dir),

@@ -2,26 +2,43 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
+use hutong_core::networks::Networks;
 use hutong_core::plan::{Plan, Role, Serve};
 use hutong_core::route;
-use hutong_core::spec::{AppSpec, Run};
+use hutong_core::spec::{self, AppSpec, Run};
 use hutong_ipc::gateway as wire;
 use hutong_runtime::paths::atomic_write;
 
-/// One app's part of the snapshot. `specs` are those of every app, for consents; `own` is the
-/// specification of an instance's own release.
+/// What an app's part of the snapshot depends on besides its own specification.
+pub struct Around<'a> {
+    /// The folder of a static app.
+    pub static_root: Option<&'a str>,
+    /// The specifications of every app, for consents.
+    pub specs: &'a BTreeMap<String, AppSpec>,
+    /// Where apps may send requests to that Hutong does not run.
+    pub upstreams: &'a Networks,
+}
+
+/// An instance's own release.
+pub struct Own<'a> {
+    pub spec: &'a AppSpec,
+    /// Its files, below the data folder.
+    pub tree: String,
+}
+
+/// One app's part of the snapshot. `own` finds the release of an instance.
 pub fn app<'a>(
     spec: &'a AppSpec,
     plan: &Plan,
-    static_root: Option<&str>,
-    specs: &BTreeMap<String, AppSpec>,
-    own: impl Fn(&str) -> Option<&'a AppSpec>,
+    around: &Around<'_>,
+    own: impl Fn(&str) -> Option<Own<'a>>,
 ) -> (wire::App, Vec<String>) {
     let mut warnings = Vec::new();
     let mut routes = Vec::new();
     for domain in &spec.domains {
-        match route::holds(specs, spec.name.as_str(), domain) {
+        match route::holds(around.specs, spec.name.as_str(), domain) {
             Ok(()) => routes.push(wire::Route {
                 host: domain.host.clone(),
                 prefix: domain.prefix.clone(),
@@ -30,7 +47,9 @@ pub fn app<'a>(
             Err(reason) => warnings.push(reason),
         }
     }
-    let serve = match (&plan.serve, static_root) {
+    let elsewhere = matches!(spec.run, Run::Upstream(_));
+    let serve = match (&plan.serve, around.static_root) {
+        (Serve::Static, _) if elsewhere => wire::Serve::Targets,
         (Serve::Targets, _) => wire::Serve::Targets,
         (Serve::Hold, _) | (Serve::Static, None) => wire::Serve::Hold,
         (Serve::Static, Some(root)) => wire::Serve::Static {
@@ -54,31 +73,35 @@ pub fn app<'a>(
             retry_after_s: *retry_after_s,
         },
     };
-    let milliseconds = |time: std::time::Duration| time.as_millis() as u64;
-    let targets = plan
-        .roles
-        .iter()
-        .map(|(instance, role)| {
-            // Port and health check are those of the instance's own release.
-            let spec = own(instance).unwrap_or(spec);
-            wire::Target {
-                instance: instance.clone(),
-                port: spec.port,
-                health: wire::Health {
-                    path: spec.health.path.clone(),
-                    interval_ms: milliseconds(spec.health.interval),
-                    timeout_ms: milliseconds(spec.health.timeout),
-                    retries: spec.health.retries,
-                },
-                role: match role {
-                    Role::Candidate => wire::Role::Candidate,
-                    Role::Active => wire::Role::Active,
-                    Role::Draining => wire::Role::Draining,
-                },
-            }
-        })
-        .collect();
+    let instances = plan.roles.iter().map(|(instance, role)| {
+        // Port, protocol and health check are those of the instance's own release.
+        let own = own(instance);
+        let spec = own.as_ref().map_or(spec, |own| own.spec);
+        wire::Target {
+            instance: instance.clone(),
+            port: spec.port,
+            address: None,
+            protocol: protocol(spec.protocol, spec, own.map(|own| own.tree)),
+            weight: 1,
+            health: health(spec),
+            role: match role {
+                Role::Candidate => wire::Role::Candidate,
+                Role::Active => wire::Role::Active,
+                Role::Draining => wire::Role::Draining,
+            },
+        }
+    });
+    let mut targets: Vec<wire::Target> = instances.collect();
+    if let Run::Upstream(list) = &spec.run {
+        let (allowed, refused): (Vec<_>, Vec<_>) = list
+            .iter()
+            .partition(|one| around.upstreams.contains(one.address.ip()));
+        targets.extend(allowed.into_iter().map(|one| outside(spec, one)));
+        warnings.extend(refused.into_iter().map(|one| not_allowed(one)));
+    }
     let app = wire::App {
+        balance: balance(&spec.balance),
+        traffic: traffic(&spec.traffic),
         routes,
         serve,
         targets,
@@ -92,6 +115,123 @@ pub fn app<'a>(
         hold_timeout_ms: milliseconds(spec.start_timeout + spec.stop_timeout + spec.drain_timeout),
     };
     (app, warnings)
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    time.as_millis() as u64
+}
+
+/// Why a server is not used.
+pub fn not_allowed(upstream: &spec::Upstream) -> String {
+    format!(
+        "{} is not among the addresses that the server's owner allows; `allow_upstreams` in the server file names them",
+        upstream.address
+    )
+}
+
+/// A server that Hutong does not run.
+fn outside(spec: &AppSpec, upstream: &spec::Upstream) -> wire::Target {
+    wire::Target {
+        instance: format!("{}@{}", spec.name, upstream.address),
+        port: upstream.address.port(),
+        address: Some(upstream.address),
+        protocol: protocol(upstream.protocol, spec, None),
+        weight: upstream.weight,
+        health: health(spec),
+        role: wire::Role::Active,
+    }
+}
+
+fn health(spec: &AppSpec) -> wire::Health {
+    wire::Health {
+        path: spec.health.path.clone(),
+        interval_ms: milliseconds(spec.health.interval),
+        timeout_ms: milliseconds(spec.health.timeout),
+        retries: spec.health.retries,
+    }
+}
+
+/// `tree`: the release's files below the data folder, where an instance of ours has them as `/app`.
+fn protocol(protocol: spec::Protocol, spec: &AppSpec, tree: Option<String>) -> wire::Protocol {
+    let root = &spec.fastcgi.root;
+    let below = |folder: &str| match root.as_str() {
+        "" => folder.to_owned(),
+        root => format!("{folder}/{root}"),
+    };
+    match protocol {
+        spec::Protocol::Http => wire::Protocol::Http,
+        spec::Protocol::H2c => wire::Protocol::H2c,
+        spec::Protocol::Uwsgi => wire::Protocol::Uwsgi,
+        spec::Protocol::FastCgi => wire::Protocol::FastCgi {
+            root: if root.starts_with('/') {
+                root.clone()
+            } else {
+                below("/app")
+            },
+            index: spec.fastcgi.index.clone(),
+            files: tree.map(|tree| below(&tree)),
+        },
+    }
+}
+
+fn balance(spec: &spec::Balance) -> wire::Balance {
+    wire::Balance {
+        method: match &spec.method {
+            spec::Method::Least => wire::Method::Least,
+            spec::Method::RoundRobin => wire::Method::RoundRobin,
+            spec::Method::Sticky => wire::Method::Sticky,
+            spec::Method::Hash(key) => wire::Method::Hash(match key {
+                spec::HashKey::Ip => wire::HashKey::Ip,
+                spec::HashKey::Path => wire::HashKey::Path,
+                spec::HashKey::Header(name) => wire::HashKey::Header(name.clone()),
+            }),
+        },
+        slow_start_ms: milliseconds(spec.slow_start),
+        max_requests: spec.max_requests,
+        queue: spec.queue,
+        queue_timeout_ms: milliseconds(spec.queue_timeout),
+        eject: spec.eject,
+    }
+}
+
+fn traffic(spec: &spec::Traffic) -> wire::Traffic {
+    let texts = |list: &[hutong_core::networks::Network]| {
+        list.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let routes = spec.routes.iter().map(|route| wire::TrafficRoute {
+        prefix: route.prefix.clone(),
+        class: match route.class {
+            spec::Class::Background => wire::Class::Background,
+            spec::Class::Normal => wire::Class::Normal,
+            spec::Class::Core => wire::Class::Core,
+        },
+        response_timeout_ms: route.response.map(milliseconds),
+        rules: rules(&route.rules),
+    });
+    wire::Traffic {
+        rules: rules(&spec.rules),
+        allow: texts(&spec.allow),
+        deny: texts(&spec.deny),
+        ban: spec.ban.map(|ban| wire::Ban {
+            after: ban.after,
+            within_s: ban.within.as_secs(),
+            period_s: ban.period.as_secs(),
+        }),
+        compress: spec.compress,
+        routes: routes.collect(),
+    }
+}
+
+fn rules(spec: &spec::Rules) -> wire::Rules {
+    let rate = |rate: spec::Rate| wire::Rate {
+        per_second_milli: rate.per_second_milli,
+        burst: rate.burst,
+    };
+    wire::Rules {
+        rate: spec.rate.map(rate),
+        rate_per_ip: spec.rate_per_ip.map(rate),
+        max_body: spec.max_body,
+    }
 }
 
 /// The snapshot that a control plane before us wrote.

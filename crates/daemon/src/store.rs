@@ -1,11 +1,13 @@
 //! What users declared, in SQLite (WAL, one writer). Never asked while a visitor waits.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use hutong_core::spec::{self, AppSpec};
 use hutong_ipc::fail;
+use hutong_ipc::gateway::Banned;
 use hutong_runtime::processes::now_ms;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 use thiserror::Error;
@@ -14,11 +16,11 @@ use crate::cipher::Cipher;
 use crate::lock;
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 3;
+const VERSION: i64 = 4;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -27,6 +29,14 @@ const MIGRATIONS: [&str; 2] = [
        failures INTEGER NOT NULL,
        next_s INTEGER NOT NULL,
        problem TEXT NOT NULL
+     ) STRICT;",
+    // Addresses that are not let in; an empty app stands for all.
+    "CREATE TABLE bans (
+       app TEXT NOT NULL,
+       ip TEXT NOT NULL,
+       until_s INTEGER NOT NULL,
+       reason TEXT NOT NULL,
+       PRIMARY KEY (app, ip)
      ) STRICT;",
 ];
 
@@ -233,6 +243,53 @@ impl Store {
     pub fn forget_attempt(&self, host: &str) -> Result<()> {
         lock(&self.connection).execute("DELETE FROM attempts WHERE host = ?1", [host])?;
         Ok(())
+    }
+}
+
+/// Addresses that are not let in.
+impl Store {
+    /// Those that are not over, in the order of their end.
+    pub fn bans(&self) -> Result<Vec<Banned>> {
+        let now_s = now_ms() / 1000;
+        let connection = lock(&self.connection);
+        connection.execute("DELETE FROM bans WHERE until_s <= ?1", [now_s])?;
+        let mut statement = connection.prepare_cached("SELECT * FROM bans ORDER BY until_s, ip")?;
+        let rows = statement.query_map([], |row| {
+            let (app, ip): (String, String) = (row.get("app")?, row.get("ip")?);
+            Ok(ip.parse().ok().map(|ip| Banned {
+                app: Some(app).filter(|app| !app.is_empty()),
+                ip,
+                until_s: row.get("until_s").unwrap_or(0),
+                reason: row.get("reason").unwrap_or_default(),
+            }))
+        })?;
+        let all: Vec<Option<Banned>> = rows.collect::<std::result::Result<_, _>>()?;
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    /// Keeps a ban; no more than so many as the gateway keeps itself.
+    pub fn ban(&self, ban: &Banned) -> Result<()> {
+        let connection = lock(&self.connection);
+        connection.execute(
+            "INSERT OR REPLACE INTO bans (app, ip, until_s, reason) VALUES (?1, ?2, ?3, ?4)",
+            params![
+                ban.app.as_deref().unwrap_or_default(),
+                ban.ip.to_string(),
+                ban.until_s,
+                ban.reason
+            ],
+        )?;
+        connection.execute(
+            "DELETE FROM bans WHERE rowid NOT IN (SELECT rowid FROM bans ORDER BY until_s DESC LIMIT 10000)",
+            [],
+        )?;
+        Ok(())
+    }
+
+    /// Whether there was one.
+    pub fn lift(&self, ip: IpAddr) -> Result<bool> {
+        let connection = lock(&self.connection);
+        Ok(connection.execute("DELETE FROM bans WHERE ip = ?1", [ip.to_string()])? > 0)
     }
 }
 

@@ -10,6 +10,7 @@ use hutong_http::fields::Name;
 use hutong_http::request::RequestHead;
 use hutong_ipc::spool::{Kind, Writer};
 
+use crate::stats::Stats;
 use crate::table::App;
 use crate::target::Target;
 use crate::visitor::Peer;
@@ -29,6 +30,7 @@ pub struct Record<'a> {
     pub target: Option<Arc<Target>>,
     pub status: u16,
     pub bytes: u64,
+    pub stats: Option<Arc<Stats>>,
 }
 
 impl<'a> Record<'a> {
@@ -42,7 +44,12 @@ impl<'a> Record<'a> {
             target: None,
             status: 0,
             bytes: 0,
+            stats: None,
         }
+    }
+
+    pub fn took(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// `t`: microseconds since 1970 at the answer's end; `us`: from the head to there.

@@ -8,15 +8,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hutong_ipc::gateway::{Event, Nudge, Role, Snapshot};
+use hutong_ipc::gateway::{Banned, Event, Nudge, Role, Snapshot};
 use hutong_ipc::{channel, fail};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 
-use crate::Shared;
+use crate::limits::Ban;
 use crate::probe::Probes;
 use crate::table::Table;
+use crate::{Shared, admin};
 
 /// Events on their way to control; what does not fit is told when it asks again.
 const MAX_EVENTS: usize = 1024;
@@ -104,6 +106,7 @@ pub async fn run(
     shared: Arc<Shared>,
     listener: UnixListener,
     predecessors: Vec<OwnedFd>,
+    mut bans: mpsc::UnboundedReceiver<(String, Ban)>,
     mut ready: impl std::io::Write,
 ) -> Result<End, String> {
     let failed = |error: io::Error| error.to_string();
@@ -133,6 +136,11 @@ pub async fn run(
             _ = interrupt.recv() => {}
             Ok((stream, _)) = listener.accept() => line.greet(stream).await,
             Some(event) = heard.recv() => line.say(&event).await,
+            Some((app, ban)) = bans.recv() => {
+                let Ban { ip, until_s, reason } = ban;
+                let app = Some(app);
+                line.say(&Event::Banned(Banned { app, ip, until_s, reason })).await;
+            }
             () = shared.drained.notified() => line.report_drained().await,
             () = &mut gone, if !line.alone => {
                 line.alone = true;
@@ -248,6 +256,12 @@ impl ControlLine {
                         tracing::error!("a challenge: {reason}");
                     }
                     self.say(&Event::Challenged).await;
+                }
+                Ok(Nudge::Bans(list)) => admin::ban(&self.shared, list),
+                Ok(Nudge::Lift { ip }) => admin::lift(&self.shared, ip),
+                Ok(Nudge::Status) => {
+                    let status = Box::new(admin::status(&self.shared));
+                    self.say(&Event::Status(status)).await;
                 }
                 Err(_) => return false,
             }

@@ -14,12 +14,15 @@ use hutong_http::request::{Method, RequestHead};
 use percent_encoding::percent_decode_str;
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 
+use crate::compress::{self, Coding};
 use crate::pages::Page;
 use crate::visitor::{Answer, Body};
 
 /// Read in one go, on the worker: they come from the page cache.
 const SMALL: u64 = 128 << 10;
 const CHUNK: u64 = 256 << 10;
+/// Less than this is not worth a read.
+const LEAST: u64 = 16 << 10;
 
 /// No link, no way up.
 const INSIDE: ResolveFlags = ResolveFlags::BENEATH
@@ -85,7 +88,7 @@ pub fn serve(
     let relative = decoded.trim_start_matches('/');
     let index = index.unwrap_or("index.html");
     match find(root, relative, index) {
-        Found::File(file, name) => respond(file, &name, head, 200),
+        Found::File(file, name) => respond(root, file, &name, head, 200),
         Found::Folder => Ok(redirect(path, head)),
         Found::Nothing => {
             // An asset that is missing must not look like a page.
@@ -95,10 +98,58 @@ pub fn serve(
                 None => ("404.html", 404),
             };
             match find(root, name, index) {
-                Found::File(file, name) => respond(file, &name, head, status),
+                Found::File(file, name) => respond(root, file, &name, head, status),
                 _ => Err(Page::new(404, "There is nothing here.")),
             }
         }
+    }
+}
+
+/// A file beside an app's scripts, if the path names one that is surely no script and no configuration.
+pub fn asset(root: &Root, path: &str, head: &RequestHead) -> Option<Answer> {
+    const KINDS: [&str; 32] = [
+        "avif",
+        "bmp",
+        "css",
+        "csv",
+        "eot",
+        "gif",
+        "htm",
+        "html",
+        "ico",
+        "jpeg",
+        "jpg",
+        "js",
+        "map",
+        "mjs",
+        "mp3",
+        "mp4",
+        "ogg",
+        "otf",
+        "pdf",
+        "png",
+        "svg",
+        "ttf",
+        "txt",
+        "wasm",
+        "wav",
+        "webm",
+        "webmanifest",
+        "webp",
+        "woff",
+        "woff2",
+        "xsl",
+        "zip",
+    ];
+    let (_, kind) = path.rsplit_once('.')?;
+    let readable = matches!(head.method, Method::Get | Method::Head);
+    if !readable || !KINDS.contains(&kind.to_ascii_lowercase().as_str()) {
+        return None;
+    }
+    let decoded = percent_decode_str(path).decode_utf8().ok()?;
+    match find(root, decoded.trim_start_matches('/'), "index.html") {
+        Found::File(file, name) => respond(root, file, &name, head, 200).ok(),
+        Found::Folder | Found::Nothing => None,
     }
 }
 
@@ -178,7 +229,62 @@ fn looks_random(text: &str) -> bool {
     text.bytes().all(plain) && (has(u8::is_ascii_digit) || mixed)
 }
 
-fn respond(file: File, name: &str, head: &RequestHead, status: u16) -> Result<Answer, Page> {
+/// The same file, compressed beforehand (`app.js.br`), as the visitor would have it.
+fn compressed(root: &Root, name: &str, head: &RequestHead) -> (Option<(File, Coding)>, bool) {
+    const KINDS: [(Coding, &str); 3] = [
+        (Coding::Brotli, "br"),
+        (Coding::Zstd, "zst"),
+        (Coding::Gzip, "gz"),
+    ];
+    if !compress::compresses_well(kind_of(name).as_bytes()) {
+        return (None, false);
+    }
+    let found = KINDS.iter().filter_map(|(coding, ending)| {
+        let file = root.open(&format!("{name}.{ending}")).ok()?;
+        file.metadata()
+            .is_ok_and(|m| m.is_file())
+            .then_some((*coding, file))
+    });
+    let mut found: Vec<(Coding, File)> = found.collect();
+    let codings: Vec<Coding> = found.iter().map(|(coding, _)| *coding).collect();
+    let chosen = compress::negotiate(&head.fields, &codings);
+    let at = chosen.and_then(|chosen| codings.iter().position(|coding| *coding == chosen));
+    let file = at
+        .map(|at| found.swap_remove(at))
+        .map(|(coding, file)| (file, coding));
+    (file, !codings.is_empty())
+}
+
+fn respond(
+    root: &Root,
+    file: File,
+    name: &str,
+    head: &RequestHead,
+    status: u16,
+) -> Result<Answer, Page> {
+    // A range is one of the file as it is.
+    let whole = !head.fields.has(Name::Range);
+    let (ready, varies) = match whole {
+        true => compressed(root, name, head),
+        false => (None, false),
+    };
+    let (file, coding) = match ready {
+        Some((file, coding)) => (file, Some(coding)),
+        None => (file, None),
+    };
+    let mut answer = respond_with(file, name, head, status)?;
+    if let Some(coding) = coding.filter(|_| answer.fields.has(Name::ContentType)) {
+        answer
+            .fields
+            .add(Name::ContentEncoding, coding.name().as_bytes());
+    }
+    if varies {
+        compress::vary(&mut answer.fields);
+    }
+    Ok(answer)
+}
+
+fn respond_with(file: File, name: &str, head: &RequestHead, status: u16) -> Result<Answer, Page> {
     let broken = |_| Page::new(500, "The file cannot be read.");
     let metadata = file.metadata().map_err(broken)?;
     let size = metadata.len();
@@ -323,11 +429,13 @@ impl FileStream {
         self.left
     }
 
-    pub async fn next(&mut self) -> Option<io::Result<Vec<u8>>> {
+    /// At most `room` bytes, or a little more where that is hardly any.
+    pub async fn next(&mut self, room: usize) -> Option<io::Result<Vec<u8>>> {
         if self.left == 0 {
             return None;
         }
-        let (file, at, length) = (self.file.clone(), self.at, self.left.min(CHUNK));
+        let most = (room as u64).clamp(LEAST, CHUNK);
+        let (file, at, length) = (self.file.clone(), self.at, self.left.min(most));
         let reading = tokio::task::spawn_blocking(move || {
             let mut buffer = vec![0; length as usize];
             file.read_exact_at(&mut buffer, at)?;

@@ -3,7 +3,7 @@
 
 use hutong_http::fields::{Fields, Name};
 use hutong_http::request::RequestHead;
-use hutong_ipc::gateway::Https;
+use hutong_ipc::gateway::{Https, covers};
 
 use crate::Shared;
 use crate::visitor::{Answer, Body, Peer};
@@ -22,15 +22,11 @@ pub fn challenge(shared: &Shared, head: &RequestHead) -> Option<Answer> {
 /// The answer that sends a plain request to HTTPS, where it belongs there.
 pub fn redirect(shared: &Shared, https: &Https, peer: &Peer, head: &RequestHead) -> Option<Answer> {
     let port = shared.https_port?;
-    if peer.tls || !https.redirect || !shared.tls.serves(head.host()) {
+    if peer.is_secure() || !https.redirect || !shared.tls.serves(head.host()) {
         return None;
     }
     let path = head.path();
-    let excepted = |prefix: &String| {
-        path.strip_prefix(prefix.as_str())
-            .is_some_and(|rest| prefix.ends_with('/') || rest.is_empty() || rest.starts_with('/'))
-    };
-    if https.except.iter().any(excepted) {
+    if https.except.iter().any(|prefix| covers(prefix, path)) {
         return None;
     }
     let port = match port {

@@ -6,17 +6,23 @@
 //! [`upstream`] (its protocol).
 
 mod access;
+mod admin;
 mod balance;
 mod buffers;
+mod compress;
 mod control_line;
 mod date;
 mod files;
 mod https;
 mod io;
+mod limits;
 mod pages;
 mod pipeline;
 mod probe;
 mod proxy;
+mod queue;
+mod standing;
+mod stats;
 mod status;
 mod table;
 mod target;
@@ -31,8 +37,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use hutong_ipc::channel;
@@ -40,6 +46,9 @@ use hutong_ipc::spool::Writer;
 use hutong_ipc::warden::GatewaySetup;
 use tokio::sync::{Notify, watch};
 
+use hutong_core::networks::Networks;
+
+use limits::Limits;
 use table::Table;
 use tls::Tls;
 
@@ -73,7 +82,19 @@ struct Shared {
     data_dir: PathBuf,
     run_dir: PathBuf,
     control_uid: u32,
+    limits: Limits,
+    /// Proxies before us whose word counts.
+    trusted: Networks,
+    /// They begin each connection with who the visitor is.
+    proxy_protocol: bool,
+    began: Instant,
+    /// Visitors' connections that are open.
+    connections: AtomicU64,
+    /// Bans on their way to control, with the app.
+    banned: Banned,
 }
+
+type Banned = tokio::sync::mpsc::UnboundedSender<(String, limits::Ban)>;
 
 /// The process's main. `line` is its standard input; `drop_privileges` is called with (uid, gid)
 /// before any thread is started.
@@ -109,7 +130,15 @@ pub fn main(
     }
     raise_file_limit();
     let data_dir = PathBuf::from(setup.data_dir);
+    let trusted = Networks::parse(&setup.trusted_proxies)?;
+    let (banned, bans) = tokio::sync::mpsc::unbounded_channel();
     let shared = Arc::new(Shared {
+        began: Instant::now(),
+        connections: AtomicU64::new(0),
+        limits: Limits::new(),
+        trusted,
+        proxy_protocol: setup.proxy_protocol,
+        banned,
         tls: Tls::open(&data_dir.join("keys"))?,
         https_port: secure
             .first()
@@ -140,7 +169,7 @@ pub fn main(
     let local = tokio::task::LocalSet::new();
     let end = local.block_on(
         &runtime,
-        control_line::run(shared.clone(), control, predecessors, line),
+        control_line::run(shared.clone(), control, predecessors, bans, line),
     )?;
     if end == control_line::End::Replaced {
         shared.closing.store(true, Ordering::Relaxed);

@@ -15,6 +15,8 @@ pub struct Page {
     pub retry_after_s: Option<u32>,
     /// The connection cannot be trusted any further.
     pub close: bool,
+    /// What else it says.
+    pub fields: Vec<(&'static str, String)>,
 }
 
 impl Page {
@@ -24,6 +26,7 @@ impl Page {
             detail: detail.into(),
             retry_after_s: None,
             close: false,
+            fields: Vec::new(),
         }
     }
 
@@ -39,6 +42,14 @@ impl Page {
         Page {
             close: true,
             ..Page::new(reject.status, capital(reject.why))
+        }
+    }
+
+    /// Nothing more over this connection.
+    pub fn closing(self) -> Self {
+        Page {
+            close: true,
+            ..self
         }
     }
 
@@ -61,6 +72,9 @@ impl Page {
             .with(Name::CacheControl, "no-store");
         if let Some(seconds) = self.retry_after_s {
             answer = answer.with(Name::RetryAfter, &seconds.to_string());
+        }
+        for (name, value) in &self.fields {
+            answer.fields.push(name.as_bytes(), value.as_bytes());
         }
         answer.body = Body::Bytes(body.into());
         answer

@@ -1,5 +1,6 @@
 //! A request, stage by stage. The order: sanity (`hutong_http`: nothing may look at what it refuses) → host
-//! and path (decides whose limits hold) → hold or balance → forward or file → access record (sees all the
+//! and path (decides whose limits hold) → bans and addresses → limits (a banned visitor costs no token) → HTTPS → hold,
+//! queue or balance → forward or file → access record (sees all the
 //! rest).
 
 use std::rc::Rc;
@@ -8,15 +9,18 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use hutong_http::fields::{Fields, Name};
-use hutong_http::request::{Method, RequestHead};
+use hutong_http::request::{Method, RequestHead, Version};
 use hutong_ipc::gateway::Serve;
 
 use crate::access::{Log, Record};
+use crate::balance::Nothing;
+use crate::limits::Terms;
 use crate::pages::{Page, capital};
 use crate::proxy::{self, Failure, Upstreams};
-use crate::table::{App, Table};
+use crate::queue::{Queue, Waiting};
+use crate::table::{App, Match, Table};
 use crate::visitor::{Answer, Download, Ended, Peer, Upload};
-use crate::{Shared, balance, files, https};
+use crate::{Shared, balance, files, https, limits};
 
 /// How many requests of one app wait at once; the next one is told to come back.
 const MAX_HELD: usize = 4096;
@@ -43,12 +47,39 @@ impl Worker {
 pub struct Exchange<'a, 'b> {
     pub worker: &'a Rc<Worker>,
     pub peer: &'a Peer,
-    pub head: &'a RequestHead,
+    pub head: &'b RequestHead,
     pub upload: &'a mut Upload<'b>,
     pub download: &'a mut Download<'b>,
     pub record: Record<'a>,
     /// Instances that ended while they had it.
     pub deaths: u32,
+    pub extras: Extras,
+    /// How long the app may take to begin its answer.
+    pub patience: Duration,
+    terms: Terms,
+}
+
+/// What every answer of the app says besides its own.
+#[derive(Default)]
+pub struct Extras {
+    hsts: Option<Arc<App>>,
+    /// Leads the visitor to the same instance again.
+    pub cookie: Option<String>,
+    left: Option<String>,
+}
+
+impl Extras {
+    pub fn add_to(&self, fields: &mut Fields) {
+        if let Some(hsts) = self.hsts.as_ref().and_then(|app| app.hsts.as_ref()) {
+            https::say_hsts(fields, hsts);
+        }
+        if let Some(cookie) = &self.cookie {
+            fields.push(b"set-cookie", cookie.as_bytes());
+        }
+        if let Some(left) = &self.left {
+            fields.push(b"ratelimit", left.as_bytes());
+        }
+    }
 }
 
 /// Why a request is not answered by an app.
@@ -73,10 +104,12 @@ impl From<Ended> for Stop {
 pub async fn handle<'v>(
     worker: &Rc<Worker>,
     peer: &Peer,
-    head: &RequestHead,
+    head: &'v RequestHead,
     upload: &mut Upload<'v>,
     download: &mut Download<'v>,
 ) -> Result<(), Ended> {
+    let behind = limits::behind(&worker.shared.trusted, peer, head);
+    let peer = behind.as_ref().unwrap_or(peer);
     let mut exchange = Exchange {
         worker,
         peer,
@@ -85,12 +118,16 @@ pub async fn handle<'v>(
         download,
         record: Record::new(&worker.log, peer, head),
         deaths: 0,
+        extras: Extras::default(),
+        patience: GRACE,
+        terms: Terms::default(),
     };
     let result = match route(&mut exchange).await {
         Ok(()) => Ok(()),
         Err(stop) => exchange.stop(stop).await,
     };
     exchange.record.bytes = exchange.download.sent();
+    exchange.count();
     result
 }
 
@@ -130,16 +167,47 @@ impl Exchange<'_, '_> {
 
     async fn answer(&mut self, mut answer: Answer) -> Result<(), Ended> {
         self.record.status = answer.status;
-        self.decorate(&mut answer.fields);
+        self.extras.add_to(&mut answer.fields);
         let bodiless = self.head.method == Method::Head;
         self.download.answer(answer, bodiless).await
     }
 
-    /// What every answer of the app says over TLS.
-    fn decorate(&self, fields: &mut Fields) {
-        let app = self.record.app.as_ref().filter(|_| self.peer.tls);
-        if let Some(hsts) = app.and_then(|app| app.hsts.as_ref()) {
-            https::say_hsts(fields, hsts);
+    /// Lets the request in under the app's rules, or not.
+    fn admit(&mut self, found: &Match) -> Result<(), Page> {
+        let app = &found.app;
+        self.record.app = Some(app.clone());
+        self.record.stats = Some(found.stats.clone());
+        self.extras.hsts = Some(app.clone()).filter(|_| self.peer.is_secure());
+        let limits = &self.worker.shared.limits;
+        self.terms = app.guard.admit(limits, self.peer, self.head)?;
+        self.extras.left = self.terms.left.take();
+        self.patience = self.terms.response_timeout.unwrap_or(app.response_timeout);
+        if let Some(most) = self.terms.max_body {
+            self.upload.bound(most);
+        }
+        // Cut off, an answer without a length looks whole to HTTP/1.0.
+        let can = !self.head.websocket && self.head.version != Version::Http10;
+        if app.guard.compress && can {
+            self.download.compress_for = Some(&self.head.fields);
+        }
+        Ok(())
+    }
+
+    /// What the answer means for counters and bans.
+    fn count(&self) {
+        let record = &self.record;
+        if let Some(stats) = &record.stats {
+            stats.note(record.status, record.bytes, record.took());
+        }
+        let Some(app) = &record.app else { return };
+        if let Some(ban) = app.guard.note(self.peer.ip, record.status) {
+            tracing::info!(
+                app = app.name,
+                "{} is let in no more: {}",
+                ban.ip,
+                ban.reason
+            );
+            let _ = self.worker.shared.banned.send((app.name.clone(), ban));
         }
     }
 
@@ -155,6 +223,8 @@ impl Exchange<'_, '_> {
 async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
     let (worker, head) = (exchange.worker, exchange.head);
     let (mut wait, mut grace) = (Wait::default(), Wait::default());
+    let mut line = InLine::default();
+    let mut admitted = false;
     loop {
         if let Some(answer) = https::challenge(&worker.shared, head) {
             return Ok(exchange.answer(answer).await?);
@@ -164,6 +234,9 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
             let detail = format!("No app answers for {}.", head.host());
             return Err(Page::new(404, detail).into());
         };
+        if !std::mem::replace(&mut admitted, true) {
+            exchange.admit(&found)?;
+        }
         let app = &found.app;
         exchange.record.app = Some(app.clone());
         let elsewhere = https::redirect(&worker.shared, &app.https, exchange.peer, head);
@@ -175,6 +248,7 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
                 let root = app.root.as_ref().ok_or_else(|| bad_gateway("no files"))?;
                 let path = &head.path()[found.strip..];
                 let fallback = if *spa { Some("index.html") } else { None };
+                exchange.download.is_public = true;
                 let answer = files::serve(root, path, head, index.as_deref(), fallback)?;
                 return Ok(exchange.answer(answer).await?);
             }
@@ -183,35 +257,113 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
                 retry_after_s,
             } => return Err(Page::unavailable(capital(reason), *retry_after_s).into()),
             Serve::Targets => {
-                if attempt(&table, app, found.strip, exchange).await? {
-                    return Ok(());
+                if let Some(files) = &app.files
+                    && let Some(answer) = files::asset(files, &head.path()[found.strip..], head)
+                {
+                    return Ok(exchange.answer(answer).await?);
                 }
-                let patience = GRACE.min(app.hold_timeout);
-                grace.next(app, patience, exchange).await?;
+                match attempt(&table, app, &found, &line, exchange).await? {
+                    None => return Ok(()),
+                    Some(Nothing::Busy) => line.next(app, exchange).await?,
+                    Some(Nothing::Absent) => {
+                        let patience = GRACE.min(app.hold_timeout);
+                        grace.next(app, patience, exchange).await?;
+                    }
+                }
             }
             Serve::Hold => wait.next(app, app.hold_timeout, exchange).await?,
         }
     }
 }
 
-/// Tries the app's targets; false when none can serve now.
+/// Tries the app's targets; `None` when the request was answered.
 async fn attempt(
     table: &Table,
     app: &Arc<App>,
-    strip: usize,
+    found: &Match,
+    line: &InLine,
     exchange: &mut Exchange<'_, '_>,
-) -> Result<bool, Stop> {
+) -> Result<Option<Nothing>, Stop> {
+    if app.balance.max_requests > 0 && line.must_wait(&app.queue, exchange.terms.class) {
+        return Ok(Some(Nothing::Busy));
+    }
     let mut tried = Vec::new();
     let shared = &exchange.worker.shared;
-    while let Some(taken) = balance::take(shared, app, table.version, &tried) {
-        exchange.record.target = Some(taken.target.clone());
-        match proxy::forward(app, strip, &taken, exchange).await {
-            Ok(()) => return Ok(true),
-            Err(Failure::NothingSent) => tried.push(taken.target.clone()),
+    loop {
+        let (peer, head) = (exchange.peer, exchange.head);
+        let taken = match balance::take(shared, app, table.version, &tried, peer, head) {
+            Ok(taken) => taken,
+            Err(nothing) => return Ok(Some(nothing)),
+        };
+        let target = taken.in_flight.target.clone();
+        exchange.record.target = Some(target.clone());
+        exchange.extras.cookie = taken.cookie;
+        let answered = proxy::forward(app, found.strip, &target, exchange).await;
+        let good = match &answered {
+            Ok(()) => exchange.record.status < 500,
+            // The visitor's doing.
+            Err(Failure::Stop(Stop::Ended(_))) => true,
+            Err(_) => false,
+        };
+        if app.balance.eject && target.record.note(good) {
+            let instance = &target.instance;
+            tracing::info!(
+                app = app.name,
+                "{instance} fails often and gets nothing for a while"
+            );
+        }
+        drop(taken.in_flight);
+        match answered {
+            Ok(()) => return Ok(None),
+            Err(Failure::NothingSent) => tried.push(target),
             Err(Failure::Stop(stop)) => return Err(stop),
         }
     }
-    Ok(false)
+}
+
+/// A request that waits for a place at a target.
+#[derive(Default)]
+struct InLine {
+    place: Option<Waiting>,
+    since: Option<Instant>,
+}
+
+impl InLine {
+    /// Whoever comes later, or matters less, does not push in front.
+    fn must_wait(&self, queue: &Queue, class: hutong_ipc::gateway::Class) -> bool {
+        match &self.place {
+            Some(_) => queue.is_behind(class),
+            None => queue.is_wanted(class),
+        }
+    }
+
+    async fn next(&mut self, app: &App, exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
+        let busy = || {
+            Page::unavailable(
+                "The app has too much to do. Please try again in a moment.",
+                1,
+            )
+        };
+        let class = exchange.terms.class;
+        if self.place.is_none() {
+            let place = app.queue.enter(class, app.balance.queue as usize);
+            self.place = Some(place.ok_or_else(busy)?);
+        }
+        let waited = self.since.get_or_insert_with(Instant::now).elapsed();
+        let left = Duration::from_millis(app.balance.queue_timeout_ms).saturating_sub(waited);
+        let Some(place) = &self.place else {
+            return Ok(());
+        };
+        if left.is_zero() {
+            return Err(busy().into());
+        }
+        let may_leave = exchange.upload.is_over();
+        tokio::select! {
+            () = place.turn() => Ok(()),
+            () = tokio::time::sleep(left.min(LOOK)) => Ok(()),
+            () = exchange.download.gone(), if may_leave => Err(Ended::Gone.into()),
+        }
+    }
 }
 
 /// A request that waits for another table, once subscribed, with a deadline.

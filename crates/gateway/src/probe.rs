@@ -102,6 +102,9 @@ struct Probing {
 
 impl Probing {
     async fn run(self) {
+        if self.target.address.is_some() {
+            return self.probe().await;
+        }
         let watch = async {
             // The shim listens before the instance is announced; if it does not, it is gone.
             if let Ok(mut line) = Line::open(&self.shared.run_dir, &self.target.instance).await {
@@ -157,6 +160,9 @@ impl Probing {
     }
 
     fn set(&self, healthy: bool, detail: String) {
+        if healthy {
+            self.target.record.begin();
+        }
         self.target.healthy.store(healthy, Ordering::SeqCst);
         self.wake();
         self.tell(Event::Health {
@@ -193,6 +199,11 @@ impl Probing {
 
     async fn ask(&self, line: &mut Option<Line>) -> Result<(), String> {
         let port = self.target.port;
+        if let Some(address) = self.target.address {
+            let stream = TcpStream::connect(address).await;
+            let stream = stream.map_err(|error| format!("{address}: {error}"))?;
+            return self.ask_path(stream).await;
+        }
         if line.is_none() {
             let opened = Line::open(&self.shared.run_dir, &self.target.instance).await;
             *line = Some(opened.map_err(|error| format!("its shim does not answer: {error}"))?);
@@ -208,6 +219,11 @@ impl Probing {
                 return Err(format!("port {port}: {error}"));
             }
         };
+        self.ask_path(stream).await
+    }
+
+    async fn ask_path(&self, stream: TcpStream) -> Result<(), String> {
+        let port = self.target.port;
         let Some(path) = &self.target.health.path else {
             return Ok(());
         };

@@ -7,11 +7,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use hutong_ipc::gateway::Protocol;
+use tokio::net::TcpStream;
+
 use crate::pages::Page;
 use crate::pipeline::{Exchange, Stop, Worker, bad_gateway};
 use crate::table::App;
-use crate::target::{InFlight, Line, Target};
+use crate::target::{Line, Target};
 use crate::upstream::http1::{self, Broken, Connection};
+use crate::upstream::http2::{self, Session};
 
 /// Idle connections kept per worker and target, and for how long.
 const MAX_IDLE: usize = 64;
@@ -40,6 +44,8 @@ pub struct Upstream {
     target: Arc<Target>,
     line: tokio::sync::Mutex<Option<Line>>,
     idle: RefCell<Vec<(Connection, Instant)>>,
+    /// Where one connection takes all requests.
+    session: RefCell<Option<Session>>,
 }
 
 impl Upstreams {
@@ -52,6 +58,7 @@ impl Upstreams {
             target: target.clone(),
             line: tokio::sync::Mutex::new(None),
             idle: RefCell::default(),
+            session: RefCell::default(),
         });
         map.insert(target.instance.clone(), upstream.clone());
         upstream
@@ -87,6 +94,25 @@ impl Upstream {
         None
     }
 
+    async fn converse(
+        &self,
+        reused: Option<Connection>,
+        strip: usize,
+        exchange: &mut Exchange<'_, '_>,
+    ) -> Result<(), Broken> {
+        let mut connection = match reused {
+            Some(connection) => connection,
+            None => {
+                let stream = self.connect(exchange.worker).await;
+                Connection::new(stream.map_err(|_| Broken::Unsent)?)
+            }
+        };
+        if http1::converse(&mut connection, &self.target, strip, exchange).await? {
+            self.give_back(connection);
+        }
+        Ok(())
+    }
+
     fn give_back(&self, connection: Connection) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < MAX_IDLE {
@@ -94,16 +120,35 @@ impl Upstream {
         }
     }
 
-    async fn connect(&self, worker: &Worker) -> std::io::Result<Connection> {
+    async fn connect(&self, worker: &Worker) -> std::io::Result<TcpStream> {
         let work = self.connect_stream(worker);
         match tokio::time::timeout(CONNECT_TIMEOUT, work).await {
-            Ok(connected) => connected.map(Connection::new),
+            Ok(connected) => connected,
             Err(_) => Err(std::io::ErrorKind::TimedOut.into()),
         }
     }
 
+    /// The HTTP/2 connection, and whether it is a fresh one.
+    async fn session(&self, worker: &Worker) -> Result<(Session, bool), Broken> {
+        let known = self.session.borrow().clone();
+        if let Some(session) = known
+            && let Ok(session) = session.ready().await
+        {
+            return Ok((session, false));
+        }
+        let stream = self.connect(worker).await.map_err(|_| Broken::Unsent)?;
+        let session = http2::open(stream).await?;
+        *self.session.borrow_mut() = Some(session.clone());
+        Ok((session, true))
+    }
+
     /// Tries 127.0.0.1 and ::1, whichever answered last time first.
-    async fn connect_stream(&self, worker: &Worker) -> std::io::Result<tokio::net::TcpStream> {
+    async fn connect_stream(&self, worker: &Worker) -> std::io::Result<TcpStream> {
+        if let Some(address) = self.target.address {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            return Ok(stream);
+        }
         let v6_first = self.target.prefers_v6();
         let first = self.mint(worker, v6_first).await?;
         match self.target.connect(first, v6_first).await {
@@ -133,28 +178,31 @@ impl Upstream {
 pub async fn forward(
     app: &App,
     strip: usize,
-    taken: &InFlight,
+    target: &Arc<Target>,
     exchange: &mut Exchange<'_, '_>,
 ) -> Result<(), Failure> {
-    let upstream = exchange.worker.upstreams.get(&taken.target);
-    let mut reused = upstream.idle(!exchange.is_replayable());
-    // A pooled connection may have just been closed by the app: then once more, on a fresh one.
+    let upstream = exchange.worker.upstreams.get(target);
+    let mut fresh = false;
+    // A connection that was used before may have just been closed by the app: then once more, on a fresh one.
     loop {
-        let was_reused = reused.is_some();
-        let mut connection = match reused.take() {
-            Some(connection) => connection,
-            None => upstream
-                .connect(exchange.worker)
-                .await
-                .map_err(|_| Failure::NothingSent)?,
-        };
-        match http1::converse(&mut connection, app, strip, exchange).await {
-            Ok(reusable) => {
-                if reusable {
-                    upstream.give_back(connection);
-                }
-                return Ok(());
+        let was_reused;
+        let outcome = match target.protocol {
+            Protocol::H2c => {
+                let session = upstream.session(exchange.worker).await;
+                let (session, new) = session.map_err(|_| Failure::NothingSent)?;
+                was_reused = !new && !fresh;
+                http2::converse(session, strip, exchange).await
             }
+            _ => {
+                let reused = (!fresh).then(|| upstream.idle(!exchange.is_replayable()));
+                let reused = reused.flatten();
+                was_reused = reused.is_some();
+                upstream.converse(reused, strip, exchange).await
+            }
+        };
+        fresh = true;
+        match outcome {
+            Ok(()) => return Ok(()),
             Err(Broken::Unsent) if was_reused => {}
             Err(Broken::Unanswered) if was_reused && exchange.is_replayable() => {}
             Err(Broken::Unsent) => return Err(Failure::NothingSent),

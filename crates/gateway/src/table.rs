@@ -7,9 +7,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hutong_ipc::gateway::{App as WireApp, Https, Role, Serve, Snapshot};
+use hutong_ipc::gateway::{
+    App as WireApp, Balance, Https, Protocol, Role, Serve, Snapshot, covers,
+};
 
 use crate::files::Root;
+use crate::limits::Guard;
+use crate::queue::Queue;
+use crate::stats::Stats;
 use crate::target::Target;
 
 #[derive(Default)]
@@ -23,7 +28,9 @@ pub struct Table {
 
 #[derive(Clone)]
 struct Entry {
+    host: String,
     prefix: String,
+    stats: Arc<Stats>,
     strip: bool,
     app: Arc<App>,
 }
@@ -41,6 +48,13 @@ pub struct App {
     pub hsts: Option<String>,
     /// Requests that wait; kept across tables.
     pub held: Arc<AtomicUsize>,
+    pub balance: Balance,
+    pub slow_start: Duration,
+    /// Requests that wait for a place at a target; kept across tables.
+    pub queue: Arc<Queue>,
+    pub guard: Guard,
+    /// Its scripts' files, for what is no script.
+    pub files: Option<Root>,
 }
 
 /// Where a request goes.
@@ -48,6 +62,7 @@ pub struct Match {
     pub app: Arc<App>,
     /// How many bytes of the path the app does not see.
     pub strip: usize,
+    pub stats: Arc<Stats>,
 }
 
 impl Table {
@@ -70,6 +85,8 @@ impl Table {
             table.apps.push(app.clone());
             for route in routes {
                 let entry = Entry {
+                    stats: old.stats_of(&app.name, &route.host, &route.prefix),
+                    host: route.host.clone(),
                     prefix: route.prefix,
                     strip: route.strip_prefix,
                     app: app.clone(),
@@ -85,6 +102,28 @@ impl Table {
             entries.sort_by_key(|entry| std::cmp::Reverse(entry.prefix.len()));
         }
         table
+    }
+
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.exact.values().chain(self.wildcard.values()).flatten()
+    }
+
+    /// Counters outlive the table.
+    fn stats_of(&self, app: &str, host: &str, prefix: &str) -> Arc<Stats> {
+        let known = self
+            .entries()
+            .find(|one| one.app.name == app && one.host == host && one.prefix == prefix);
+        known.map_or_else(Arc::default, |entry| entry.stats.clone())
+    }
+
+    /// Every route: its host, prefix, app and counters.
+    pub fn routes(&self) -> impl Iterator<Item = (&str, &str, &App, &Stats)> {
+        self.entries().map(|entry| {
+            let Entry {
+                host, prefix, app, ..
+            } = entry;
+            (host.as_str(), prefix.as_str(), &**app, &*entry.stats)
+        })
     }
 
     /// A host that an app answers for, so that its probes look like visitors.
@@ -105,7 +144,7 @@ impl Table {
     /// the longest prefix first.
     pub fn find(&self, host: &str, path: &str) -> Option<Match> {
         let among = |entries: &Vec<Entry>| {
-            let entry = entries.iter().find(|e| matches_prefix(&e.prefix, path))?;
+            let entry = entries.iter().find(|e| covers(&e.prefix, path))?;
             let strip = if entry.strip && entry.prefix != "/" {
                 entry.prefix.len()
             } else {
@@ -114,6 +153,7 @@ impl Table {
             Some(Match {
                 app: entry.app.clone(),
                 strip,
+                stats: entry.stats.clone(),
             })
         };
         if let Some(found) = self.exact.get(host).and_then(among) {
@@ -154,7 +194,19 @@ impl App {
             Serve::Static { root, .. } => Some(Root::new(data_dir, root)),
             _ => None,
         };
+        let scripts = wire
+            .targets
+            .iter()
+            .find_map(|target| match &target.protocol {
+                Protocol::FastCgi { files, .. } if target.role == Role::Active => files.as_ref(),
+                _ => None,
+            });
         App {
+            files: scripts.map(|files| Root::new(data_dir, files)),
+            slow_start: Duration::from_millis(wire.balance.slow_start_ms),
+            balance: wire.balance,
+            queue: before.map_or_else(Arc::default, |app| app.queue.clone()),
+            guard: Guard::new(&name, &wire.traffic, before.map(|app| &app.guard)),
             name,
             serve: wire.serve,
             root,
@@ -168,18 +220,10 @@ impl App {
     }
 }
 
-/// Prefixes match at segment borders: `/api` covers `/api` and `/api/x`, not `/apix`.
-fn matches_prefix(prefix: &str, path: &str) -> bool {
-    prefix == "/"
-        || path
-            .strip_prefix(prefix)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hutong_ipc::gateway::Route;
+    use hutong_ipc::gateway::{Route, Traffic};
     use std::collections::BTreeMap;
 
     fn app(routes: &[(&str, &str, bool)]) -> WireApp {
@@ -197,6 +241,8 @@ mod tests {
             response_timeout_ms: 1,
             hold_timeout_ms: 1,
             https: Https::default(),
+            balance: Balance::default(),
+            traffic: Traffic::default(),
         }
     }
 

@@ -8,10 +8,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use hutong_ipc::channel;
-use hutong_ipc::gateway::Health;
+use hutong_ipc::gateway::{Health, Protocol};
 use hutong_ipc::shim::{Answer, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
+
+use crate::standing::Standing;
 
 /// How many sockets a shim is asked for at once.
 const BATCH: u8 = 8;
@@ -19,7 +21,13 @@ const BATCH: u8 = 8;
 pub struct Target {
     pub instance: String,
     pub port: u16,
+    /// A server that Hutong does not run; it has no shim.
+    pub address: Option<SocketAddr>,
+    pub protocol: Protocol,
+    pub weight: u32,
     pub health: Health,
+    /// How it has done of late.
+    pub record: Standing,
     /// Its last probes said so.
     pub healthy: AtomicBool,
     /// Its shim is gone: nothing will ever answer.
@@ -37,6 +45,10 @@ impl Target {
         Target {
             instance: wire.instance.clone(),
             port: wire.port,
+            address: wire.address,
+            protocol: wire.protocol.clone(),
+            weight: wire.weight.max(1),
+            record: Standing::default(),
             health: wire.health.clone(),
             healthy: AtomicBool::new(false),
             gone: AtomicBool::new(false),
@@ -167,6 +179,8 @@ async fn read_when_ready(
 pub struct InFlight {
     pub target: std::sync::Arc<Target>,
     pub shared: std::sync::Arc<crate::Shared>,
+    /// Requests that wait for a place at one of the app's targets.
+    pub queue: Option<std::sync::Arc<crate::queue::Queue>>,
 }
 
 impl Drop for InFlight {
@@ -174,6 +188,9 @@ impl Drop for InFlight {
         let last = self.target.in_flight.fetch_sub(1, Ordering::SeqCst) == 1;
         if last && self.target.draining.load(Ordering::SeqCst) {
             self.shared.drained.notify_one();
+        }
+        if let Some(queue) = &self.queue {
+            queue.a_place_is_free();
         }
     }
 }

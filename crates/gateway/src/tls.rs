@@ -231,7 +231,9 @@ fn read(name: &str, chain: &[u8], key: &[u8]) -> Result<(Held, Arc<CertifiedKey>
     // `keys_match` cannot read a certificate with a critical extension, as those for challenges have.
     let (_, parsed) =
         X509Certificate::from_der(leaf).map_err(|_| "the certificate cannot be read".to_owned())?;
-    let public = key.public_key().ok_or("the private key has no public one")?;
+    let public = key
+        .public_key()
+        .ok_or("the private key has no public one")?;
     if public.as_ref() != parsed.public_key().raw {
         return Err("the private key does not belong to the certificate".into());
     }

@@ -3,10 +3,12 @@
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use hutong_http::proxy_protocol;
 use hutong_ipc::spool::Writer;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio::task::LocalSet;
@@ -98,7 +100,10 @@ async fn accept(
             Ok((stream, _)) => {
                 let worker = worker.clone();
                 tokio::task::spawn_local(async move {
+                    let open = &worker.shared.connections;
+                    open.fetch_add(1, Ordering::Relaxed);
                     connection(&worker, stream, door).await;
+                    open.fetch_sub(1, Ordering::Relaxed);
                     drop(place);
                 });
             }
@@ -108,17 +113,28 @@ async fn accept(
     }
 }
 
-async fn connection(worker: &Rc<Worker>, stream: TcpStream, door: Door) {
-    let Ok(address) = stream.peer_addr() else {
+async fn connection(worker: &Rc<Worker>, mut stream: TcpStream, door: Door) {
+    let Ok(mut address) = stream.peer_addr() else {
         return;
     };
     let _ = stream.set_nodelay(true);
+    keep_alive(&stream);
+    let shared = &worker.shared;
+    if shared.proxy_protocol && shared.trusted.contains(address.ip().to_canonical()) {
+        let told = tokio::time::timeout(HANDSHAKE, introduction(&mut stream)).await;
+        match told {
+            Ok(Ok(Some(visitor))) => address = visitor,
+            Ok(Ok(None)) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
+    }
     let ip = address.ip().to_canonical();
     let peer = Peer {
         ip,
         text: ip.to_string(),
         port: address.port(),
         tls: door == Door::Tls,
+        proxied: None,
     };
     let mut phase = worker.shared.phase.subscribe();
     if door == Door::Plain {
@@ -133,6 +149,40 @@ async fn connection(worker: &Rc<Worker>, stream: TcpStream, door: Door) {
     } else {
         let io = Io::new(Stream::Tls(Box::new(stream)));
         visitor::http1::serve(worker, &peer, io, &mut phase).await;
+    }
+}
+
+/// A visitor whose machine is gone without a word is noticed.
+fn keep_alive(stream: &TcpStream) {
+    use rustix::net::sockopt;
+    let _ = sockopt::set_socket_keepalive(stream, true);
+    let _ = sockopt::set_tcp_keepidle(stream, Duration::from_secs(60));
+    let _ = sockopt::set_tcp_keepintvl(stream, Duration::from_secs(15));
+    let _ = sockopt::set_tcp_keepcnt(stream, 4);
+}
+
+/// Who a proxy before us says the visitor is (PROXY protocol, versions 1 and 2); `None`: the proxy itself.
+/// Not a byte behind the header is taken.
+async fn introduction(stream: &mut TcpStream) -> std::io::Result<Option<std::net::SocketAddr>> {
+    let invalid = || std::io::Error::from(std::io::ErrorKind::InvalidData);
+    let mut seen = vec![0; 16 + proxy_protocol::MAX_BLOCK];
+    let mut before = 0;
+    loop {
+        stream.readable().await?;
+        let count = stream.peek(&mut seen).await?;
+        match proxy_protocol::parse(&seen[..count]).map_err(|_| invalid())? {
+            Some((header, length)) => {
+                stream.read_exact(&mut seen[..length]).await?;
+                return Ok(match header {
+                    proxy_protocol::Header::Proxied { source, .. } => Some(source),
+                    _ => None,
+                });
+            }
+            // Nothing more came, or it cannot be one.
+            None if count == 0 || count == seen.len() => return Err(invalid()),
+            None if count == before => tokio::time::sleep(Duration::from_millis(2)).await,
+            None => before = count,
+        }
     }
 }
 

@@ -50,6 +50,33 @@ impl ResponseHead {
         Ok(Some(end))
     }
 
+    /// Reads the head of a CGI response (RFC 3875 §6), as FastCGI has it; as [`ResponseHead::parse`].
+    pub fn parse_cgi(
+        &mut self,
+        input: &[u8],
+        to_head: bool,
+    ) -> Result<Option<usize>, &'static str> {
+        let parsed = crate::fastcgi::parse_head(input);
+        let Some((head, end)) = parsed.map_err(|_| "its head is malformed")? else {
+            return Ok(None);
+        };
+        self.fields.clear();
+        for (name, value) in head.fields {
+            let (name, value) = (&input[name], &input[value]);
+            if !fields::is_token(name) || !fields::is_value(value) {
+                return Err("its head is malformed");
+            }
+            self.fields.push(name, value);
+        }
+        self.status = head.status;
+        // These are between the app and us, and mean nothing here.
+        self.fields.remove(Name::TransferEncoding);
+        self.fields.remove(Name::Connection);
+        self.frame(to_head, false)?;
+        self.keep_alive = false;
+        Ok(Some(end))
+    }
+
     /// Whether it is HTTP/1.0.
     fn status_line(&mut self, line: &[u8]) -> Result<bool, &'static str> {
         let (http10, rest) = match line {

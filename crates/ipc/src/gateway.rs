@@ -1,7 +1,16 @@
 //! The snapshot that `control` publishes, and what both say over the gateway's socket. A snapshot is
 //! immutable, versioned, whole, and holds no secret.
 
+mod status;
+mod traffic;
+
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+pub use status::{RouteStatus, Status, TargetStatus};
+pub use traffic::{
+    Balance, Ban, Banned, Class, HashKey, Method, Rate, Rules, Traffic, TrafficRoute, covers,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +33,10 @@ pub struct App {
     pub hold_timeout_ms: u64,
     #[serde(default)]
     pub https: Https,
+    #[serde(default)]
+    pub balance: Balance,
+    #[serde(default)]
+    pub traffic: Traffic,
 }
 
 /// What becomes of plain HTTP where there is a certificate.
@@ -67,8 +80,37 @@ pub enum Serve {
 pub struct Target {
     pub instance: String,
     pub port: u16,
+    /// A server that Hutong does not run: `instance` is only its name, and there is no shim.
+    #[serde(default)]
+    pub address: Option<SocketAddr>,
+    #[serde(default)]
+    pub protocol: Protocol,
+    #[serde(default = "one")]
+    pub weight: u32,
     pub health: Health,
     pub role: Role,
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// What a target speaks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    #[default]
+    Http,
+    H2c,
+    Uwsgi,
+    FastCgi {
+        /// The folder of the scripts, absolute, as the target sees it.
+        root: String,
+        /// The script, below the root, that gets every path that names none.
+        index: String,
+        /// The same folder below our data folder, for files that are no scripts.
+        files: Option<String>,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +144,12 @@ pub enum Nudge {
     Forget { name: String },
     /// What shows a certificate authority that a name is ours. In place of all before.
     Challenges(Vec<Challenge>),
+    /// Addresses that are not let in, besides those known already.
+    Bans(Vec<Banned>),
+    /// Let an address in again, everywhere.
+    Lift { ip: IpAddr },
+    /// Say what there is to see.
+    Status,
 }
 
 /// A certificate chain and its private key.
@@ -151,22 +199,37 @@ pub struct Held {
 #[serde(rename_all = "snake_case")]
 pub enum Event {
     /// Every worker serves this version.
-    Serving { version: u64 },
+    Serving {
+        version: u64,
+    },
     Health {
         instance: String,
         healthy: bool,
         detail: String,
     },
     /// The line to the shim closed: the instance is gone.
-    Gone { instance: String },
+    Gone {
+        instance: String,
+    },
     /// A draining target finished its last request (as of this version).
-    Drained { instance: String, version: u64 },
+    Drained {
+        instance: String,
+        version: u64,
+    },
     /// The snapshot could not be read.
-    Rejected { reason: String },
+    Rejected {
+        reason: String,
+    },
     /// All certificates that are served.
     Certificates(Vec<Held>),
     /// A certificate is not taken.
-    BadCertificate { name: String, reason: String },
+    BadCertificate {
+        name: String,
+        reason: String,
+    },
     /// The challenges are in place at every worker.
     Challenged,
+    /// An app's rule shut an address out.
+    Banned(Banned),
+    Status(Box<Status>),
 }

@@ -208,6 +208,14 @@ pub struct ServerSettings {
     /// The table `[acme]` as JSON: it may hold keys.
     #[serde(default)]
     pub acme: Option<crate::gateway::Secret>,
+    /// Networks that apps may name servers in which Hutong does not run.
+    #[serde(default)]
+    pub allow_upstreams: Vec<String>,
+    /// As in [`GatewaySetup`].
+    #[serde(default)]
+    pub trusted_proxies: Vec<String>,
+    #[serde(default)]
+    pub proxy_protocol: bool,
 }
 
 /// The first frame that the warden sends to the gateway. Descriptors: the control socket's listener,
@@ -223,6 +231,12 @@ pub struct GatewaySetup {
     pub https: bool,
     pub spool_bytes: u64,
     pub predecessors: usize,
+    /// Networks of proxies before us, who may say who the visitor is.
+    #[serde(default)]
+    pub trusted_proxies: Vec<String>,
+    /// They say it with the PROXY protocol, too.
+    #[serde(default)]
+    pub proxy_protocol: bool,
 }
 
 /// The first frame for the resolver. Descriptors: a UDP socket and a TCP listener on the bridge.

@@ -25,6 +25,10 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     let run = match &spec.run {
         Run::Command(words) => format!("runs {}", words.join(" ")),
         Run::Static { folder, .. } => format!("serves the files of ./{folder}"),
+        Run::Upstream(list) => {
+            let list: Vec<String> = list.iter().map(|one| one.address.to_string()).collect();
+            format!("sends requests to {}", list.join(", "))
+        }
     };
     output.say(&format!("{}: {run}", spec.name));
     output.say(&format!(

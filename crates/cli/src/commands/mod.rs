@@ -1,6 +1,7 @@
 //! One verb per file.
 
 pub mod apps;
+pub mod ban;
 pub mod cert;
 pub mod check;
 pub mod demo;
@@ -8,6 +9,7 @@ pub mod deploy;
 pub mod doctor;
 pub mod env;
 pub mod exec;
+pub mod gateway;
 pub mod internal;
 pub mod logs;
 pub mod releases;

@@ -93,12 +93,19 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
             pip_index: build.pip_index,
             npm_registry: build.npm_registry,
             proxy: build.proxy,
+            allow_upstreams: texts(file.allow_upstreams),
+            trusted_proxies: texts(file.trusted_proxies),
+            proxy_protocol: file.proxy_protocol,
             acme: file.acme_json.map(hutong_ipc::gateway::Secret),
             ca_bundle: build
                 .ca_bundle
                 .map(|path| path.to_string_lossy().into_owned()),
         },
     })
+}
+
+fn texts(list: Vec<toml::Spanned<String>>) -> Vec<String> {
+    list.into_iter().map(toml::Spanned::into_inner).collect()
 }
 
 fn announce(ready: &Ready, output: Output) {

@@ -5,7 +5,7 @@ use super::*;
 fn version(deployment: u64, instances: u32, strategy: Strategy) -> Version {
     Version {
         deployment,
-        is_static: false,
+        without_instances: false,
         instances,
         strategy,
         restart: Restart::Always,

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hutong_acme::account::{Account, account};
@@ -21,7 +21,7 @@ use hutong_runtime::paths::atomic_write;
 use super::solver::Show;
 use super::{Source, covers};
 use crate::store::Attempt;
-use crate::{Control, publish};
+use crate::{Control, lock, publish};
 
 /// How often it looks by itself.
 const LOOK: Duration = Duration::from_secs(30);
@@ -145,6 +145,9 @@ async fn sign(control: &Arc<Control>, host: &str) -> Result<(), String> {
 
 /// Our own authority, made when it is first asked for.
 pub fn local_authority(data_dir: &Path) -> Result<Authority, String> {
+    // Who asks for it and who signs with it must not both make one.
+    static MAKING: Mutex<()> = Mutex::new(());
+    let _making = lock(&MAKING);
     let own = data_dir.join("control");
     let (root, key) = (own.join("ca.pem"), own.join("ca-key.pem"));
     let failed = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());

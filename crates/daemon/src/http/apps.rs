@@ -82,9 +82,6 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         .cloned()
         .unwrap_or_default();
     drop(observed);
-    let is_static = current
-        .as_ref()
-        .is_some_and(|(_, spec)| matches!(spec.run, Run::Static { .. }));
     let state = match (app.goal, &serve) {
         (Goal::Stopped, _) => AppState::Stopped,
         (Goal::Removed, _) => AppState::Removed,
@@ -102,6 +99,8 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         _ => None,
     };
     let spec = current.as_ref().map(|(_, spec)| spec);
+    let run = spec.map(|spec| &spec.run);
+    let has_instances = run.is_none_or(Run::has_instances);
     Ok(App {
         name: app.name.clone(),
         state,
@@ -110,11 +109,16 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         }),
         release: active.map(|deployment| deployment.release),
         memory_bytes: instances.iter().map(|i| i.memory_bytes).sum(),
-        memory_limit_bytes: spec.filter(|_| !is_static).map_or(0, |s| s.memory_bytes),
+        memory_limit_bytes: spec.filter(|_| has_instances).map_or(0, |s| s.memory_bytes),
         instances,
-        kind: if is_static { "static" } else { "command" }.into(),
+        kind: match run {
+            Some(Run::Static { .. }) => "static",
+            Some(Run::Upstream(_)) => "upstream",
+            Some(Run::Command(_)) | None => "command",
+        }
+        .into(),
         wanted_instances: match spec {
-            Some(spec) if !is_static => app.scale.unwrap_or(spec.instances),
+            Some(spec) if has_instances => app.scale.unwrap_or(spec.instances),
             _ => 0,
         },
         deploying: deploying.map(|deployment| wire_deployment(control, &deployment)),
@@ -247,10 +251,8 @@ pub async fn scale(
         return Err(ApiError::bad("an app has 1 to 64 instances").hint("`hutong stop` stops it"));
     }
     if let Some((_, spec)) = current_spec(&control, &app)? {
-        if matches!(spec.run, Run::Static { .. }) {
-            return Err(ApiError::bad(
-                "a static app is served by the gateway itself and has no instances",
-            ));
+        if !spec.run.has_instances() {
+            return Err(ApiError::bad("only an app with a `command` has instances"));
         }
         if spec.data && request.instances > 1 && spec.instances == 1 {
             return Err(ApiError::bad(

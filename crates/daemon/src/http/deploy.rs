@@ -19,7 +19,7 @@ use hutong_core::{route, units};
 
 use super::{ApiError, Result, apps};
 use crate::store::{self, Goal};
-use crate::{Control, builds, lock, unpack};
+use crate::{Control, builds, lock, publish, unpack};
 
 fn tree(control: &Control, digest: &str) -> Result<PathBuf> {
     if !is_digest(digest) {
@@ -155,6 +155,17 @@ pub async fn deploy(
             spec.name
         )));
     }
+    if let Run::Upstream(list) = &spec.run {
+        let refused = list
+            .iter()
+            .find(|one| !control.upstreams.contains(one.address.ip()));
+        if let Some(one) = refused {
+            return Err(ApiError::bad(publish::not_allowed(one)).hint(format!(
+                "on the server: allow_upstreams = [\"{}\"] in the server file, and restart it",
+                one.address.ip()
+            )));
+        }
+    }
     let others = other_specs(&control, &name)?;
     if let Some(conflict) = conflict(&others, &spec) {
         return Err(ApiError::conflict(conflict));
@@ -289,6 +300,10 @@ fn outline(
     }
     match (&spec.run, &running, spec.strategy) {
         (Run::Static { folder, .. }, _, _) => steps.push(format!("serve the files of /{folder}")),
+        (Run::Upstream(list), _, _) => {
+            let list: Vec<String> = list.iter().map(|one| one.address.to_string()).collect();
+            steps.push(format!("send requests to {}", list.join(", ")));
+        }
         (Run::Command(_), Some(_), Strategy::Recreate) => {
             steps.push("hold requests; let those under way finish; stop the old release".into());
             steps.push(start_words(spec));

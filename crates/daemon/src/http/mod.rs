@@ -7,6 +7,7 @@ mod certs;
 mod deploy;
 mod error;
 mod exec;
+mod gateway;
 mod logs;
 mod server;
 
@@ -52,6 +53,9 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(server::doctor))
         .routes(routes!(server::upgrade))
         .routes(routes!(server::leaks))
+        .routes(routes!(gateway::status))
+        .routes(routes!(gateway::bans, gateway::ban))
+        .routes(routes!(gateway::lift))
         .routes(routes!(certs::list))
         .routes(routes!(certs::add, certs::remove))
         .routes(routes!(certs::renew))

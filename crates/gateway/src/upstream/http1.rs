@@ -1,4 +1,5 @@
-//! An app's HTTP/1 connection: one request, its answer back to the visitor as it comes.
+//! A connection to an app that speaks HTTP/1, or uwsgi or FastCGI, whose answers are much the same: one
+//! request, its answer back to the visitor as it comes.
 
 use std::cell::Cell;
 use std::future::poll_fn;
@@ -7,19 +8,20 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use hutong_http::chunked::{self, Chunked};
+use hutong_http::fastcgi;
 use hutong_http::fields::{Fields, Name};
 use hutong_http::request::{Framing as Sending, Method};
 use hutong_http::response::{Framing, ResponseHead};
+use hutong_ipc::gateway::Protocol;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use super::{request, tunnel};
+use super::{cgi, request, tunnel};
 use crate::buffers::{self, Input};
-use crate::https;
 use crate::pages::Page;
-use crate::pipeline::{Exchange, Stop};
-use crate::table::App;
+use crate::pipeline::{Exchange, Extras, Stop};
+use crate::target::Target;
 use crate::visitor::{Download, Ended, Length, Upload};
 
 /// An app that sends nothing of a body for so long has ended.
@@ -73,44 +75,46 @@ impl Connection {
 }
 
 /// What both directions know of each other.
-struct Progress {
+pub struct Progress {
     /// The last byte of the request that the app took.
-    at: Cell<Instant>,
+    pub at: Cell<Instant>,
     sent_any: Cell<bool>,
-    sent_all: Cell<bool>,
+    pub sent_all: Cell<bool>,
     failed: Cell<bool>,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Progress {
+            at: Cell::new(Instant::now()),
+            sent_any: Cell::new(false),
+            sent_all: Cell::new(false),
+            failed: Cell::new(false),
+        }
+    }
 }
 
 /// Sends the request and relays its answer; whether the connection may be used again.
 pub async fn converse(
     connection: &mut Connection,
-    app: &App,
+    target: &Target,
     strip: usize,
     exchange: &mut Exchange<'_, '_>,
 ) -> Result<bool, Broken> {
-    let progress = Progress {
-        at: Cell::new(Instant::now()),
-        sent_any: Cell::new(false),
-        sent_all: Cell::new(false),
-        failed: Cell::new(false),
-    };
     let mut out = buffers::take(buffers::SMALL);
-    request::write(&mut out, exchange.head, strip, exchange.peer);
-    let chunked = matches!(exchange.head.framing, Sending::Chunked | Sending::Stream);
+    let body = begin(&mut out, &target.protocol, strip, exchange).await?;
+    let progress = Progress::default();
     let Connection { stream, input } = connection;
-    let (mut read, mut write) = stream.split();
-    let websocket = exchange.head.websocket;
+    let (read, mut write) = stream.split();
+    let mut read = match target.protocol {
+        Protocol::FastCgi { .. } => Source::FastCgi(Box::new(cgi::Reader::new(read))),
+        _ => Source::Plain(read),
+    };
+    let websocket = exchange.head.websocket && target.protocol == Protocol::Http;
     let mut head = ResponseHead::default();
     let done = {
         let upload = &mut *exchange.upload;
-        let sending = send(
-            &mut out,
-            &mut write,
-            upload,
-            chunked && !websocket,
-            websocket,
-            &progress,
-        );
+        let sending = send(&mut out, &mut write, upload, body, &progress);
         let mut answering = Answering {
             read: &mut read,
             input: &mut *input,
@@ -119,14 +123,16 @@ pub async fn converse(
             status: &mut exchange.record.status,
             to_head: exchange.head.method == Method::Head,
             websocket,
-            hsts: app.hsts.as_deref().filter(|_| exchange.peer.tls),
+            extras: &exchange.extras,
             progress: &progress,
         };
-        let answering = answering.run(app.response_timeout);
+        let answering = answering.run(exchange.patience);
         beside(sending, answering).await
     };
     buffers::give(out);
-    if done?? == Next::Tunnel {
+    if done?? == Next::Tunnel
+        && let Source::Plain(read) = read
+    {
         let tunnel = tunnel::Tunnel {
             read,
             write,
@@ -138,13 +144,77 @@ pub async fn converse(
         return Ok(false);
     }
     let clean = progress.sent_all.get() && input.is_empty() && head.keep_alive;
+    let clean = clean && target.protocol == Protocol::Http;
     input.rest();
     Ok(clean)
 }
 
+/// How what follows a request's head is wrapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wrap {
+    Plain,
+    Chunks,
+    /// FastCGI's.
+    Records,
+    /// Nothing follows until the app has agreed.
+    Tunnel,
+}
+
+/// Writes the head. Of a body without a length, an app that must know it gets the whole with the head.
+async fn begin(
+    out: &mut Vec<u8>,
+    protocol: &Protocol,
+    strip: usize,
+    exchange: &mut Exchange<'_, '_>,
+) -> Result<Wrap, Broken> {
+    let (head, peer) = (exchange.head, exchange.peer);
+    let unsized_body = matches!(head.framing, Sending::Chunked | Sending::Stream);
+    let (Protocol::Uwsgi | Protocol::FastCgi { .. }) = protocol else {
+        request::write(out, head, strip, peer);
+        return Ok(match unsized_body {
+            _ if head.websocket => Wrap::Tunnel,
+            true => Wrap::Chunks,
+            false => Wrap::Plain,
+        });
+    };
+    if head.websocket {
+        return Err(Page::new(501, "This app does not take WebSockets.").into());
+    }
+    let body = match unsized_body {
+        true => Some(gather(exchange.upload).await?),
+        false => None,
+    };
+    let length = body.as_ref().map(|body| body.len() as u64);
+    if let Protocol::FastCgi { root, index, .. } = protocol {
+        let script = cgi::Script { root, index };
+        cgi::write_fastcgi(out, head, strip, peer, length, &script)?;
+        fastcgi::stdin(out, &body.unwrap_or_default());
+        return Ok(Wrap::Records);
+    }
+    cgi::write_uwsgi(out, head, strip, peer, length)?;
+    out.extend_from_slice(&body.unwrap_or_default());
+    Ok(Wrap::Plain)
+}
+
+async fn gather(upload: &mut Upload<'_>) -> Result<Vec<u8>, Broken> {
+    let mut body = Vec::new();
+    while !upload.is_over() {
+        let Some(data) = upload.next().await? else {
+            break;
+        };
+        if body.len() + data.len() > cgi::MAX_UNSIZED {
+            let detail =
+                "This app must know how long a body of more than 1M is: say Content-Length.";
+            return Err(Page::new(411, detail).closing().into());
+        }
+        body.extend_from_slice(data);
+    }
+    Ok(body)
+}
+
 /// Both at once, until the answer is through. What goes wrong with the visitor ends it; an app that takes
 /// no more of the request may answer nevertheless.
-async fn beside<T>(
+pub async fn beside<T>(
     sending: impl Future<Output = Result<(), Ended>>,
     answering: impl Future<Output = T>,
 ) -> Result<T, Ended> {
@@ -166,8 +236,7 @@ async fn send(
     out: &mut Vec<u8>,
     write: &mut WriteHalf<'_>,
     upload: &mut Upload<'_>,
-    chunked: bool,
-    websocket: bool,
+    wrap: Wrap,
     progress: &Progress,
 ) -> Result<(), Ended> {
     let give = async |write: &mut WriteHalf<'_>, data: &[u8]| {
@@ -190,11 +259,19 @@ async fn send(
     if !give(write, out).await {
         return Ok(());
     }
-    while !websocket && !upload.is_over() {
+    while wrap != Wrap::Tunnel && !upload.is_over() {
         let Some(data) = upload.next().await? else {
             break;
         };
         out.clear();
+        if wrap == Wrap::Records {
+            fastcgi::stdin(out, data);
+            if !give(write, out).await {
+                return Ok(());
+            }
+            continue;
+        }
+        let chunked = wrap == Wrap::Chunks;
         if chunked {
             chunked::begin_chunk(data.len(), out);
         }
@@ -213,7 +290,13 @@ async fn send(
             return Ok(());
         }
     }
-    if chunked && !give(write, chunked::LAST_CHUNK).await {
+    out.clear();
+    match wrap {
+        Wrap::Chunks => out.extend_from_slice(chunked::LAST_CHUNK),
+        Wrap::Records => fastcgi::end_stdin(out),
+        Wrap::Plain | Wrap::Tunnel => {}
+    }
+    if !give(write, out).await {
         return Ok(());
     }
     progress.sent_all.set(true);
@@ -227,15 +310,30 @@ enum Next {
     Tunnel,
 }
 
+/// Where an answer comes from.
+enum Source<'a> {
+    Plain(ReadHalf<'a>),
+    FastCgi(Box<cgi::Reader<'a>>),
+}
+
+impl Source<'_> {
+    async fn read(&mut self, into: &mut Vec<u8>) -> std::io::Result<usize> {
+        match self {
+            Source::Plain(read) => read.read_buf(into).await,
+            Source::FastCgi(reader) => reader.read(into).await,
+        }
+    }
+}
+
 struct Answering<'a, 'b, 'c> {
-    read: &'a mut ReadHalf<'b>,
+    read: &'a mut Source<'b>,
     input: &'a mut Input,
     head: &'a mut ResponseHead,
     download: &'a mut Download<'c>,
     status: &'a mut u16,
     to_head: bool,
     websocket: bool,
-    hsts: Option<&'a str>,
+    extras: &'a Extras,
     progress: &'a Progress,
 }
 
@@ -265,11 +363,9 @@ impl Answering<'_, '_, '_> {
         if length == Length::Unknown {
             self.head.fields.remove(Name::ContentLength);
         }
-        if let Some(hsts) = self.hsts {
-            https::say_hsts(&mut self.head.fields, hsts);
-        }
+        self.extras.add_to(&mut self.head.fields);
         self.download
-            .head(self.head.status, &self.head.fields, length);
+            .head(self.head.status, &mut self.head.fields, length);
         self.body().await.map(|()| Next::Done)
     }
 
@@ -279,7 +375,8 @@ impl Answering<'_, '_, '_> {
             return Err(Broken::Malformed("it switches protocols unasked"));
         }
         *self.status = 101;
-        self.download.head(101, &self.head.fields, Length::Unknown);
+        self.download
+            .head(101, &mut self.head.fields, Length::Unknown);
         self.download.flush().await?;
         Ok(Next::Tunnel)
     }
@@ -304,14 +401,18 @@ impl Answering<'_, '_, '_> {
     async fn read_head(&mut self) -> Result<(), Broken> {
         loop {
             if !self.input.is_empty() {
-                let parsed = self.head.parse(self.input.unread(), self.to_head);
+                let unread = self.input.unread();
+                let parsed = match self.read {
+                    Source::Plain(_) => self.head.parse(unread, self.to_head),
+                    Source::FastCgi(_) => self.head.parse_cgi(unread, self.to_head),
+                };
                 if let Some(end) = parsed.map_err(Broken::Malformed)? {
                     self.input.consume(end);
                     return Ok(());
                 }
             }
             let may_leave = self.progress.sent_all.get();
-            let read = self.read.read_buf(self.input.room(buffers::SMALL));
+            let read = self.read.read(self.input.room(buffers::SMALL));
             let count = tokio::select! {
                 biased;
                 count = read => count,
@@ -366,7 +467,7 @@ impl Answering<'_, '_, '_> {
     /// Reads on; what waits for the visitor goes out if that would wait.
     async fn more(&mut self) -> Result<bool, Broken> {
         let size = buffers::SIZE;
-        let mut read = pin!(self.read.read_buf(self.input.room(size)));
+        let mut read = pin!(self.read.read(self.input.room(size)));
         let at_once = poll_fn(|context| Poll::Ready(read.as_mut().poll(context))).await;
         let count = match at_once {
             Poll::Ready(count) => count,
@@ -378,7 +479,8 @@ impl Answering<'_, '_, '_> {
                 }
             }
         };
-        Ok(matches!(count, Ok(count) if count > 0))
+        // A reset is no end, whatever ends at the connection's end.
+        Ok(count.map_err(Ended::from)? > 0)
     }
 }
 

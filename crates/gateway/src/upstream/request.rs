@@ -1,5 +1,7 @@
 //! A request's head as the app gets it: what belongs to the visitor's connection ends here (RFC 9110
-//! §7.6.1), and who asked is said by us alone, because nobody in front of us is trusted yet.
+//! §7.6.1), and who asked is said by us alone, or by proxies before us that the server's owner trusts.
+
+use std::borrow::Cow;
 
 use hutong_http::fields::{Field, Name};
 use hutong_http::request::{Framing, RequestHead, Version};
@@ -39,7 +41,7 @@ fn is_named_in_connection(head: &RequestHead, name: &[u8]) -> bool {
 }
 
 /// The path and query that the app sees: without `strip` bytes, but with a slash in front.
-fn target(head: &RequestHead, strip: usize) -> (&'static str, &str) {
+pub fn target(head: &RequestHead, strip: usize) -> (&'static str, &str) {
     let rest = &head.target()[strip..];
     let slash = if rest.starts_with('/') || rest == "*" {
         ""
@@ -47,6 +49,29 @@ fn target(head: &RequestHead, strip: usize) -> (&'static str, &str) {
         "/"
     };
     (slash, rest)
+}
+
+/// What we say of the visitor, as fields.
+pub fn said_by_us<'a>(
+    head: &'a RequestHead,
+    peer: &'a Peer,
+    strip: usize,
+) -> Vec<(&'static str, Cow<'a, [u8]>)> {
+    let mut said = vec![
+        (
+            "x-forwarded-for",
+            Cow::Borrowed(peer.forwarded_for().as_bytes()),
+        ),
+        ("x-real-ip", peer.text.as_bytes().into()),
+        ("x-forwarded-proto", peer.scheme().as_bytes().into()),
+    ];
+    let host = head.fields.get(Name::Host).unwrap_or_default();
+    said.push(("x-forwarded-host", host.into()));
+    if strip > 0 {
+        let prefix = &head.path().as_bytes()[..strip];
+        said.push(("x-forwarded-prefix", prefix.into()));
+    }
+    said
 }
 
 /// Writes the head of an HTTP/1.1 request.
@@ -66,11 +91,9 @@ pub fn write(out: &mut Vec<u8>, head: &RequestHead, strip: usize, peer: &Peer) {
         let cookies: Vec<&[u8]> = head.fields.all(Name::Cookie).collect();
         line(out, b"cookie", &cookies.join(&b"; "[..]));
     }
-    let ip = peer.text.as_bytes();
-    line(out, b"x-forwarded-for", ip);
-    line(out, b"x-real-ip", ip);
-    let proto: &[u8] = if peer.tls { b"https" } else { b"http" };
-    line(out, b"x-forwarded-proto", proto);
+    line(out, b"x-forwarded-for", peer.forwarded_for().as_bytes());
+    line(out, b"x-real-ip", peer.text.as_bytes());
+    line(out, b"x-forwarded-proto", peer.scheme().as_bytes());
     line(
         out,
         b"x-forwarded-host",
@@ -121,6 +144,7 @@ mod tests {
             text: "127.0.0.1".into(),
             port: 1,
             tls: false,
+            proxied: None,
         };
         let mut out = Vec::new();
         write(&mut out, &head, strip, &peer);

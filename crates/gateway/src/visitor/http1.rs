@@ -15,7 +15,7 @@ use hutong_http::request::{Framing, MAX_HEAD, RequestHead, Scan, Version};
 use hutong_http::{Reject, request};
 use tokio::sync::watch;
 
-use super::{Ended, Length, Pace, Peer};
+use super::{DownloadWay, Ended, Length, Pace, Peer, UploadWay};
 use crate::buffers::{self, Input};
 use crate::io::Io;
 use crate::pages::Page;
@@ -68,11 +68,13 @@ async fn requests(worker: &Rc<Worker>, peer: &Peer, io: &Io, idle: &Cell<bool>) 
         }
         let begun = Cell::new(false);
         let last = worker.is_closing() || !head.keep_alive;
-        let mut upload = super::Upload::Http1(Upload::new(io, &mut input, &head, &begun));
-        let mut download = super::Download::Http1(Download::new(io, &head, &begun, last));
+        let upload = Upload::new(io, &mut input, &head, &begun);
+        let mut upload = super::Upload::new(UploadWay::Http1(upload));
+        let download = Download::new(io, &head, &begun, last);
+        let mut download = super::Download::new(DownloadWay::Http1(download));
         let result = pipeline::handle(worker, peer, &head, &mut upload, &mut download).await;
-        let (super::Upload::Http1(mut upload), super::Download::Http1(download)) =
-            (upload, download)
+        let (upload, download) = (upload.into_way(), download.into_way());
+        let (UploadWay::Http1(mut upload), DownloadWay::Http1(download)) = (upload, download)
         else {
             return;
         };
@@ -152,7 +154,7 @@ async fn look_ahead(io: &Io, input: &mut Input) -> Result<(), Reject> {
 /// Says what is wrong and ends the connection: nothing behind it can be trusted.
 async fn refuse(worker: &Rc<Worker>, peer: &Peer, io: &Io, reject: Reject) {
     let begun = Cell::new(false);
-    let mut download = super::Download::Http1(Download {
+    let mut download = super::Download::new(DownloadWay::Http1(Download {
         io,
         out: buffers::take(buffers::SMALL),
         version: Version::Http11,
@@ -162,7 +164,7 @@ async fn refuse(worker: &Rc<Worker>, peer: &Peer, io: &Io, reject: Reject) {
         close: true,
         sent: 0,
         ended: false,
-    });
+    }));
     pipeline::refuse(worker, peer, &Page::rejected(reject), &mut download).await;
     drop(download);
     linger(io, &mut Input::default()).await;

@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio_rustls::server::TlsStream;
 
 use super::wire::Wire;
-use super::{Ended, Length, Pace, Peer};
+use super::{DownloadWay, Ended, Length, Pace, Peer, UploadWay};
 use crate::Phase;
 use crate::io::STALLED;
 use crate::pages::Page;
@@ -125,7 +125,7 @@ async fn stream(
     let (parts, body) = request.into_parts();
     let mut head = RequestHead::default();
     let read = read_head(&mut head, &parts, !body.is_end_stream());
-    let mut download = super::Download::Http2(Download {
+    let mut download = super::Download::new(DownloadWay::Http2(Download {
         respond,
         body: None,
         head: None,
@@ -134,28 +134,25 @@ async fn stream(
         left: None,
         sent: 0,
         ended: false,
-    });
+    }));
     if let Err(reject) = read {
         pipeline::refuse(worker, peer, &Page::rejected(reject), &mut download).await;
         return;
     }
-    let mut upload = super::Upload::Http2(Upload {
+    let mut upload = super::Upload::new(UploadWay::Http2(Upload {
         body,
         current: Bytes::new(),
         begun: false,
         over: false,
         pace: None,
         tunnel: head.websocket,
-    });
+    }));
     let result = pipeline::handle(worker, peer, &head, &mut upload, &mut download).await;
-    if let super::Download::Http2(mut download) = download {
-        match result {
-            // Nobody reads the rest (RFC 9113 §8.1).
-            Ok(()) if !upload.is_over() => download.reset(Reason::NO_ERROR),
-            Ok(()) => {}
-            Err(_) => download.abort(),
-        }
+    if let (DownloadWay::Http2(mut download), Err(_)) = (download.into_way(), result) {
+        download.abort();
     }
+    // If nobody reads the rest of the request, h2 says so behind the answer (RST_STREAM with NO_ERROR,
+    // RFC 9113 §8.1). To reset it here would take back what was not written yet.
 }
 
 fn read_head(
@@ -298,32 +295,39 @@ impl Download {
         if self.bodiless || data.is_empty() {
             return Ok(());
         }
-        self.open(false)?;
         let last = self.left == Some(0);
-        let mut data = Bytes::copy_from_slice(data);
         while !data.is_empty() {
-            let Some(body) = &mut self.body else {
-                return Err(Ended::Gone);
-            };
-            body.reserve_capacity(data.len());
-            let capacity = tokio::time::timeout(
-                STALLED,
-                poll_fn(|context| match body.capacity() {
-                    0 => body.poll_capacity(context),
-                    some => Poll::Ready(Some(Ok(some))),
-                }),
-            );
-            let Ok(Some(Ok(capacity))) = capacity.await else {
-                return Err(Ended::Gone);
-            };
-            let piece = data.split_to(capacity.min(data.len()));
+            let room = self.room(data.len()).await?;
+            // Only what can go is copied.
+            let (piece, rest) = data.split_at(room.min(data.len()));
+            data = rest;
             self.sent += piece.len() as u64;
             // The last piece carries the end, so that a small answer is two frames.
             let end = last && data.is_empty();
-            body.send_data(piece, end).map_err(|_| Ended::Gone)?;
+            let body = self.body.as_mut().ok_or(Ended::Gone)?;
+            body.send_data(Bytes::copy_from_slice(piece), end)
+                .map_err(|_| Ended::Gone)?;
             self.ended |= end;
         }
         Ok(())
+    }
+
+    /// Waits until some of a body can go, at most `wanted` bytes; how much.
+    pub async fn room(&mut self, wanted: usize) -> Result<usize, Ended> {
+        self.open(false)?;
+        let body = self.body.as_mut().ok_or(Ended::Gone)?;
+        body.reserve_capacity(wanted);
+        let capacity = tokio::time::timeout(
+            STALLED,
+            poll_fn(|context| match body.capacity() {
+                0 => body.poll_capacity(context),
+                some => Poll::Ready(Some(Ok(some))),
+            }),
+        );
+        match capacity.await {
+            Ok(Some(Ok(capacity))) => Ok(capacity),
+            _ => Err(Ended::Gone),
+        }
     }
 
     pub fn flush(&mut self) -> Result<(), Ended> {

@@ -331,6 +331,8 @@ impl Children {
             https: self.fronts.len() > 1,
             spool_bytes: ACCESS_SPOOL,
             predecessors: predecessors.len(),
+            trusted_proxies: warden.config.settings.trusted_proxies.clone(),
+            proxy_protocol: warden.config.settings.proxy_protocol,
         };
         let socket = self
             .gateway_socket

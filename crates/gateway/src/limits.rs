@@ -1,0 +1,286 @@
+//! Who may ask, and how often: addresses, bans, token buckets, the size of bodies. Everything here takes the
+//! same memory however many visitors there are.
+
+mod bans;
+mod buckets;
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use hutong_core::networks::{Network, Networks};
+use hutong_http::fields::Name;
+use hutong_http::request::{Framing, RequestHead};
+use hutong_ipc::gateway::{self as wire, Class};
+
+pub use bans::{Ban, Bans};
+use buckets::{Buckets, Keys, Rate, Verdict};
+
+use crate::pages::Page;
+use crate::visitor::{Peer, TOO_LARGE};
+
+/// Buckets in sets of four: 16 bytes each, a megabyte in all.
+const SETS: usize = 16 << 10;
+
+/// What all apps share.
+pub struct Limits {
+    keys: Keys,
+    buckets: Buckets,
+    /// By the owner's own hand; for every app.
+    pub bans: Bans,
+}
+
+impl Limits {
+    pub fn new() -> Self {
+        Limits {
+            keys: Keys::default(),
+            buckets: Buckets::new(SETS),
+            bans: Bans::default(),
+        }
+    }
+}
+
+/// An app's rules, made ready.
+pub struct Guard {
+    allow: Option<Networks>,
+    deny: Networks,
+    rules: Rules,
+    /// The longest prefix first.
+    routes: Vec<Route>,
+    ban: Option<bans::Rule>,
+    /// Kept across tables.
+    pub bans: Option<Arc<Bans>>,
+    pub compress: bool,
+}
+
+struct Route {
+    prefix: String,
+    class: Class,
+    response_timeout: Option<Duration>,
+    rules: Rules,
+}
+
+#[derive(Default)]
+struct Rules {
+    rate: Option<(u64, Rate)>,
+    rate_per_ip: Option<(u64, Rate)>,
+    max_body: Option<u64>,
+}
+
+/// What holds for one request.
+#[derive(Debug, Default)]
+pub struct Terms {
+    pub class: Class,
+    pub response_timeout: Option<Duration>,
+    pub max_body: Option<u64>,
+    /// How much its visitor may still ask for: `RateLimit`.
+    pub left: Option<String>,
+}
+
+impl Guard {
+    pub fn new(app: &str, traffic: &wire::Traffic, before: Option<&Guard>) -> Self {
+        // Control has checked them; one that is wrong nevertheless lets nobody through.
+        let networks = |list: &[String]| {
+            let parsed = list.iter().filter_map(|text| text.parse::<Network>().ok());
+            Networks::new(parsed.collect())
+        };
+        let routes = traffic.routes.iter().map(|route| Route {
+            prefix: route.prefix.clone(),
+            class: route.class,
+            response_timeout: route.response_timeout_ms.map(Duration::from_millis),
+            rules: Rules::new((app, &route.prefix), &route.rules),
+        });
+        let ban = traffic.ban.map(|ban| bans::Rule {
+            hits: ban.after,
+            within_s: ban.within_s,
+            for_s: ban.period_s,
+        });
+        let known = before.and_then(|before| before.bans.clone());
+        Guard {
+            allow: (!traffic.allow.is_empty()).then(|| networks(&traffic.allow)),
+            deny: networks(&traffic.deny),
+            rules: Rules::new((app, ""), &traffic.rules),
+            routes: routes.collect(),
+            bans: ban.as_ref().map(|_| known.unwrap_or_default()),
+            ban,
+            compress: traffic.compress,
+        }
+    }
+
+    /// Lets a request in, or says why not.
+    pub fn admit(&self, limits: &Limits, peer: &Peer, head: &RequestHead) -> Result<Terms, Page> {
+        self.admit_address(limits, peer.ip)?;
+        let path = head.path();
+        let route = self
+            .routes
+            .iter()
+            .find(|route| wire::covers(&route.prefix, path));
+        let mut terms = Terms::default();
+        if let Some(route) = route {
+            terms.class = route.class;
+            terms.response_timeout = route.response_timeout;
+            terms.max_body = route.rules.max_body;
+        }
+        terms.max_body = terms.max_body.or(self.rules.max_body);
+        if let (Framing::Length(length), Some(most)) = (head.framing, terms.max_body)
+            && length > most
+        {
+            return Err(Page::rejected(TOO_LARGE));
+        }
+        // The narrower rule first: what it refuses costs the wider one nothing.
+        for rules in route.iter().map(|route| &route.rules).chain([&self.rules]) {
+            if let Some((rule, rate)) = &rules.rate_per_ip {
+                let verdict = limits.take(*rule, Some(peer.ip), rate);
+                terms.left = Some(describe(&verdict));
+                refuse_if(&verdict, "from your address", rate)?;
+            }
+            if let Some((rule, rate)) = &rules.rate {
+                refuse_if(&limits.take(*rule, None, rate), "at the moment", rate)?;
+            }
+        }
+        Ok(terms)
+    }
+
+    fn admit_address(&self, limits: &Limits, ip: IpAddr) -> Result<(), Page> {
+        let now_s = now_us() / 1_000_000;
+        let own = self.bans.as_ref();
+        let banned = own
+            .and_then(|bans| bans.is_banned(ip, now_s))
+            .or_else(|| limits.bans.is_banned(ip, now_s));
+        if let Some(until_s) = banned {
+            let mut page = Page::new(403, "Your address is not let in for a while.");
+            page.retry_after_s = u32::try_from(until_s.saturating_sub(now_s)).ok();
+            page.close = true;
+            return Err(page);
+        }
+        let allowed = self.allow.as_ref().is_none_or(|allow| allow.contains(ip));
+        if !allowed || self.deny.contains(ip) {
+            return Err(Page::new(403, "Your address is not let in here."));
+        }
+        Ok(())
+    }
+
+    /// Counts a bad answer; the ban, if this was one too many.
+    pub fn note(&self, ip: IpAddr, status: u16) -> Option<Ban> {
+        let (rule, bans) = (self.ban.as_ref()?, self.bans.as_ref()?);
+        if !(400..500).contains(&status) || status == 499 {
+            return None;
+        }
+        bans.hit(ip, rule, now_us() / 1_000_000)
+    }
+}
+
+impl Rules {
+    fn new(of: (&str, &str), wire: &wire::Rules) -> Self {
+        let number = |what: &str| {
+            let mut hasher = DefaultHasher::new();
+            (of, what).hash(&mut hasher);
+            hasher.finish()
+        };
+        let rate = |wire: wire::Rate| Rate {
+            per_second_milli: wire.per_second_milli.max(1),
+            burst: wire.burst.max(1),
+        };
+        Rules {
+            rate: wire.rate.map(|wire| (number("all"), rate(wire))),
+            rate_per_ip: wire.rate_per_ip.map(|wire| (number("ip"), rate(wire))),
+            max_body: wire.max_body,
+        }
+    }
+}
+
+impl Limits {
+    fn take(&self, rule: u64, ip: Option<IpAddr>, rate: &Rate) -> Verdict {
+        self.buckets.take(self.keys.of(rule, ip), rate, now_us())
+    }
+}
+
+/// `RateLimit` (draft-ietf-httpapi-ratelimit-headers).
+fn describe(verdict: &Verdict) -> String {
+    let reset_s = verdict.reset_us.div_ceil(1_000_000);
+    format!("\"ip\";r={};t={reset_s}", verdict.remaining)
+}
+
+fn refuse_if(verdict: &Verdict, whence: &str, rate: &Rate) -> Result<(), Page> {
+    if verdict.allowed {
+        return Ok(());
+    }
+    let seconds = verdict.retry_after_us.div_ceil(1_000_000).max(1);
+    let mut page = Page::new(429, format!("There are too many requests {whence}."));
+    page.retry_after_s = u32::try_from(seconds).ok();
+    // How many in how long: the burst, and what it takes to fill it.
+    let window_s = (u64::from(rate.burst) * 1000)
+        .div_ceil(rate.per_second_milli)
+        .max(1);
+    page.fields.push((
+        "ratelimit-policy",
+        format!("\"ip\";q={};w={window_s}", verdict.limit),
+    ));
+    page.fields.push(("ratelimit", describe(verdict)));
+    Err(page)
+}
+
+fn now_us() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |time| time.as_micros() as u64)
+}
+
+/// The visitor behind a proxy that is trusted (`X-Forwarded-For`, from the right: the last address that is no
+/// trusted proxy's). None where the one who connected is no such proxy, or says nothing of use.
+pub fn behind(trusted: &Networks, peer: &Peer, head: &RequestHead) -> Option<Peer> {
+    if trusted.is_empty() || !trusted.contains(peer.ip) {
+        return None;
+    }
+    let said: Vec<&[u8]> = head
+        .fields
+        .iter()
+        .filter(is_forwarded_for)
+        .map(|f| f.value)
+        .collect();
+    let chain = said.join(&b", "[..]);
+    let chain = std::str::from_utf8(&chain).ok()?;
+    let hops: Vec<IpAddr> = chain
+        .split(',')
+        .map_while(|hop| hop.trim().parse::<IpAddr>().ok())
+        .map(|ip| ip.to_canonical())
+        .collect();
+    let proto = head
+        .fields
+        .iter()
+        .find(|field| field.name.eq_ignore_ascii_case(b"x-forwarded-proto"))
+        .map(|field| field.value);
+    let secure = proto.map_or(peer.tls, |proto| proto.eq_ignore_ascii_case(b"https"));
+    // What cannot be read makes the rest worthless.
+    let whole = hops.len()
+        == chain
+            .split(',')
+            .filter(|hop| !hop.trim().is_empty())
+            .count();
+    let visitor = hops.iter().rev().find(|ip| !trusted.contains(**ip));
+    let visitor = visitor.or(hops.first()).copied().filter(|_| whole);
+    let ip = visitor.unwrap_or(peer.ip);
+    let known = visitor.is_some();
+    Some(Peer {
+        ip,
+        text: ip.to_string(),
+        port: if known { 0 } else { peer.port },
+        tls: peer.tls,
+        proxied: Some(crate::visitor::Proxied {
+            chain: match known {
+                true => format!("{}, {}", chain.trim(), peer.text),
+                false => peer.text.clone(),
+            },
+            secure,
+        }),
+    })
+}
+
+fn is_forwarded_for(field: &hutong_http::fields::Field<'_>) -> bool {
+    field.known == Name::XForwarded && field.name.eq_ignore_ascii_case(b"x-forwarded-for")
+}
+
+#[cfg(test)]
+mod tests;

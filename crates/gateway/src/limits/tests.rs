@@ -1,0 +1,130 @@
+use super::*;
+use hutong_http::request::Scan;
+use hutong_ipc::gateway::{Rules as WireRules, Traffic, TrafficRoute};
+
+fn peer(ip: &str) -> Peer {
+    Peer {
+        ip: ip.parse().expect("an address"),
+        text: ip.to_owned(),
+        port: 1,
+        tls: false,
+        proxied: None,
+    }
+}
+
+fn request(path: &str, fields: &str) -> RequestHead {
+    let mut head = RequestHead::default();
+    let text = format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n");
+    head.parse(text.as_bytes(), &mut Scan::default())
+        .expect("sound");
+    head
+}
+
+fn rate(per_second: u64, burst: u32) -> Option<wire::Rate> {
+    Some(wire::Rate {
+        per_second_milli: per_second * 1000,
+        burst,
+    })
+}
+
+#[test]
+fn each_address_has_a_bucket_and_each_path_its_own() {
+    let traffic = Traffic {
+        rules: WireRules {
+            rate_per_ip: rate(1, 3),
+            ..WireRules::default()
+        },
+        routes: vec![TrafficRoute {
+            prefix: "/login".into(),
+            class: Class::Core,
+            response_timeout_ms: Some(800),
+            rules: WireRules {
+                rate_per_ip: rate(1, 1),
+                max_body: Some(10),
+                ..WireRules::default()
+            },
+        }],
+        ..Traffic::default()
+    };
+    let (limits, guard) = (Limits::new(), Guard::new("a", &traffic, None));
+    let ask = |ip: &str, path: &str| guard.admit(&limits, &peer(ip), &request(path, ""));
+    let terms = ask("10.0.0.1", "/login/x").expect("the first");
+    assert_eq!(terms.class, Class::Core);
+    assert_eq!(terms.response_timeout, Some(Duration::from_millis(800)));
+    assert_eq!(terms.max_body, Some(10));
+    let refused = ask("10.0.0.1", "/login").expect_err("the second");
+    assert_eq!((refused.status, refused.retry_after_s), (429, Some(1)));
+    assert!(
+        refused
+            .fields
+            .contains(&("ratelimit-policy", "\"ip\";q=1;w=1".into()))
+    );
+    // The refused one cost the app's bucket nothing: two of three are left.
+    assert!(ask("10.0.0.1", "/").is_ok());
+    assert!(ask("10.0.0.1", "/loginx").is_ok());
+    assert_eq!(ask("10.0.0.1", "/").expect_err("the fourth").status, 429);
+    assert!(ask("10.0.0.2", "/login").is_ok());
+}
+
+#[test]
+fn addresses_are_let_in_or_not() {
+    let traffic = Traffic {
+        allow: vec!["10.0.0.0/8".into(), "2001:db8::/32".into()],
+        deny: vec!["10.9.0.0/16".into()],
+        ..Traffic::default()
+    };
+    let (limits, guard) = (Limits::new(), Guard::new("a", &traffic, None));
+    let is_let_in = |ip: &str| guard.admit(&limits, &peer(ip), &request("/", "")).is_ok();
+    assert!(is_let_in("10.1.2.3") && is_let_in("2001:db8::1"));
+    assert!(!is_let_in("10.9.0.1") && !is_let_in("11.0.0.1") && !is_let_in("::1"));
+}
+
+#[test]
+fn bad_answers_make_a_ban_that_another_table_keeps() {
+    let traffic = Traffic {
+        ban: Some(wire::Ban {
+            after: 3,
+            within_s: 60,
+            period_s: 600,
+        }),
+        ..Traffic::default()
+    };
+    let (limits, guard) = (Limits::new(), Guard::new("a", &traffic, None));
+    let ip = "10.0.0.1".parse().expect("an address");
+    for status in [404, 200, 499, 500, 403] {
+        assert!(guard.note(ip, status).is_none());
+    }
+    assert!(guard.note(ip, 429).is_some());
+    let next = Guard::new("a", &traffic, Some(&guard));
+    let refused = next.admit(&limits, &peer("10.0.0.1"), &request("/", ""));
+    let page = refused.expect_err("banned");
+    assert_eq!(page.status, 403);
+    assert!(page.retry_after_s.is_some_and(|s| (590..=600).contains(&s)) && page.close);
+    assert!(
+        next.admit(&limits, &peer("10.0.0.2"), &request("/", ""))
+            .is_ok()
+    );
+}
+
+#[test]
+fn only_trusted_proxies_say_who_the_visitor_is() {
+    let trusted = Networks::parse(&["10.0.0.0/8".into()]).expect("networks");
+    let seen = |from: &str, fields: &str| {
+        let head = request("/", fields);
+        let found = behind(&trusted, &peer(from), &head)?;
+        Some((
+            found.text.clone(),
+            found.forwarded_for().to_owned(),
+            found.scheme(),
+        ))
+    };
+    let chain = "X-Forwarded-For: 6.6.6.6, 1.2.3.4, 10.0.0.9\r\nX-Forwarded-Proto: https\r\n";
+    assert_eq!(seen("11.0.0.1", chain), None);
+    let (ip, all, scheme) = seen("10.0.0.1", chain).expect("a proxy");
+    assert_eq!(ip, "1.2.3.4");
+    assert_eq!(all, "6.6.6.6, 1.2.3.4, 10.0.0.9, 10.0.0.1");
+    assert_eq!(scheme, "https");
+    // Nonsense makes the rest worthless.
+    let (ip, all, _) = seen("10.0.0.1", "X-Forwarded-For: 1.2.3.4, x\r\n").expect("a proxy");
+    assert_eq!((ip.as_str(), all.as_str()), ("10.0.0.1", "10.0.0.1"));
+}

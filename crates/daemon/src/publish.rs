@@ -224,7 +224,7 @@ fn traffic(spec: &spec::Traffic) -> wire::Traffic {
 
 fn rules(spec: &spec::Rules) -> wire::Rules {
     let rate = |rate: spec::Rate| wire::Rate {
-        per_second_milli: rate.per_second_milli,
+        interval_ns: rate.interval_ns,
         burst: rate.burst,
     };
     wire::Rules {

@@ -180,7 +180,7 @@ impl Rules {
             hasher.finish()
         };
         let rate = |wire: wire::Rate| Rate {
-            per_second_milli: wire.per_second_milli.max(1),
+            interval_ns: wire.interval_ns.max(1),
             burst: wire.burst.max(1),
         };
         Rules {
@@ -211,8 +211,8 @@ fn refuse_if(verdict: &Verdict, whence: &str, rate: &Rate) -> Result<(), Page> {
     let mut page = Page::new(429, format!("There are too many requests {whence}."));
     page.retry_after_s = u32::try_from(seconds).ok();
     // How many in how long: the burst, and what it takes to fill it.
-    let window_s = (u64::from(rate.burst) * 1000)
-        .div_ceil(rate.per_second_milli)
+    let window_s = (u128::from(rate.burst) * u128::from(rate.interval_ns))
+        .div_ceil(1_000_000_000)
         .max(1);
     page.fields.push((
         "ratelimit-policy",

@@ -51,8 +51,8 @@ pub struct Rules {
 /// A token bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rate {
-    /// Thousandths of a request per second; above 0.
-    pub per_second_milli: u64,
+    /// From one request to the next, in the long run, in nanoseconds; above 0.
+    pub interval_ns: u64,
     /// How many at once, after a pause; above 0.
     pub burst: u32,
 }
@@ -224,9 +224,9 @@ impl Check<'_> {
             return None;
         };
         match parse_rate(text.get_ref()) {
-            Ok(per_second_milli) => Some(Rate {
-                per_second_milli,
-                burst: burst_given.unwrap_or(per_second_milli.div_ceil(1000) as u32),
+            Ok(interval_ns) => Some(Rate {
+                interval_ns,
+                burst: burst_given.unwrap_or(1_000_000_000_u64.div_ceil(interval_ns) as u32),
             }),
             Err(message) => {
                 self.wrong(text.span().start, message);
@@ -260,12 +260,12 @@ impl Check<'_> {
     }
 }
 
-/// `50/s`, `100/m` or `1000/h`, in thousandths per second.
+/// `50/s`, `100/m` or `1000/h`: nanoseconds from one to the next.
 fn parse_rate(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is no rate; write for instance 50/s or 100/m");
     let (count, unit) = text.split_once('/').ok_or_else(wrong)?;
     let count: u64 = count.trim().parse().map_err(|_| wrong())?;
-    let seconds = match unit.trim() {
+    let seconds: u64 = match unit.trim() {
         "s" => 1,
         "m" | "min" => 60,
         "h" => 3600,
@@ -274,5 +274,5 @@ fn parse_rate(text: &str) -> Result<u64, String> {
     if !(1..=10_000_000).contains(&count) {
         return Err(format!("`{text}`: a rate is 1 to 10000000"));
     }
-    Ok((count * 1000 / seconds).max(1))
+    Ok(seconds * 1_000_000_000 / count)
 }

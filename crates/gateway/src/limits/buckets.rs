@@ -30,8 +30,8 @@ const MAX_DEPTH_NS: u64 = u64::MAX / 4;
 /// How much a client may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Rate {
-    /// In the long run, in thousandths of a request per second; 0 counts as 1.
-    pub per_second_milli: u64,
+    /// From one request to the next, in the long run, in nanoseconds; 0 counts as 1.
+    pub interval_ns: u64,
     /// At once, in requests; 0 counts as 1.
     pub burst: u32,
 }
@@ -146,7 +146,7 @@ struct Shape {
 impl Shape {
     fn of(rate: &Rate) -> Self {
         // Rounded up: never more than the rate.
-        let interval_ns = 1_000_000_000_000_u64.div_ceil(rate.per_second_milli.max(1));
+        let interval_ns = rate.interval_ns.max(1);
         let limit = rate.burst.max(1);
         let depth_ns = interval_ns.saturating_mul(limit.into()).min(MAX_DEPTH_NS);
         Shape {
@@ -192,7 +192,7 @@ mod tests {
 
     fn rate(per_second_milli: u64, burst: u32) -> Rate {
         Rate {
-            per_second_milli,
+            interval_ns: 1_000_000_000_000_u64.div_ceil(per_second_milli.max(1)),
             burst,
         }
     }

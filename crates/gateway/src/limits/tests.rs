@@ -22,7 +22,7 @@ fn request(path: &str, fields: &str) -> RequestHead {
 
 fn rate(per_second: u64, burst: u32) -> Option<wire::Rate> {
     Some(wire::Rate {
-        per_second_milli: per_second * 1000,
+        interval_ns: 1_000_000_000 / per_second,
         burst,
     })
 }

@@ -84,8 +84,8 @@ pub struct Rules {
 /// A token bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rate {
-    /// Thousandths of a request per second; above 0.
-    pub per_second_milli: u64,
+    /// From one request to the next, in the long run, in nanoseconds; above 0.
+    pub interval_ns: u64,
     /// Above 0.
     pub burst: u32,
 }

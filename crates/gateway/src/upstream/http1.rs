@@ -139,6 +139,7 @@ pub async fn converse(
             input,
             upload: exchange.upload,
             download: exchange.download,
+            shared: &exchange.worker.shared,
         };
         tunnel.run().await;
         return Ok(false);

@@ -7,13 +7,26 @@ use hutong_http::fields::Fields;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
+use super::frames::{self, Frames};
 use crate::buffers::{self, Input};
 use crate::visitor::{Download, Ended, Upload};
+use crate::{Phase, Shared};
 
 /// How long a visitor has to close once the app has.
 const LINGER: Duration = Duration::from_secs(1);
 /// How long an app may go on once the visitor has ended its side.
 const HALF_CLOSED: Duration = Duration::from_secs(60);
+
+/// Completes when another gateway has taken over: the visitor is to come again, to that one. Not all at once.
+async fn told_to_go(shared: &Shared) {
+    const SPREAD_MS: u64 = 10_000;
+    let mut phase = shared.phase.subscribe();
+    let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
+    let mut number = [0; 8];
+    let _ = rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty());
+    let wait = u64::from_ne_bytes(number) % SPREAD_MS;
+    tokio::time::sleep(Duration::from_millis(wait)).await;
+}
 
 pub struct Tunnel<'a, 'b, 'c> {
     pub read: ReadHalf<'a>,
@@ -22,6 +35,7 @@ pub struct Tunnel<'a, 'b, 'c> {
     pub input: &'a mut Input,
     pub upload: &'b mut Upload<'c>,
     pub download: &'b mut Download<'c>,
+    pub shared: &'b Shared,
 }
 
 impl Tunnel<'_, '_, '_> {
@@ -32,7 +46,9 @@ impl Tunnel<'_, '_, '_> {
             input,
             upload,
             download,
+            shared,
         } = self;
+        let mut frames = Frames::default();
         upload.become_tunnel();
         let up = async {
             while let Ok(Some(data)) = upload.next().await {
@@ -44,12 +60,20 @@ impl Tunnel<'_, '_, '_> {
         };
         let down = async {
             let end: Result<(), Ended> = async {
+                let mut told = pin!(told_to_go(shared));
                 loop {
                     download.data(input.unread()).await?;
                     download.flush().await?;
+                    frames.follow(input.unread());
                     input.consume(usize::MAX);
                     input.rest();
-                    read.readable().await?;
+                    tokio::select! {
+                        readable = read.readable() => readable?,
+                        () = &mut told, if frames.is_between() => {
+                            download.data(&frames::GOING_AWAY).await?;
+                            return Ok(());
+                        }
+                    }
                     if read.read_buf(input.room(buffers::SMALL)).await? == 0 {
                         return Ok(());
                     }

@@ -432,3 +432,30 @@ fn php_by_fastcgi() {
     let report = traffic.finish();
     assert!(report.failed.is_empty(), "{report:?}");
 }
+
+const WS_OVER_H2: &str = include_str!("upstreams/ws_over_h2.py");
+
+#[test]
+fn websockets_through_http2() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start_with(&["--https", "127.0.0.1:0"]);
+    let chat = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/chat");
+    server.deploy(std::path::Path::new(chat));
+    eventually("it has a certificate", 20, || {
+        curl(&server, "chat.localhost/", &[]).0
+    });
+    let port = server.https.rsplit(':').next().expect("a port").to_owned();
+    let output = Command::new("/usr/bin/python3")
+        .args(["-c", WS_OVER_H2, &port])
+        .arg(root(&server))
+        .arg("chat.localhost")
+        .output()
+        .expect("the client runs");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

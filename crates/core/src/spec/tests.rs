@@ -69,3 +69,69 @@ proptest! {
         let _ = parse("t", &format!("name='a'\n{key} = {value}\n"));
     }
 }
+
+#[test]
+fn mistakes_about_traffic_have_their_place() {
+    insta::assert_snapshot!(errors("name='a'\nupstream=['uwsgi://127.0.0.1:1', 'ftp://1.1.1.1:2', 'http://example.com:80', {url='http://127.0.0.1:3', weight=0}, '127.0.0.1:1']\ninstances=2\n"), @r#"
+    hutong.toml:2:34: `ftp://` is not spoken; there are http://, h2c://, uwsgi:// and fastcgi://
+    hutong.toml:2:53: `http://example.com:80` is no address; write for instance http://127.0.0.1:8001
+    hutong.toml:2:78: a weight is 1 to 100
+    hutong.toml:2:116: 127.0.0.1:1 is listed twice
+    hutong.toml:3:11: only an app with a `command` has instances
+    "#);
+    insta::assert_snapshot!(errors("name='a'\ncommand='x'\nprotocol='uwsgi'\n[health]\npath='/'\n[balance]\nmethod='random'\nby='ip'\nmax_requests=-1\n"), @r#"
+    hutong.toml:5:6: health.path goes with protocol = "http"; without it an open port is enough
+    hutong.toml:7:8: `random` is no way to balance; there are "least", "round-robin", "sticky" and "hash"
+    hutong.toml:8:4: `by` goes with method = "hash"
+    hutong.toml:9:14: balance.max_requests is 0 to 1048576, not -1
+    "#);
+    insta::assert_snapshot!(errors("name='a'\ncommand='x'\n[traffic]\nrate='5'\nburst=3\nburst_per_ip=4\nallow=['10.1.2.3/8', 'x']\n[[traffic.route]]\npath='a'\n[[traffic.route]]\npath='/b'\nclass='core'\n"), @r#"
+    hutong.toml:4:6: `5` is no rate; write for instance 50/s or 100/m
+    hutong.toml:6:14: a burst goes with a rate
+    hutong.toml:7:8: "10.1.2.3/8": write 10.0.0.0/8
+    hutong.toml:7:22: "x": write an address or a network, such as 192.0.2.1, 10.0.0.0/8 or 2001:db8::/32
+    hutong.toml:9:6: the path `a` must begin with '/'
+    "#);
+    insta::assert_snapshot!(errors("name='a'\ncommand='x'\nprotocol='fastcgi'\n[fastcgi]\nroot='/var/www'\nindex='../x.php'\n[traffic]\nban={after=0, for='1s'}\nmax_body='lots'"), @r#"
+    hutong.toml:5:6: fastcgi.root names a folder below the app's own, such as "public"
+    hutong.toml:6:7: fastcgi.index names a script below fastcgi.root, such as "index.php"
+    hutong.toml:8:12: ban.after is 1 to 1000000, not 0
+    hutong.toml:9:10: `lots` is not a size; write for instance 256M or 1.5G
+    "#);
+    insta::assert_snapshot!(errors("name='a'\ncommand='x'\nstatic='y'\nupstream=[]"), @r#"
+    hutong.toml:4:10: an app has `command`, `static` or `upstream`, one of them
+    hutong.toml:4:10: an app has 1 to 64 upstreams
+    "#);
+}
+
+#[test]
+fn traffic_is_read_as_it_is_meant() {
+    let text = "name='a'\nupstream=['uwsgi://127.0.0.1:1', {url='[::1]:2', weight=3}]\n[balance]\nmethod='hash'\nby='header:X-User'\n[traffic]\nrate='100/m'\nrate_per_ip='20/s'\nburst_per_ip=5\n[[traffic.route]]\npath='/a'\n[[traffic.route]]\npath='/a/b'\nclass='core'\nresponse='800ms'";
+    let spec = parse("t", text).expect("good");
+    let Run::Upstream(list) = &spec.run else {
+        panic!("{:?}", spec.run)
+    };
+    assert_eq!((list[0].protocol, list[0].weight), (Protocol::Uwsgi, 1));
+    assert_eq!((list[1].protocol, list[1].weight), (Protocol::Http, 3));
+    assert_eq!(
+        spec.balance.method,
+        Method::Hash(HashKey::Header("x-user".into()))
+    );
+    let rate = |interval_ns, burst| Some(Rate { interval_ns, burst });
+    assert_eq!(spec.traffic.rules.rate, rate(600_000_000, 2));
+    assert_eq!(spec.traffic.rules.rate_per_ip, rate(50_000_000, 5));
+    // The longest path first: that is how they are looked for.
+    let routes: Vec<&str> = spec
+        .traffic
+        .routes
+        .iter()
+        .map(|route| route.prefix.as_str())
+        .collect();
+    assert_eq!(routes, ["/a/b", "/a"]);
+    assert_eq!(spec.traffic.routes[0].class, Class::Core);
+    assert_eq!(
+        spec.traffic.routes[0].response,
+        Some(Duration::from_millis(800))
+    );
+    assert!(spec.traffic.compress && spec.balance.eject);
+}

@@ -253,9 +253,11 @@ impl Download {
     }
 
     pub fn head(&mut self, status: u16, fields: &Fields, length: Length) {
-        // A WebSocket over HTTP/2 begins with 200 (RFC 8441 §5).
-        let status = if status == 101 { 200 } else { status };
-        let mut response = response(status, fields);
+        // A WebSocket over HTTP/2 begins with 200, and proves nothing with a key (RFC 8441 §5).
+        let mut response = response(if status == 101 { 200 } else { status }, fields);
+        if status == 101 {
+            response.headers_mut().remove("sec-websocket-accept");
+        }
         self.left = match length {
             Length::Known(length) => {
                 if !fields.has(Name::ContentLength) {

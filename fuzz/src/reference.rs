@@ -20,7 +20,22 @@ pub fn target(target: &[u8]) -> Option<String> {
             return None;
         }
     }
-    Some(remove_dot_segments(path)? + query)
+    Some(remove_dot_segments(&unescape(path))? + query)
+}
+
+/// Without the escapes that mean the same without them (RFC 3986 §6.2.2.2).
+fn unescape(path: &str) -> String {
+    let unreserved =
+        (0_u8..128).filter(|byte| byte.is_ascii_alphanumeric() || b"-._~".contains(byte));
+    let mut plain = path.to_owned();
+    for byte in unreserved {
+        let character = char::from(byte).to_string();
+        let (low, high) = (byte & 15, byte >> 4);
+        for low in [format!("{low:x}"), format!("{low:X}")] {
+            plain = plain.replace(&format!("%{high}{low}"), &character);
+        }
+    }
+    plain
 }
 
 /// RFC 3986 §5.2.4, step by step, with escaped dots read as such; `None` where it would leave the root.

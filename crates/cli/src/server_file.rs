@@ -109,6 +109,17 @@ impl ServerFile {
     }
 }
 
+/// serde quotes what it found instead of what it wanted: that may be a key.
+fn without_value(message: &str) -> String {
+    match (
+        message.strip_prefix("invalid type: "),
+        message.find(", expected "),
+    ) {
+        (Some(_), Some(at)) => format!("another type is wanted{}", &message[at..]),
+        _ => message.to_owned(),
+    }
+}
+
 /// The table as JSON, with the authority's own root read in.
 fn check_acme(table: &Spanned<toml::Table>) -> Result<String, String> {
     let mut table = table.get_ref().clone();
@@ -121,7 +132,7 @@ fn check_acme(table: &Spanned<toml::Table>) -> Result<String, String> {
     }
     let json = serde_json::to_string(&table).map_err(|error| error.to_string())?;
     let config: hutong_acme::config::Config = serde_json::from_str(&json)
-        .map_err(|error| format!("acme: {}", explain(&error.to_string())))?;
+        .map_err(|error| format!("acme: {}", explain(&without_value(&error.to_string()))))?;
     config.check()?;
     Ok(json)
 }

@@ -201,15 +201,19 @@ impl Authority {
     }
 
     fn serve(&self, directory: u16, more: &str) -> Server {
+        let data = tempfile::Builder::new()
+            .prefix("hutong-test-")
+            .tempdir()
+            .expect("tempdir");
+        self.serve_in(data, directory, more)
+    }
+
+    fn serve_in(&self, data: tempfile::TempDir, directory: u16, more: &str) -> Server {
         let hosts = self.path("hosts");
         let names = ["shop", "alpn", "second", "third", "fourth"]
             .map(|name| format!("{ADDRESS} {name}.hutong.example\n"));
         std::fs::write(&hosts, format!("127.0.0.1 localhost\n{}", names.concat())).expect("write");
         let config = self.config(directory, more);
-        let data = tempfile::Builder::new()
-            .prefix("hutong-test-")
-            .tempdir()
-            .expect("tempdir");
         let script = format!(
             "mount --bind '{}' /etc/hosts && exec \"$@\"",
             hosts.display()
@@ -503,24 +507,25 @@ s.socket=c.wrap_socket(s.socket,server_side=True); s.serve_forever()
     let next = waits["next_try"].as_u64().expect("a time");
     assert!(next > now + 7_000_000, "{waits}");
     // Nothing makes it ask again: neither another deployment nor a restart.
-    deploy(&server, "second", "'*.second.hutong.example'");
-    let data = server.into_data();
-    let config = authority.config(port, "addresses = ['127.0.0.77']");
-    let server = Server::start_in(
-        data,
-        &[
-            "--http",
-            "127.0.0.77:80",
-            "--https",
-            "127.0.0.77:443",
-            "--config",
-            &config,
-        ],
-    );
+    deploy(&server, "second", "'second.hutong.example'");
+    let server = authority.serve_in(server.into_data(), port, "addresses = ['127.0.0.77']");
     eventually("the restarted server knows", 20, || {
         certificate(&server, "shop.hutong.example")["next_try"].as_u64() == Some(next)
     });
+    // A local name that comes later is served: the issuer has looked at all names since.
+    deploy(&server, "late", "'late.test'");
+    eventually("another name has a certificate", 20, || {
+        certificate(&server, "late.test")["not_after"].is_u64()
+    });
+    assert!(
+        certificate(&server, "second.hutong.example")["problem"]
+            .as_str()
+            .is_some_and(|p| p.contains("too many of you")),
+        "the authority's limit is told for every name"
+    );
     assert_eq!(count(&asked), 1);
+    let (code, text) = server.fails(&["cert", "renew", "second.hutong.example"]);
+    assert!(code == 1 && text.contains("left alone"), "{text}");
     drop(limited);
 }
 

@@ -122,6 +122,11 @@ fn names_get_certificates_and_both_protocols_are_served() {
         ];
         let (_, text) = visitor.curl("echo.test", "/", &more);
         assert_eq!(text, "got 300000");
+        // Nothing of it is left for whoever comes next over the app's connection.
+        for _ in 0..5 {
+            let (_, text) = visitor.curl("echo.test", "/next", &[protocol]);
+            assert!(text.contains("GET /next"), "{text}");
+        }
         let (_, text) = visitor.curl("echo.test", "/", &[protocol, "-I"]);
         assert!(text.contains(" 501"), "{text}");
     }

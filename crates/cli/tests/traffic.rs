@@ -300,7 +300,7 @@ fn a_full_app_has_a_line() {
         let mut core = Vec::new();
         for _ in 0..5 {
             core.push(scope.spawn(|| {
-                let status = get(&server.http, "busy.test", "/slow?0.5").status;
+                let status = get(&server.http, "busy.test", "/slow?2").status;
                 (status, finished.fetch_add(1, Ordering::SeqCst))
             }));
         }
@@ -316,7 +316,7 @@ fn a_full_app_has_a_line() {
             let status = get(&server.http, "busy.test", "/").status;
             (status, finished.fetch_add(1, Ordering::SeqCst))
         });
-        eventually("five wait", 10, || waiting(&server) >= 4);
+        eventually("five wait", 10, || waiting(&server) == 5);
         for one in core {
             assert_eq!(one.join().expect("no panic").0, 200);
         }

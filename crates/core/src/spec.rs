@@ -195,10 +195,11 @@ struct RawSpec {
     folder: Option<Spanned<String>>,
     /// Servers that answer, instead of a command or files: "http://127.0.0.1:8001", or uwsgi://, fastcgi://,
     /// h2c://. The server's owner must have allowed their addresses.
-    #[schemars(with = "Vec<AnyUpstream>")]
+    #[schemars(with = "Option<Vec<AnyUpstream>>")]
     upstream: Option<Spanned<Vec<Spanned<AnyUpstream>>>>,
     /// What the program speaks: "http" (the default), "h2c" (gRPC), "uwsgi" or "fastcgi".
-    protocol: Option<Protocol>,
+    #[schemars(with = "Option<Protocol>")]
+    protocol: Option<Spanned<Protocol>>,
     #[serde(default)]
     fastcgi: RawFastCgi,
     #[serde(default)]
@@ -489,14 +490,14 @@ impl Check<'_> {
                 "only an app with a `command` has instances",
             );
         }
-        let protocol = match &run {
-            Run::Upstream(list) => list.first().map_or(Protocol::Http, |first| first.protocol),
-            _ => raw.protocol.unwrap_or_default(),
-        };
-        if raw.protocol.is_some() && !run.has_instances() {
-            self.wrong(name_at, "`protocol` goes with `command`");
+        let protocol = raw
+            .protocol
+            .as_ref()
+            .map_or(Protocol::Http, |p| *p.get_ref());
+        if let Some(protocol) = raw.protocol.as_ref().filter(|_| !run.has_instances()) {
+            self.wrong(protocol.span().start, "`protocol` goes with `command`");
         }
-        self.check_health(raw.health.path.as_ref(), protocol);
+        self.check_protocol(&raw, &run, protocol);
         let memory_bytes = match &raw.limits.memory {
             None => 256 << 20,
             Some(text) => self.size(text, 4 << 20, 1 << 40),

@@ -4,7 +4,7 @@
 pub mod issuer;
 mod solver;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -36,6 +36,10 @@ pub struct Certs {
     challenges: Mutex<HashMap<String, Challenge>>,
     /// The issuer looks again.
     pub wake: Notify,
+    /// Hosts that are to be tried now, due or not.
+    pub forced: Mutex<BTreeSet<String>>,
+    /// Signed, and not kept by the gateway yet, by host.
+    pub unkept: Mutex<HashMap<String, Pem>>,
 }
 
 #[derive(Default)]
@@ -64,8 +68,14 @@ impl Source {
 
     /// The name that the gateway keeps it by.
     pub fn name(self, of: &str) -> String {
-        // No host has a label of a lone hyphen.
-        format!("{}.{}", self.word(), of.replacen('*', "-", 1))
+        // No host has a label of a lone hyphen; it becomes the name of a file.
+        match of.len() {
+            0..=90 => format!("{}.{}", self.word(), of.replacen('*', "-", 1)),
+            _ => {
+                let digest = hutong_core::tree::hex(&sha2::Sha256::digest(of));
+                format!("{}.{digest}", self.word())
+            }
+        }
     }
 
     pub fn of(name: &str) -> Self {
@@ -90,6 +100,8 @@ impl Certs {
             challenged: watch::channel(0).0,
             challenges: Mutex::default(),
             wake: Notify::new(),
+            forced: Mutex::default(),
+            unkept: Mutex::default(),
         }
     }
 
@@ -99,9 +111,12 @@ impl Certs {
     }
 
     pub fn note_held(&self, held: Vec<Held>) {
-        lock(&self.state).held = Some(held);
+        let news = Some(held);
+        let before = std::mem::replace(&mut lock(&self.state).held, news.clone());
         self.heard.send_modify(|count| *count += 1);
-        self.wake.notify_one();
+        if before != news {
+            self.wake.notify_one();
+        }
     }
 
     pub fn note_refused(&self, name: String, reason: String) {

@@ -30,10 +30,14 @@ async fn converse(control: &Control, stream: UnixStream) -> std::io::Result<()> 
     let (mut reader, mut writer) = stream.into_split();
     let nudge = channel::encode(&Nudge::Reload)?;
     writer.write_all(&nudge).await?;
-    let bans = control.store.bans().unwrap_or_default();
-    writer
-        .write_all(&channel::encode(&Nudge::Bans(bans))?)
-        .await?;
+    // Each message has a bound.
+    for bans in control.store.bans().unwrap_or_default().chunks(1000) {
+        let bans = Nudge::Bans(bans.to_vec());
+        writer.write_all(&channel::encode(&bans)?).await?;
+    }
+    // A certificate authority may be about to look.
+    let challenges = Nudge::Challenges(control.certs.shown());
+    writer.write_all(&channel::encode(&challenges)?).await?;
     let mut queued = control.certs.queued.lock().await;
     let speak = async {
         loop {
@@ -87,11 +91,7 @@ fn take(control: &Control, event: Event) {
             }
             Event::Certificates(held) => control.certs.note_held(held),
             Event::BadCertificate { name, reason } => control.certs.note_refused(name, reason),
-            Event::Banned(ban) => {
-                if let Err(error) = control.store.ban(&ban) {
-                    tracing::error!("a ban is not kept: {error}");
-                }
-            }
+            Event::Banned(ban) => lock(&control.banned).push(ban),
             Event::Status(status) => {
                 for waiting in lock(&control.status_asked).drain(..) {
                     let _ = waiting.send((*status).clone());
@@ -102,4 +102,21 @@ fn take(control: &Control, event: Event) {
         }
     }
     control.wake.notify_one();
+}
+
+/// Writes down whom apps' rules shut out; many at once, because there may be many at once.
+pub async fn keep_bans(control: Arc<Control>) {
+    const PAUSE: Duration = Duration::from_millis(200);
+    loop {
+        tokio::time::sleep(PAUSE).await;
+        let bans = std::mem::take(&mut *lock(&control.banned));
+        if bans.is_empty() {
+            continue;
+        }
+        let store = control.clone();
+        let kept = tokio::task::spawn_blocking(move || store.store.ban(&bans)).await;
+        if let Ok(Err(error)) = kept {
+            tracing::error!("bans are not kept: {error}");
+        }
+    }
 }

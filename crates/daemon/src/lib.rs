@@ -31,6 +31,8 @@ pub use http::openapi;
 /// What every part of the control plane shares.
 struct Control {
     /// Who waits for what the gateway has to show.
+    /// Bans that are not written down yet.
+    banned: Mutex<Vec<hutong_ipc::gateway::Banned>>,
     status_asked: Mutex<Vec<tokio::sync::oneshot::Sender<hutong_ipc::gateway::Status>>>,
     /// Where apps may name servers that Hutong does not run.
     upstreams: hutong_core::networks::Networks,
@@ -118,6 +120,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
     let control = Arc::new(Control {
         upstreams,
         status_asked: Mutex::default(),
+        banned: Mutex::default(),
         certs: certs::Certs::new(setup.https.is_some(), acme),
         store: store::Store::open(&own.join("state.db"), cipher).map_err(|e| e.to_string())?,
         warden: WardenClient::new(&run_dir),
@@ -143,6 +146,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
     control.logs.end_deletions();
     builds::resume(&control).await;
     tokio::spawn(gateway_link::run(control.clone()));
+    tokio::spawn(gateway_link::keep_bans(control.clone()));
     tokio::spawn(logs::run(control.clone()));
     tokio::spawn(controller::run(control.clone()));
     tokio::spawn(certs::issuer::run(control.clone()));

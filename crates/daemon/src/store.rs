@@ -214,9 +214,14 @@ pub struct Attempt {
 /// Attempts to have certificates.
 impl Store {
     pub fn attempts(&self) -> Result<Vec<Attempt>> {
+        self.attempts_of(None)
+    }
+
+    fn attempts_of(&self, host: Option<&str>) -> Result<Vec<Attempt>> {
         let connection = lock(&self.connection);
-        let mut statement = connection.prepare_cached("SELECT * FROM attempts ORDER BY host")?;
-        let rows = statement.query_map([], |row| {
+        let mut statement = connection
+            .prepare_cached("SELECT * FROM attempts WHERE ?1 IS NULL OR host = ?1 ORDER BY host")?;
+        let rows = statement.query_map([host], |row| {
             Ok(Attempt {
                 host: row.get("host")?,
                 failures: row.get("failures")?,
@@ -228,8 +233,8 @@ impl Store {
     }
 
     pub fn attempt(&self, host: &str) -> Result<Option<Attempt>> {
-        let mut all = self.attempts()?.into_iter();
-        Ok(all.find(|attempt| attempt.host == host))
+        let all = self.attempts_of(Some(host))?;
+        Ok(all.into_iter().next())
     }
 
     pub fn note_attempt(&self, attempt: &Attempt) -> Result<()> {
@@ -252,9 +257,9 @@ impl Store {
     pub fn bans(&self) -> Result<Vec<Banned>> {
         let now_s = now_ms() / 1000;
         let connection = lock(&self.connection);
-        connection.execute("DELETE FROM bans WHERE until_s <= ?1", [now_s])?;
-        let mut statement = connection.prepare_cached("SELECT * FROM bans ORDER BY until_s, ip")?;
-        let rows = statement.query_map([], |row| {
+        let mut statement = connection
+            .prepare_cached("SELECT * FROM bans WHERE until_s > ?1 ORDER BY until_s, ip")?;
+        let rows = statement.query_map([now_s], |row| {
             let (app, ip): (String, String) = (row.get("app")?, row.get("ip")?);
             Ok(ip.parse().ok().map(|ip| Banned {
                 app: Some(app).filter(|app| !app.is_empty()),
@@ -267,22 +272,27 @@ impl Store {
         Ok(all.into_iter().flatten().collect())
     }
 
-    /// Keeps a ban; no more than so many as the gateway keeps itself.
-    pub fn ban(&self, ban: &Banned) -> Result<()> {
-        let connection = lock(&self.connection);
-        connection.execute(
-            "INSERT OR REPLACE INTO bans (app, ip, until_s, reason) VALUES (?1, ?2, ?3, ?4)",
-            params![
-                ban.app.as_deref().unwrap_or_default(),
-                ban.ip.to_string(),
-                ban.until_s,
-                ban.reason
-            ],
-        )?;
-        connection.execute(
-            "DELETE FROM bans WHERE rowid NOT IN (SELECT rowid FROM bans ORDER BY until_s DESC LIMIT 10000)",
-            [],
-        )?;
+    /// Keeps bans. Of an app's, as many as the gateway keeps; the owner's own are never pushed out.
+    pub fn ban(&self, bans: &[Banned]) -> Result<()> {
+        let mut connection = lock(&self.connection);
+        let change = connection.transaction()?;
+        change.execute("DELETE FROM bans WHERE until_s <= ?1", [now_ms() / 1000])?;
+        for ban in bans {
+            let app = ban.app.as_deref().unwrap_or_default();
+            change.execute(
+                "INSERT OR REPLACE INTO bans (app, ip, until_s, reason) VALUES (?1, ?2, ?3, ?4)",
+                params![app, ban.ip.to_string(), ban.until_s, ban.reason],
+            )?;
+        }
+        let apps: std::collections::BTreeSet<&str> =
+            bans.iter().filter_map(|ban| ban.app.as_deref()).collect();
+        for app in apps {
+            change.execute(
+                "DELETE FROM bans WHERE app = ?1 AND rowid NOT IN (SELECT rowid FROM bans WHERE app = ?1 ORDER BY until_s DESC LIMIT 10000)",
+                [app],
+            )?;
+        }
+        change.commit()?;
         Ok(())
     }
 

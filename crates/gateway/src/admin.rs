@@ -75,7 +75,7 @@ pub fn status(shared: &Shared) -> Status {
             ejected: target.record.is_ejected(),
             in_flight: target.in_flight.load(Ordering::Relaxed) as u64,
             queued: app.queue.len() as u64,
-            weight: target.weight,
+            weight: target.weight(),
         })
     });
     Status {

@@ -67,7 +67,7 @@ pub fn take(
             Some(target) => target,
             None => {
                 let target = least(app, &free);
-                let secure = if peer.tls { "; Secure" } else { "" };
+                let secure = if peer.is_secure() { "; Secure" } else { "" };
                 cookie = Some(format!(
                     "{COOKIE}={}; Path=/; HttpOnly; SameSite=Lax{secure}",
                     token(target)
@@ -76,7 +76,16 @@ pub fn take(
             }
         },
     };
-    target.in_flight.fetch_add(1, Ordering::SeqCst);
+    let most = app.balance.max_requests as usize;
+    let counted = target
+        .in_flight
+        .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
+            (most == 0 || count < most).then_some(count + 1)
+        });
+    if counted.is_err() {
+        // Another worker was faster.
+        return Err(Nothing::Busy);
+    }
     let in_flight = InFlight {
         target: target.clone(),
         shared: shared.clone(),
@@ -147,7 +156,7 @@ fn in_turn<'a>(app: &App, free: &[&'a Arc<Target>]) -> &'a Arc<Target> {
 
 /// Above 0: its weight in 256ths.
 fn weight(app: &App, target: &Target) -> u64 {
-    u64::from(target.weight) * target.record.share(app.slow_start)
+    u64::from(target.weight()) * target.record.share(app.slow_start)
 }
 
 fn hash(key: &HashKey, peer: &Peer, head: &RequestHead) -> u64 {
@@ -172,7 +181,7 @@ fn by_hash<'a>(key: u64, free: &[&'a Arc<Target>]) -> &'a Arc<Target> {
         (key, &target.instance).hash(&mut hasher);
         // A number in (0, 1).
         let chance = ((hasher.finish() >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-        f64::from(target.weight) / -chance.ln()
+        f64::from(target.weight()) / -chance.ln()
     };
     let mut best = free[0];
     for target in &free[1..] {

@@ -22,6 +22,8 @@ use crate::{Shared, admin};
 
 /// Events on their way to control; what does not fit is told when it asks again.
 const MAX_EVENTS: usize = 1024;
+/// How long control may take to hear something.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
 fn table_path(folder: &Path) -> PathBuf {
     folder.join("gateway").join("snapshot.json")
@@ -106,7 +108,7 @@ pub async fn run(
     shared: Arc<Shared>,
     listener: UnixListener,
     predecessors: Vec<OwnedFd>,
-    mut bans: mpsc::UnboundedReceiver<(String, Ban)>,
+    mut bans: mpsc::Receiver<(String, Ban)>,
     mut ready: impl std::io::Write,
 ) -> Result<End, String> {
     let failed = |error: io::Error| error.to_string();
@@ -213,7 +215,10 @@ impl ControlLine {
         };
         fail::point("tell control");
         let sent = match channel::encode(event) {
-            Ok(frame) => stream.write_all(&frame).await,
+            // One that does not listen must not keep us from hearing signals.
+            Ok(frame) => tokio::time::timeout(PATIENCE, stream.write_all(&frame))
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
             Err(error) => Err(error),
         };
         if sent.is_err() {

@@ -82,6 +82,10 @@ pub fn serve(
         let answer = page.render(head.fields.text(Name::Accept));
         return Ok(answer.with(Name::Allow, "GET, HEAD"));
     }
+    if path.is_empty() {
+        // The route's own path, without which relative links lead elsewhere.
+        return Ok(redirect(head));
+    }
     let decoded = percent_decode_str(path)
         .decode_utf8()
         .map_err(|_| Page::new(400, "The path is not UTF-8."))?;
@@ -89,7 +93,7 @@ pub fn serve(
     let index = index.unwrap_or("index.html");
     match find(root, relative, index) {
         Found::File(file, name) => respond(root, file, &name, head, 200),
-        Found::Folder => Ok(redirect(path, head)),
+        Found::Folder => Ok(redirect(head)),
         Found::Nothing => {
             // An asset that is missing must not look like a page.
             let page = fallback.filter(|_| !looks_like_asset(relative));
@@ -199,9 +203,9 @@ fn looks_like_asset(path: &str) -> bool {
         .is_some_and(|(_, ending)| !ending.is_empty() && ending != "html")
 }
 
-fn redirect(path: &str, head: &RequestHead) -> Answer {
+fn redirect(head: &RequestHead) -> Answer {
     // One leading slash only: `//host` would be another site.
-    let location = format!("/{}/{}", path.trim_start_matches('/'), head.query());
+    let location = format!("/{}/{}", head.path().trim_start_matches('/'), head.query());
     Answer::new(301).with(Name::Location, &location)
 }
 
@@ -315,8 +319,10 @@ fn respond_with(file: File, name: &str, head: &RequestHead, status: u16) -> Resu
     if status == 200 && not_modified(&head.fields, &etag, modified) {
         return Ok(answer(304, None));
     }
+    // RFC 9110 §14.2: for GET alone.
+    let may = status == 200 && head.method == Method::Get;
     let range = match head.fields.text(Name::Range) {
-        Some(range) if status == 200 && range_applies(&head.fields, &etag, modified) => {
+        Some(range) if may && range_applies(&head.fields, &etag, modified) => {
             parse_range(range, size)
         }
         _ => Ok(None),

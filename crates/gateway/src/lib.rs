@@ -94,7 +94,7 @@ struct Shared {
     banned: Banned,
 }
 
-type Banned = tokio::sync::mpsc::UnboundedSender<(String, limits::Ban)>;
+type Banned = tokio::sync::mpsc::Sender<(String, limits::Ban)>;
 
 /// The process's main. `line` is its standard input; `drop_privileges` is called with (uid, gid)
 /// before any thread is started.
@@ -131,7 +131,7 @@ pub fn main(
     raise_file_limit();
     let data_dir = PathBuf::from(setup.data_dir);
     let trusted = Networks::parse(&setup.trusted_proxies)?;
-    let (banned, bans) = tokio::sync::mpsc::unbounded_channel();
+    let (banned, bans) = tokio::sync::mpsc::channel(1024);
     let shared = Arc::new(Shared {
         began: Instant::now(),
         connections: AtomicU64::new(0),

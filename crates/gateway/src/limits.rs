@@ -6,7 +6,7 @@ mod buckets;
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,6 +17,8 @@ use hutong_ipc::gateway::{self as wire, Class};
 
 pub use bans::{Ban, Bans};
 use buckets::{Buckets, Keys, Rate, Verdict};
+
+use percent_encoding::percent_decode_str;
 
 use crate::pages::Page;
 use crate::visitor::{Peer, TOO_LARGE};
@@ -112,11 +114,12 @@ impl Guard {
     /// Lets a request in, or says why not.
     pub fn admit(&self, limits: &Limits, peer: &Peer, head: &RequestHead) -> Result<Terms, Page> {
         self.admit_address(limits, peer.ip)?;
-        let path = head.path();
+        // As an app reads it: many take `%2F` for a slash.
+        let path = percent_decode_str(head.path()).decode_utf8_lossy();
         let route = self
             .routes
             .iter()
-            .find(|route| wire::covers(&route.prefix, path));
+            .find(|route| wire::covers(&route.prefix, &path));
         let mut terms = Terms::default();
         if let Some(route) = route {
             terms.class = route.class;
@@ -242,40 +245,45 @@ pub fn behind(trusted: &Networks, peer: &Peer, head: &RequestHead) -> Option<Pee
         .collect();
     let chain = said.join(&b", "[..]);
     let chain = std::str::from_utf8(&chain).ok()?;
-    let hops: Vec<IpAddr> = chain
-        .split(',')
-        .map_while(|hop| hop.trim().parse::<IpAddr>().ok())
-        .map(|ip| ip.to_canonical())
-        .collect();
+    // From the right, where the trusted ones are: what is left of the first other one is its own word.
+    let mut visitor = None;
+    let mut known = Vec::new();
+    for hop in chain.rsplit(',').map(str::trim) {
+        let Some(ip) = address_of(hop) else { break };
+        known.insert(0, hop);
+        visitor = Some(ip);
+        if !trusted.contains(ip) {
+            break;
+        }
+    }
     let proto = head
         .fields
         .iter()
         .find(|field| field.name.eq_ignore_ascii_case(b"x-forwarded-proto"))
         .map(|field| field.value);
     let secure = proto.map_or(peer.tls, |proto| proto.eq_ignore_ascii_case(b"https"));
-    // What cannot be read makes the rest worthless.
-    let whole = hops.len()
-        == chain
-            .split(',')
-            .filter(|hop| !hop.trim().is_empty())
-            .count();
-    let visitor = hops.iter().rev().find(|ip| !trusted.contains(**ip));
-    let visitor = visitor.or(hops.first()).copied().filter(|_| whole);
     let ip = visitor.unwrap_or(peer.ip);
-    let known = visitor.is_some();
+    known.push(&peer.text);
     Some(Peer {
         ip,
         text: ip.to_string(),
-        port: if known { 0 } else { peer.port },
+        port: if visitor.is_some() { 0 } else { peer.port },
         tls: peer.tls,
         proxied: Some(crate::visitor::Proxied {
-            chain: match known {
-                true => format!("{}, {}", chain.trim(), peer.text),
-                false => peer.text.clone(),
-            },
+            chain: known.join(", "),
             secure,
         }),
     })
+}
+
+/// `1.2.3.4`, and as some proxies write it: `1.2.3.4:5678`, `[2001:db8::1]:5678`, `[2001:db8::1]`.
+fn address_of(hop: &str) -> Option<IpAddr> {
+    let bare = hop
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let ip = bare.unwrap_or(hop).parse::<IpAddr>();
+    let with_port = || hop.parse::<SocketAddr>().map(|address| address.ip());
+    ip.or_else(|_| with_port()).ok().map(|ip| ip.to_canonical())
 }
 
 fn is_forwarded_for(field: &hutong_http::fields::Field<'_>) -> bool {

@@ -207,7 +207,7 @@ impl Exchange<'_, '_> {
                 ban.ip,
                 ban.reason
             );
-            let _ = self.worker.shared.banned.send((app.name.clone(), ban));
+            let _ = self.worker.shared.banned.try_send((app.name.clone(), ban));
         }
     }
 
@@ -262,7 +262,7 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
                 {
                     return Ok(exchange.answer(answer).await?);
                 }
-                match attempt(&table, app, &found, &line, exchange).await? {
+                match attempt(&table, app, &found, &mut line, exchange).await? {
                     None => return Ok(()),
                     Some(Nothing::Busy) => line.next(app, exchange).await?,
                     Some(Nothing::Absent) => {
@@ -281,7 +281,7 @@ async fn attempt(
     table: &Table,
     app: &Arc<App>,
     found: &Match,
-    line: &InLine,
+    line: &mut InLine,
     exchange: &mut Exchange<'_, '_>,
 ) -> Result<Option<Nothing>, Stop> {
     if app.balance.max_requests > 0 && line.must_wait(&app.queue, exchange.terms.class) {
@@ -295,17 +295,20 @@ async fn attempt(
             Ok(taken) => taken,
             Err(nothing) => return Ok(Some(nothing)),
         };
+        // It waits no more.
+        line.place = None;
         let target = taken.in_flight.target.clone();
         exchange.record.target = Some(target.clone());
         exchange.extras.cookie = taken.cookie;
         let answered = proxy::forward(app, found.strip, &target, exchange).await;
         let good = match &answered {
-            Ok(()) => exchange.record.status < 500,
-            // The visitor's doing.
-            Err(Failure::Stop(Stop::Ended(_))) => true,
-            Err(_) => false,
+            Ok(()) => Some(exchange.record.status < 500),
+            // The visitor's doing, which says nothing about the target.
+            Err(Failure::Stop(Stop::Ended(_))) => None,
+            Err(Failure::Stop(Stop::Page(page))) if page.status < 500 || page.status == 501 => None,
+            Err(_) => Some(false),
         };
-        if app.balance.eject && target.record.note(good) {
+        if app.balance.eject && good.is_some_and(|good| target.record.note(good)) {
             let instance = &target.instance;
             tracing::info!(
                 app = app.name,
@@ -348,10 +351,12 @@ impl InLine {
         if self.place.is_none() {
             let place = app.queue.enter(class, app.balance.queue as usize);
             self.place = Some(place.ok_or_else(busy)?);
+            // Once more before it waits: a place may have become free meanwhile.
+            return Ok(());
         }
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
         let left = Duration::from_millis(app.balance.queue_timeout_ms).saturating_sub(waited);
-        let Some(place) = &self.place else {
+        let Some(place) = &mut self.place else {
             return Ok(());
         };
         if left.is_zero() {

@@ -26,6 +26,7 @@ const LAST_PAUSE: Duration = Duration::from_millis(250);
 pub type Events = tokio::sync::mpsc::Sender<Event>;
 
 struct Probe {
+    target: Arc<Target>,
     task: JoinHandle<()>,
     /// What was said last, for a control plane that connects later.
     last: Rc<RefCell<Option<Event>>>,
@@ -58,7 +59,9 @@ impl Probes {
             }
         }
         self.running.retain(|instance, probe| {
-            let keep = wanted.contains_key(instance.as_str());
+            let keep = wanted
+                .get(instance.as_str())
+                .is_some_and(|(target, _, _)| Arc::ptr_eq(target, &probe.target));
             if !keep {
                 probe.task.abort();
             }
@@ -78,8 +81,9 @@ impl Probes {
                 last: last.clone(),
             };
             let task = tokio::task::spawn_local(probing.run());
-            self.running
-                .insert(instance.to_owned(), Probe { task, last });
+            let target = target.clone();
+            let probe = Probe { target, task, last };
+            self.running.insert(instance.to_owned(), probe);
         }
     }
 

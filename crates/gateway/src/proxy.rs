@@ -51,7 +51,8 @@ pub struct Upstream {
 impl Upstreams {
     fn get(&self, target: &Arc<Target>) -> Rc<Upstream> {
         let mut map = self.0.borrow_mut();
-        if let Some(known) = map.get(&target.instance) {
+        let known = map.get(&target.instance);
+        if let Some(known) = known.filter(|known| Arc::ptr_eq(&known.target, target)) {
             return known.clone();
         }
         let upstream = Rc::new(Upstream {
@@ -203,6 +204,10 @@ pub async fn forward(
         fresh = true;
         match outcome {
             Ok(()) => return Ok(()),
+            Err(Broken::Unsent) if exchange.upload.is_begun() => {
+                // What was taken of its body is gone.
+                return Err(bad_gateway("The app did not take the request.").into());
+            }
             Err(Broken::Unsent) if was_reused => {}
             Err(Broken::Unanswered) if was_reused && exchange.is_replayable() => {}
             Err(Broken::Unsent) => return Err(Failure::NothingSent),

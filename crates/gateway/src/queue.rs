@@ -1,18 +1,20 @@
 //! Requests that wait because all targets have as many as they may: what matters most goes first, and is
 //! turned away last. One queue per app, for all workers.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hutong_ipc::gateway::Class;
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 
 const CLASSES: usize = 3;
 
 #[derive(Default)]
 pub struct Queue {
     waiting: [AtomicUsize; CLASSES],
-    places: [Notify; CLASSES],
+    places: [Arc<Notify>; CLASSES],
 }
 
 impl Queue {
@@ -39,7 +41,10 @@ impl Queue {
         }
         let class = class as usize;
         self.waiting[class].fetch_add(1, Ordering::SeqCst);
+        let mut turn = Box::pin(self.places[class].clone().notified_owned());
+        turn.as_mut().enable();
         Some(Waiting {
+            turn,
             queue: self.clone(),
             class,
         })
@@ -67,20 +72,27 @@ impl Queue {
 
 /// A request's place; left when dropped.
 pub struct Waiting {
+    /// Kept while it waits, so that whoever came first goes first.
+    turn: Pin<Box<OwnedNotified>>,
     queue: Arc<Queue>,
     class: usize,
 }
 
 impl Waiting {
     /// Completes when a target may have room. A missed one is made up for by looking from time to time.
-    pub async fn turn(&self) {
-        self.queue.places[self.class].notified().await;
+    pub async fn turn(&mut self) {
+        self.turn.as_mut().await;
+        let place = self.queue.places[self.class].clone();
+        self.turn.set(place.notified_owned());
+        self.turn.as_mut().enable();
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.queue.waiting[self.class].fetch_sub(1, Ordering::SeqCst);
+        // Whoever leaves without a place may have been told of one.
+        self.queue.a_place_is_free();
     }
 }
 

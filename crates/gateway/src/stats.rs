@@ -20,6 +20,10 @@ impl Stats {
         let kind = usize::from(status / 100).min(5);
         self.answers[kind].fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if status == 101 {
+            // A conversation: how long it went on says nothing.
+            return;
+        }
         let us = took.as_micros() as u64;
         let step = (us / FIRST_US)
             .checked_ilog2()

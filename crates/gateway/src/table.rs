@@ -182,9 +182,13 @@ impl App {
             .targets
             .iter()
             .map(|target| {
-                let kept = known.get(target.instance.as_str()).map(|t| (*t).clone());
+                let kept = known.get(target.instance.as_str());
+                let kept = kept
+                    .filter(|kept| kept.is(target))
+                    .map(|kept| (*kept).clone());
                 let fresh = || Arc::new(Target::new(target));
                 let kept = kept.unwrap_or_else(fresh);
+                kept.weight.store(target.weight.max(1), Ordering::Relaxed);
                 let draining = target.role == Role::Draining;
                 kept.draining.store(draining, Ordering::SeqCst);
                 (target.role, kept)

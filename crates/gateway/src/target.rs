@@ -5,7 +5,7 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use hutong_ipc::channel;
 use hutong_ipc::gateway::{Health, Protocol};
@@ -24,7 +24,7 @@ pub struct Target {
     /// A server that Hutong does not run; it has no shim.
     pub address: Option<SocketAddr>,
     pub protocol: Protocol,
-    pub weight: u32,
+    pub weight: AtomicU32,
     pub health: Health,
     /// How it has done of late.
     pub record: Standing,
@@ -47,7 +47,7 @@ impl Target {
             port: wire.port,
             address: wire.address,
             protocol: wire.protocol.clone(),
-            weight: wire.weight.max(1),
+            weight: AtomicU32::new(wire.weight.max(1)),
             record: Standing::default(),
             health: wire.health.clone(),
             healthy: AtomicBool::new(false),
@@ -56,6 +56,17 @@ impl Target {
             in_flight: AtomicUsize::new(0),
             v6: AtomicBool::new(false),
         }
+    }
+
+    pub fn weight(&self) -> u32 {
+        self.weight.load(Ordering::Relaxed)
+    }
+
+    /// Whether the table means this one; a server that is not ours may change under its name.
+    pub fn is(&self, wire: &hutong_ipc::gateway::Target) -> bool {
+        (self.port, self.address) == (wire.port, wire.address)
+            && self.protocol == wire.protocol
+            && self.health == wire.health
     }
 
     /// Whether it answered on ::1 and not on 127.0.0.1 (Node likes to).

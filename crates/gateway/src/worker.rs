@@ -3,7 +3,7 @@
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use hutong_http::proxy_protocol;
@@ -100,16 +100,30 @@ async fn accept(
             Ok((stream, _)) => {
                 let worker = worker.clone();
                 tokio::task::spawn_local(async move {
-                    let open = &worker.shared.connections;
-                    open.fetch_add(1, Ordering::Relaxed);
+                    let _open = Open::new(&worker.shared.connections);
                     connection(&worker, stream, door).await;
-                    open.fetch_sub(1, Ordering::Relaxed);
                     drop(place);
                 });
             }
             // Out of descriptors, most likely: those that end free some.
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
+    }
+}
+
+/// Counts a connection for as long as it lives.
+struct Open<'a>(&'a AtomicU64);
+
+impl<'a> Open<'a> {
+    fn new(count: &'a AtomicU64) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Open(count)
+    }
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

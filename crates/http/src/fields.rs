@@ -347,7 +347,7 @@ pub fn parse_line(line: &[u8]) -> Result<(&[u8], &[u8]), Reject> {
 }
 
 /// Without white space around (OWS of RFC 9110 §5.6.3: space and tab).
-fn trim(mut value: &[u8]) -> &[u8] {
+pub(crate) fn trim(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] = value {
         value = rest;
     }

@@ -1,9 +1,11 @@
 //! A request target that means the same to us and to the app (RFC 3986 §6.2.2, RFC 9112 §3.2).
 
+use std::borrow::Cow;
+
 use crate::Reject;
 
 /// Puts the target of a request (path and query, beginning with `/`) at the end of `out`, its dot segments
-/// resolved; how many bytes of it are the path.
+/// resolved, and what need not be escaped (RFC 3986 §2.3) not escaped; how many bytes of it are the path.
 pub fn normalise(target: &[u8], out: &mut String) -> Result<usize, Reject> {
     let end = memchr::memchr(b'?', target).unwrap_or(target.len());
     let (path, query) = target.split_at(end);
@@ -19,14 +21,40 @@ pub fn normalise(target: &[u8], out: &mut String) -> Result<usize, Reject> {
     let begin = out.len();
     let text =
         |bytes| std::str::from_utf8(bytes).map_err(|_| Reject::bad("the target is not ASCII"));
+    let plain = unescape(text(path)?);
     if dots {
-        resolve(text(path)?, out)?;
+        resolve(&plain, out)?;
     } else {
-        out.push_str(text(path)?);
+        out.push_str(&plain);
     }
     let length = out.len() - begin;
     out.push_str(text(query)?);
     Ok(length)
+}
+
+/// Unreserved characters as they are (RFC 3986 §6.2.2.2): rules for `/login` hold for `/%6Cogin`, too. The
+/// escapes of a sound path are whole.
+fn unescape(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') {
+        return Cow::Borrowed(path);
+    }
+    let mut plain = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some(at) = rest.find('%') {
+        let (before, escape) = rest.split_at(at);
+        plain.push_str(before);
+        let length = escape.len().min(3);
+        let digits = escape.get(1..length).unwrap_or_default();
+        match u8::from_str_radix(digits, 16) {
+            Ok(byte) if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) => {
+                plain.push(char::from(byte));
+            }
+            _ => plain.push_str(&escape[..length]),
+        }
+        rest = &escape[length..];
+    }
+    plain.push_str(rest);
+    Cow::Owned(plain)
 }
 
 fn is_visible(byte: u8) -> bool {
@@ -138,7 +166,8 @@ mod tests {
             ("/a..b/c.", "/a..b/c."),
             ("//a", "//a"),
             ("/a//../b", "/a/b"),
-            ("/%41?%zz", "/%41?%zz"),
+            ("/%41?%zz", "/A?%zz"),
+            ("/%6cogin/%2F%e4%bd%a0%7e", "/login/%2F%e4%bd%a0~"),
             ("/.", "/"),
         ] {
             assert_eq!(path(given).as_deref(), Some(seen), "{given}");

@@ -419,6 +419,10 @@ impl RequestHead {
         {
             return Err(Reject::bad("a header has a character that none may have"));
         }
+        // RFC 9113 §8.2.1.
+        if self.fields.iter().any(|f| fields::trim(f.value) != f.value) {
+            return Err(Reject::bad("a header's value has white space around it"));
+        }
         if parts
             .scheme
             .is_some_and(|scheme| scheme != "http" && scheme != "https")
@@ -467,6 +471,9 @@ impl RequestHead {
             return Err(Reject::bad("TE may only be trailers in HTTP/2"));
         }
         self.check_framing()?;
+        if self.websocket && self.framing != Framing::Empty {
+            return Err(Reject::bad("a request for a WebSocket has no body"));
+        }
         if parts.has_body && self.framing == Framing::Empty {
             if self.fields.has(Name::ContentLength) && !self.websocket {
                 return Err(Reject::bad("there is a body where Content-Length is 0"));

@@ -106,12 +106,11 @@ impl ResponseHead {
     }
 
     fn frame(&mut self, to_head: bool, http10: bool) -> Result<(), &'static str> {
-        let mut close = http10;
+        // RFC 9112 §9.3: `close` counts before `keep-alive`.
+        let (mut close, mut keep_alive) = (false, !http10);
         for option in self.fields.members(Name::Connection) {
             close |= option.eq_ignore_ascii_case(b"close");
-            if option.eq_ignore_ascii_case(b"keep-alive") && http10 {
-                close = false;
-            }
+            keep_alive |= option.eq_ignore_ascii_case(b"keep-alive");
         }
         let codings = self.fields.has(Name::TransferEncoding);
         let length = self.length()?;
@@ -133,15 +132,20 @@ impl ResponseHead {
                 None => Framing::Close,
             }
         };
-        // Both at once: read as chunked, and trusted no further.
-        close |= (codings && length.is_some()) || self.framing == Framing::Close;
-        self.keep_alive = !close;
+        // Both at once, or a coding that HTTP/1.0 does not have (RFC 9112 §6.1): read as chunked, and trusted no
+        // further.
+        close |= codings && (http10 || length.is_some());
+        self.keep_alive = keep_alive && !close && self.framing != Framing::Close;
         Ok(())
     }
 
-    fn length(&self) -> Result<Option<u64>, &'static str> {
-        let mut found = None;
-        for text in self.fields.members(Name::ContentLength) {
+    /// What is said more than once stays once: no other may be passed on (RFC 9110 §8.6).
+    fn length(&mut self) -> Result<Option<u64>, &'static str> {
+        let (mut found, mut count) = (None::<u64>, 0);
+        let values = self.fields.all(Name::ContentLength);
+        for text in values.flat_map(|value| value.split(|byte| *byte == b',')) {
+            let text = text.trim_ascii();
+            count += 1;
             let digits = text.iter().all(u8::is_ascii_digit);
             let length = std::str::from_utf8(text).ok().and_then(|t| t.parse().ok());
             match (length, found) {
@@ -149,6 +153,10 @@ impl ResponseHead {
                 (Some(length), Some(before)) if digits && length == before => {}
                 _ => return Err("its Content-Length makes no sense"),
             }
+        }
+        if let (Some(length), 2..) = (found, count) {
+            self.fields
+                .set(Name::ContentLength, length.to_string().as_bytes());
         }
         Ok(found)
     }

@@ -31,6 +31,9 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
         }
     };
     output.say(&format!("{}: {run}", spec.name));
+    if !spec.run.has_instances() {
+        return Ok(());
+    }
     output.say(&format!(
         "  {} instance(s), {} memory, {} cores, {} pids each; {}",
         spec.instances,

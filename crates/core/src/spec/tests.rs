@@ -52,6 +52,7 @@ fn every_mistake_has_its_place_and_its_remedy() {
 #[test]
 fn the_schema_knows_every_key() {
     let schema = json_schema();
+    assert_eq!(schema["required"], serde_json::json!(["name"]));
     for key in ["name", "command", "static", "limits", "health", "share"] {
         assert!(schema["properties"].get(key).is_some(), "{key}");
     }
@@ -80,7 +81,7 @@ fn mistakes_about_traffic_have_their_place() {
     hutong.toml:3:11: only an app with a `command` has instances
     "#);
     insta::assert_snapshot!(errors("name='a'\ncommand='x'\nprotocol='uwsgi'\n[health]\npath='/'\n[balance]\nmethod='random'\nby='ip'\nmax_requests=-1\n"), @r#"
-    hutong.toml:5:6: health.path goes with protocol = "http"; without it an open port is enough
+    hutong.toml:5:6: health.path goes with HTTP/1 only; without it an open port is enough
     hutong.toml:7:8: `random` is no way to balance; there are "least", "round-robin", "sticky" and "hash"
     hutong.toml:8:4: `by` goes with method = "hash"
     hutong.toml:9:14: balance.max_requests is 0 to 1048576, not -1

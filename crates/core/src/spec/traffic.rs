@@ -162,8 +162,10 @@ impl Check<'_> {
     pub(super) fn traffic(&mut self, raw: &RawTraffic) -> Traffic {
         let mut routes: Vec<TrafficRoute> = Vec::new();
         for route in &raw.route {
-            let parsed = self.route(route);
             let at = route.path.span().start;
+            let Some(parsed) = self.route(route) else {
+                continue;
+            };
             if routes.iter().any(|known| known.prefix == parsed.prefix) {
                 self.wrong(at, format!("the path {} is listed twice", parsed.prefix));
             }
@@ -187,17 +189,20 @@ impl Check<'_> {
         }
     }
 
-    fn route(&mut self, raw: &RawRoute) -> TrafficRoute {
-        let prefix = name::parse_prefix(raw.path.get_ref()).unwrap_or_else(|message| {
-            self.wrong(raw.path.span().start, message);
-            "/".to_owned()
-        });
+    fn route(&mut self, raw: &RawRoute) -> Option<TrafficRoute> {
+        let prefix = match name::parse_prefix(raw.path.get_ref()) {
+            Ok(prefix) => prefix,
+            Err(message) => {
+                self.wrong(raw.path.span().start, message);
+                return None;
+            }
+        };
         let (ms, longest) = (Duration::from_millis(10), Duration::from_secs(3600));
         let response = raw
             .response
             .is_some()
             .then(|| self.time(&raw.response, longest, ms, longest));
-        TrafficRoute {
+        Some(TrafficRoute {
             prefix,
             class: raw.class,
             response,
@@ -206,7 +211,7 @@ impl Check<'_> {
                 rate_per_ip: self.rate(&raw.rate_per_ip, &raw.burst_per_ip),
                 max_body: self.body(&raw.max_body),
             },
-        }
+        })
     }
 
     fn rate(

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Check, Run};
+use super::{Check, RawSpec, Run};
 
 /// What the gateway speaks with an app.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -273,12 +273,33 @@ impl Check<'_> {
         HashKey::Ip
     }
 
-    /// A health path is asked for over HTTP/1.
-    pub(super) fn check_health(&mut self, path: Option<&Spanned<String>>, protocol: Protocol) {
-        if let Some(path) = path.filter(|_| protocol != Protocol::Http) {
-            let message =
-                "health.path goes with protocol = \"http\"; without it an open port is enough";
+    /// What goes with some protocols only.
+    pub(super) fn check_protocol(&mut self, raw: &RawSpec, run: &Run, protocol: Protocol) {
+        let spoken: Vec<Protocol> = match run {
+            Run::Upstream(list) => list.iter().map(|one| one.protocol).collect(),
+            _ => vec![protocol],
+        };
+        if let Some(path) = &raw.health.path
+            && spoken.iter().any(|one| *one != Protocol::Http)
+        {
+            let message = "health.path goes with HTTP/1 only; without it an open port is enough";
             self.wrong(path.span().start, message);
+        }
+        let scripts = spoken.contains(&Protocol::FastCgi);
+        for key in [&raw.fastcgi.root, &raw.fastcgi.index]
+            .into_iter()
+            .flatten()
+        {
+            if !scripts {
+                self.wrong(
+                    key.span().start,
+                    "[fastcgi] goes with protocol = \"fastcgi\"",
+                );
+            }
+        }
+        if let (Some(list), None, true) = (&raw.upstream, &raw.fastcgi.root, scripts) {
+            let message = "say where the scripts are on the server that runs them: [fastcgi] root = \"/var/www/html\"";
+            self.wrong(list.span().start, message);
         }
     }
 }

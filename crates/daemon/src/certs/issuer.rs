@@ -33,10 +33,7 @@ pub async fn run(control: Arc<Control>) {
         return;
     }
     loop {
-        let due_s = pass(&control).await.unwrap_or_else(|error| {
-            tracing::error!("certificates: {error}");
-            u64::MAX
-        });
+        let due_s = pass(&control).await;
         let wait = Duration::from_secs(due_s.saturating_sub(now()).max(1)).min(LOOK);
         tokio::select! {
             () = control.certs.wake.notified() => {}
@@ -51,12 +48,13 @@ pub fn now() -> u64 {
         .map_or(0, |time| time.as_secs())
 }
 
-/// Every host that a published route names.
+/// Every host that a published route names. An address is none: no visitor says one in a handshake.
 pub fn wanted(control: &Control) -> BTreeSet<String> {
     let snapshot = publish::last(&control.data_dir, &control.run_dir);
     let apps = snapshot.apps.into_values();
     apps.flat_map(|app| app.routes)
         .map(|route| route.host)
+        .filter(|host| host.parse::<IpAddr>().is_err())
         .collect()
 }
 
@@ -84,63 +82,81 @@ pub fn renew_at(host: &str, held: &Held) -> u64 {
     schedule::renew_at(host, life, None)
 }
 
-/// When there is something to do next, in seconds since 1970.
-async fn pass(control: &Arc<Control>) -> Result<u64, String> {
+/// When there is something to do next, in seconds since 1970. No host is in another's way.
+async fn pass(control: &Arc<Control>) -> u64 {
     let mut due_s = u64::MAX;
     let Some(held) = control.certs.held() else {
-        return Ok(due_s);
+        return due_s;
     };
+    let forced = std::mem::take(&mut *lock(&control.certs.forced));
     let hosts = wanted(control);
-    for host in &hosts {
+    let acme = control.certs.acme.as_ref();
+    // What we sign ourselves first: an authority may take its time.
+    let mut list: Vec<(bool, &String)> = hosts
+        .iter()
+        .map(|host| (source_of(acme, host) == Source::Acme, host))
+        .collect();
+    list.sort();
+    for (by_acme, host) in list {
         let own = held.iter().any(|one| {
             Source::of(&one.name) == Source::Own
                 && one.not_after > now() as i64
                 && one.hosts.iter().any(|pattern| covers(pattern, host))
         });
-        let source = source_of(control.certs.acme.as_ref(), host);
-        let before = held.iter().find(|one| one.name == source.name(host));
-        let renew_s = before.map_or(0, |one| renew_at(host, one));
         if own {
             continue;
         }
-        if renew_s > now() {
+        let source = if by_acme { Source::Acme } else { Source::Local };
+        let before = held.iter().find(|one| one.name == source.name(host));
+        let renew_s = before.map_or(0, |one| renew_at(host, one));
+        if renew_s > now() && !forced.contains(host) {
             due_s = due_s.min(renew_s);
             continue;
         }
-        match source {
-            Source::Acme => due_s = due_s.min(attempt(control, host, before).await?),
-            _ => sign(control, host).await?,
-        }
+        let next_s = attempt(control, host, source, before).await;
+        due_s = due_s.min(next_s.unwrap_or_else(|error| {
+            tracing::error!("no certificate for {host}: {error}");
+            now() + 60
+        }));
     }
-    tidy(control, &held, &hosts)?;
-    Ok(due_s)
+    tidy(control, &held, &hosts);
+    due_s
 }
 
 /// Throws away what nobody asks for any more: local ones at once, others when they have ended.
-fn tidy(control: &Control, held: &[Held], hosts: &BTreeSet<String>) -> Result<(), String> {
+fn tidy(control: &Control, held: &[Held], hosts: &BTreeSet<String>) {
     for one in held {
         let wanted = one.hosts.iter().any(|host| hosts.contains(host));
         let ended = one.not_after < now() as i64;
-        match Source::of(&one.name) {
-            Source::Local if !wanted => control.certs.forget(&one.name)?,
-            Source::Acme if !wanted && ended => control.certs.forget(&one.name)?,
-            _ => {}
+        let over = match Source::of(&one.name) {
+            Source::Local => !wanted,
+            Source::Acme => !wanted && ended,
+            Source::Own => false,
+        };
+        if over && let Err(error) = control.certs.forget(&one.name) {
+            tracing::warn!("the certificate {} stays: {error}", one.name);
         }
     }
-    Ok(())
 }
 
-async fn sign(control: &Arc<Control>, host: &str) -> Result<(), String> {
-    let (chain, key) = local_authority(&control.data_dir)?.sign(host)?;
+async fn sign(control: &Arc<Control>, host: &str) -> Result<(), Failed> {
+    let signed = local_authority(&control.data_dir).and_then(|own| own.sign(host));
+    let (chain, key) = signed.map_err(Failed::plain)?;
     let pem = Pem {
         chain,
         key: WireSecret(key.expose().to_owned()),
     };
-    control
-        .certs
-        .keep(&Source::Local.name(host), pem)
-        .await
-        .map(drop)
+    keep(control, Source::Local, host, pem).await
+}
+
+/// One that would be due again at once is worth nothing, and must not be asked for again and again.
+async fn keep(control: &Control, source: Source, host: &str, pem: Pem) -> Result<(), Failed> {
+    let kept = control.certs.keep(&source.name(host), pem).await;
+    if renew_at(host, &kept.map_err(Failed::plain)?) <= now() {
+        let why = "the new certificate has all but ended: is this server's clock right?";
+        return Err(Failed::plain(why.into()));
+    }
+    Ok(())
 }
 
 /// Our own authority, made when it is first asked for.
@@ -150,87 +166,224 @@ pub fn local_authority(data_dir: &Path) -> Result<Authority, String> {
     let _making = lock(&MAKING);
     let own = data_dir.join("control");
     let (root, key) = (own.join("ca.pem"), own.join("ca-key.pem"));
-    let failed = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
     match (
         std::fs::read_to_string(&root),
         std::fs::read_to_string(&key),
     ) {
+        // Made when the clock was wrong, or ten years ago.
+        (Ok(pem), Ok(_)) if !is_good(&pem) => {
+            tracing::warn!("the local authority's root has all but ended; there is a new one");
+            make(&root, &key)
+        }
         (Ok(root), Ok(key)) => Ok(Authority::restore(root, Secret::new(key))),
         (Err(error), _) | (_, Err(error)) if error.kind() == std::io::ErrorKind::NotFound => {
-            let server = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-            let authority = Authority::new(server.trim())?;
-            let text = authority.key_pem().expose();
-            // The key first: a root that is there has its key.
-            atomic_write(&key, text.as_bytes(), 0o600).map_err(|e| failed(&key, e))?;
-            atomic_write(&root, authority.root_pem.as_bytes(), 0o600)
-                .map_err(|e| failed(&root, e))?;
-            Ok(authority)
+            make(&root, &key)
         }
         (Err(error), _) => Err(failed(&root, error)),
         (_, Err(error)) => Err(failed(&key, error)),
     }
 }
 
-/// Tries to have one from the authority, if it is time to; when it is time again.
-async fn attempt(control: &Arc<Control>, host: &str, before: Option<&Held>) -> Result<u64, String> {
-    let last = control.store.attempt(host).map_err(|e| e.to_string())?;
-    if let Some(last) = last.as_ref().filter(|last| last.next_s > now()) {
-        return Ok(last.next_s);
-    }
-    match obtain(control, host).await {
-        Ok(()) => control
-            .store
-            .forget_attempt(host)
-            .map(|()| u64::MAX)
-            .map_err(|e| e.to_string()),
-        Err((problem, wait)) => {
-            let failures = last.map_or(0, |last| last.failures) + 1;
-            let not_after = before.map(|one| u64::try_from(one.not_after).unwrap_or(0));
-            let attempt = Attempt {
-                host: host.to_owned(),
-                failures,
-                next_s: schedule::retry_at(host, now(), failures, wait, not_after),
-                problem,
-            };
-            tracing::warn!("no certificate for {host}: {}", attempt.problem);
-            control
-                .store
-                .note_attempt(&attempt)
-                .map(|()| attempt.next_s)
-                .map_err(|e| e.to_string())
+fn failed(path: &Path, error: std::io::Error) -> String {
+    format!("{}: {error}", path.display())
+}
+
+fn make(root: &Path, key: &Path) -> Result<Authority, String> {
+    let server = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let authority = Authority::new(server.trim())?;
+    let text = authority.key_pem().expose();
+    // The key first: a root that is there has its key.
+    atomic_write(key, text.as_bytes(), 0o600).map_err(|e| failed(key, e))?;
+    atomic_write(root, authority.root_pem.as_bytes(), 0o600).map_err(|e| failed(root, e))?;
+    Ok(authority)
+}
+
+/// Whether the root has begun, and lasts longer than what it signs.
+fn is_good(root_pem: &str) -> bool {
+    const LONGEST_S: u64 = 90 * 86_400;
+    hutong_acme::chain::life(root_pem)
+        .is_ok_and(|life| life.not_before <= now() && life.not_after > now() + LONGEST_S)
+}
+
+/// Rows of the store that are no host's: the authority is down, or wants to be left alone.
+const CA_DOWN: &str = "";
+pub const CA_LIMIT: &str = "!";
+pub const ROWS: [&str; 2] = [CA_LIMIT, CA_DOWN];
+/// A time to wait for that is farther off was written by a clock that was wrong.
+const LONGEST_WAIT_S: u64 = 31 * 86_400;
+/// A name that does not lead here yet costs the authority nothing.
+const NOT_READY_S: u64 = 900;
+
+/// Why there is none.
+struct Failed {
+    problem: String,
+    /// What the authority asks for, in seconds.
+    wait_s: Option<u64>,
+    whose: Whose,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// The authority's: nobody needs to ask it for another name meanwhile.
+    Down,
+    Limit,
+    /// The owner's, who may be about to set the name up.
+    NotReady,
+    Other,
+}
+
+impl Failed {
+    fn plain(problem: String) -> Self {
+        Failed {
+            problem,
+            wait_s: None,
+            whose: Whose::Other,
         }
     }
 }
 
-type Failed = (String, Option<u64>);
+/// Tries a name again now, whatever came of it before; a limit of the authority's stays.
+pub fn force(control: &Control, host: &str) -> crate::store::Result<()> {
+    if let Some(last) = control.store.attempt(host)? {
+        control.store.note_attempt(&Attempt { next_s: 0, ..last })?;
+    }
+    control.store.forget_attempt(CA_DOWN)?;
+    lock(&control.certs.forced).insert(host.to_owned());
+    control.certs.wake.notify_one();
+    Ok(())
+}
+
+/// Until when to wait, if that is still to come.
+fn waits(attempt: &Attempt) -> Option<u64> {
+    let next_s = attempt.next_s;
+    (next_s > now() && next_s <= now() + LONGEST_WAIT_S).then_some(next_s)
+}
+
+/// Tries to have one, if it is time to; when it is time again, in seconds since 1970.
+async fn attempt(
+    control: &Arc<Control>,
+    host: &str,
+    source: Source,
+    before: Option<&Held>,
+) -> Result<u64, String> {
+    let store = &control.store;
+    let known = |host: &str| store.attempt(host).map_err(|error| error.to_string());
+    let note = |attempt: &Attempt| store.note_attempt(attempt).map_err(|e| e.to_string());
+    let last = known(host)?;
+    let mut until = last.as_ref().and_then(waits);
+    if source == Source::Acme {
+        until = until.max(known(CA_DOWN)?.as_ref().and_then(waits));
+        until = until.max(known(CA_LIMIT)?.as_ref().and_then(waits));
+    }
+    if let Some(until) = until {
+        return Ok(until);
+    }
+    let failures = last.map_or(0, |last| last.failures);
+    let not_after = before.map(|one| u64::try_from(one.not_after).unwrap_or(0));
+    let again =
+        |failures: u32, wait_s| schedule::retry_at(host, now(), failures, wait_s, not_after);
+    let outcome = if source == Source::Acme {
+        // Before it is tried: who ends in the middle of it does not try again at once.
+        note(&Attempt {
+            host: host.to_owned(),
+            failures: failures + 1,
+            next_s: again(failures + 1, None),
+            problem: String::new(),
+        })?;
+        obtain(control, host).await
+    } else {
+        sign(control, host).await
+    };
+    let Err(failed) = outcome else {
+        for done in [host, CA_DOWN] {
+            store
+                .forget_attempt(done)
+                .map_err(|error| error.to_string())?;
+        }
+        return Ok(u64::MAX);
+    };
+    tracing::warn!("no certificate for {host}: {}", failed.problem);
+    let authority = match failed.whose {
+        Whose::Down => Some(CA_DOWN),
+        Whose::Limit => Some(CA_LIMIT),
+        Whose::NotReady | Whose::Other => None,
+    };
+    if let Some(row) = authority {
+        let failures = known(row)?.map_or(0, |last| last.failures) + 1;
+        note(&Attempt {
+            host: row.to_owned(),
+            failures,
+            next_s: schedule::retry_at(row, now(), failures, failed.wait_s, None),
+            problem: failed.problem.clone(),
+        })?;
+    }
+    let not_ready = failed.whose == Whose::NotReady;
+    let counted = failures + u32::from(!not_ready);
+    let mut next_s = again(counted.max(1), failed.wait_s);
+    if not_ready {
+        next_s = next_s.min(now() + NOT_READY_S);
+    }
+    note(&Attempt {
+        host: host.to_owned(),
+        failures: counted,
+        next_s,
+        problem: failed.problem,
+    })?;
+    Ok(next_s)
+}
 
 async fn obtain(control: &Arc<Control>, host: &str) -> Result<(), Failed> {
-    let plain = |problem: String| (problem, None);
+    // One that was signed and could not be kept costs no other order.
+    let unkept = lock(&control.certs.unkept).remove(host);
+    let pem = match unkept {
+        Some(pem) => pem,
+        None => order(control, host).await?,
+    };
+    let kept = keep(control, Source::Acme, host, pem.clone()).await;
+    if kept.is_err() && control.certs.find(&Source::Acme.name(host)).is_none() {
+        lock(&control.certs.unkept).insert(host.to_owned(), pem);
+    }
+    kept
+}
+
+async fn order(control: &Arc<Control>, host: &str) -> Result<Pem, Failed> {
     let acme = control.certs.acme.clone();
-    let acme = acme.ok_or_else(|| plain("no authority is set".into()))?;
-    leads_here(control, &acme, host).await.map_err(plain)?;
-    let show = Show::new(control).map_err(plain)?;
+    let acme = acme.ok_or_else(|| Failed::plain("no authority is set".into()))?;
+    let leads = leads_here(control, &acme, host).await;
+    leads.map_err(|problem| Failed {
+        whose: Whose::NotReady,
+        ..Failed::plain(problem)
+    })?;
+    let show = Show::new(control).map_err(Failed::plain)?;
     let names = [host.to_owned()];
-    let mut known = account_of(control, &acme).await.map_err(told)?;
-    let mut issued = order::obtain(&known, &names, acme.challenge, None, &show).await;
+    let mut issued = match account_of(control, &acme).await {
+        Ok(known) => order::obtain(&known, &names, acme.challenge, None, &show).await,
+        Err(error) => Err(error),
+    };
     if let Err(Error::Account(reason)) = &issued {
         tracing::warn!("the account with the certificate authority: {reason}; making another");
-        let _ = std::fs::remove_file(account_path(control));
-        known = account_of(control, &acme).await.map_err(told)?;
+        let path = account_path(control);
+        let _ = std::fs::rename(&path, path.with_extension("json.old"));
+        let known = account_of(control, &acme).await.map_err(told)?;
         issued = order::obtain(&known, &names, acme.challenge, None, &show).await;
     }
     let issued = issued.map_err(told)?;
-    let pem = Pem {
+    Ok(Pem {
         chain: issued.chain_pem,
         key: WireSecret(issued.key_pem.expose().to_owned()),
-    };
-    let kept = control.certs.keep(&Source::Acme.name(host), pem).await;
-    kept.map(drop).map_err(plain)
+    })
 }
 
 fn told(error: Error) -> Failed {
-    let wait = error.retry_after().map(|wait| wait.as_secs());
-    (error.to_string(), wait)
+    Failed {
+        wait_s: error.retry_after().map(|wait| wait.as_secs()),
+        whose: match &error {
+            Error::RateLimited { .. } => Whose::Limit,
+            Error::Unreachable { .. } => Whose::Down,
+            _ => Whose::Other,
+        },
+        problem: error.to_string(),
+    }
 }
 
 fn account_path(control: &Control) -> std::path::PathBuf {

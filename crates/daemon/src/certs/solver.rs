@@ -105,6 +105,11 @@ impl Solver for Show {
 }
 
 impl Certs {
+    /// What is shown now.
+    pub fn shown(&self) -> Vec<wire::Challenge> {
+        lock(&self.challenges).values().cloned().collect()
+    }
+
     /// Puts a challenge in place, or takes it away; returns when every worker of the gateway has it.
     pub async fn show(&self, key: &str, challenge: Option<wire::Challenge>) -> Result<(), String> {
         let all = {

@@ -18,7 +18,13 @@ pub async fn list(State(control): State<Arc<Control>>) -> Result<Json<Vec<Certif
     let attempts = control.store.attempts()?;
     let mut list: Vec<Certificate> = held.iter().map(shown).collect();
     for host in issuer::wanted(&control) {
-        let attempt = attempts.iter().find(|attempt| attempt.host == host);
+        let told = |of: &str| {
+            let mut list = attempts.iter();
+            list.find(|one| one.host == of && !one.problem.is_empty())
+        };
+        let by_acme = issuer::source_of(control.certs.acme.as_ref(), &host) == Source::Acme;
+        // Where it is the authority's doing, it is so for all names that wait for it.
+        let authority = || issuer::ROWS.into_iter().find_map(told).filter(|_| by_acme);
         let good = |one: &Certificate| one.hosts.iter().any(|pattern| covers(pattern, &host));
         let at = list.iter().position(good);
         if at.is_none() && !control.certs.enabled {
@@ -38,7 +44,8 @@ pub async fn list(State(control): State<Arc<Control>>) -> Result<Json<Vec<Certif
                 &mut list[last]
             }
         };
-        if let Some(attempt) = attempt {
+        let waits = one.not_after.is_none();
+        if let Some(attempt) = told(&host).or_else(|| authority().filter(|_| waits)) {
             one.problem = Some(attempt.problem.clone());
             one.next_try = Some(attempt.next_s * 1000);
         }
@@ -106,13 +113,22 @@ fn own(name: &str) -> Result<String> {
 }
 
 /// Tries again now for a name whose certificate could not be had.
-#[utoipa::path(post, path = "/v1/certificates/{host}/renew", params(("host" = String, Path)), responses((status = 200)))]
+#[utoipa::path(post, path = "/v1/certificates/{host}/renew", params(("host" = String, Path)), responses((status = 200), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn renew(State(control): State<Arc<Control>>, Path(host): Path<String>) -> Result<()> {
     if !issuer::wanted(&control).contains(&host) {
         return Err(ApiError::not_found("no app serves this host"));
     }
-    control.store.forget_attempt(&host)?;
-    control.certs.wake.notify_one();
+    if let Some(limit) = control.store.attempt(issuer::CA_LIMIT)?
+        && limit.next_s > issuer::now()
+        && issuer::source_of(control.certs.acme.as_ref(), &host) == Source::Acme
+    {
+        let until = limit.next_s - issuer::now();
+        return Err(ApiError::conflict(format!(
+            "the certificate authority wants to be left alone for another {until} s: {}",
+            limit.problem
+        )));
+    }
+    issuer::force(&control, &host)?;
     Ok(())
 }
 

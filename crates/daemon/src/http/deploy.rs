@@ -155,17 +155,7 @@ pub async fn deploy(
             spec.name
         )));
     }
-    if let Run::Upstream(list) = &spec.run {
-        let refused = list
-            .iter()
-            .find(|one| !control.upstreams.contains(one.address.ip()));
-        if let Some(one) = refused {
-            return Err(ApiError::bad(publish::not_allowed(one)).hint(format!(
-                "on the server: allow_upstreams = [\"{}\"] in the server file, and restart it",
-                one.address.ip()
-            )));
-        }
-    }
+    check_upstreams(&control, &spec)?;
     let others = other_specs(&control, &name)?;
     if let Some(conflict) = conflict(&others, &spec) {
         return Err(ApiError::conflict(conflict));
@@ -210,6 +200,22 @@ pub async fn deploy(
         steps: plan,
         warnings,
     }))
+}
+
+/// An app names no server that the owner of this one does not allow.
+fn check_upstreams(control: &Control, spec: &AppSpec) -> Result<()> {
+    if let Run::Upstream(list) = &spec.run {
+        let refused = list
+            .iter()
+            .find(|one| !control.upstreams.contains(one.address.ip()));
+        if let Some(one) = refused {
+            return Err(ApiError::bad(publish::not_allowed(one)).hint(format!(
+                "on the server: allow_upstreams = [\"{}\"] in the server file, and restart it",
+                one.address.ip()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A static app without a build must bring its folder.
@@ -484,6 +490,7 @@ pub async fn rollback(
             })?,
     };
     let spec = chosen.parse()?;
+    check_upstreams(&control, &spec)?;
     let others = other_specs(&control, &name)?;
     if let Some(conflict) = conflict(&others, &spec) {
         return Err(ApiError::conflict(conflict));

@@ -106,7 +106,7 @@ pub async fn ban(State(control): State<Arc<Control>>, Json(new): Json<NewBan>) -
         until_s: now_ms() / 1000 + new.seconds,
         reason: new.reason.chars().take(200).collect(),
     };
-    control.store.ban(&ban)?;
+    control.store.ban(std::slice::from_ref(&ban))?;
     // One that does not hear it now asks for all when it is back.
     let _ = control.certs.send(Nudge::Bans(vec![ban]));
     Ok(())

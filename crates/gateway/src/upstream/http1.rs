@@ -24,8 +24,8 @@ use crate::pipeline::{Exchange, Extras, Stop};
 use crate::target::Target;
 use crate::visitor::{Download, Ended, Length, Upload};
 
-/// An app that sends nothing of a body for so long has ended.
-const SILENT: Duration = Duration::from_secs(300);
+/// An app that sends nothing of a body for so long has ended; a stream of events may be quiet for a while.
+pub const SILENT: Duration = Duration::from_secs(3600);
 
 pub struct Connection {
     stream: TcpStream,
@@ -102,7 +102,7 @@ pub async fn converse(
     exchange: &mut Exchange<'_, '_>,
 ) -> Result<bool, Broken> {
     let mut out = buffers::take(buffers::SMALL);
-    let body = begin(&mut out, &target.protocol, strip, exchange).await?;
+    let (body, _held) = begin(&mut out, &target.protocol, strip, exchange).await?;
     let progress = Progress::default();
     let Connection { stream, input } = connection;
     let (read, mut write) = stream.split();
@@ -145,7 +145,8 @@ pub async fn converse(
         return Ok(false);
     }
     let clean = progress.sent_all.get() && input.is_empty() && head.keep_alive;
-    let clean = clean && target.protocol == Protocol::Http;
+    // An app that refuses a WebSocket may mean to read on nevertheless.
+    let clean = clean && target.protocol == Protocol::Http && !websocket;
     input.rest();
     Ok(clean)
 }
@@ -167,22 +168,27 @@ async fn begin(
     protocol: &Protocol,
     strip: usize,
     exchange: &mut Exchange<'_, '_>,
-) -> Result<Wrap, Broken> {
+) -> Result<(Wrap, Option<Gathering>), Broken> {
     let (head, peer) = (exchange.head, exchange.peer);
     let unsized_body = matches!(head.framing, Sending::Chunked | Sending::Stream);
     let (Protocol::Uwsgi | Protocol::FastCgi { .. }) = protocol else {
         request::write(out, head, strip, peer);
-        return Ok(match unsized_body {
+        let wrap = match unsized_body {
             _ if head.websocket => Wrap::Tunnel,
             true => Wrap::Chunks,
             false => Wrap::Plain,
-        });
+        };
+        return Ok((wrap, None));
     };
     if head.websocket {
         return Err(Page::new(501, "This app does not take WebSockets.").into());
     }
+    let mut held = None;
     let body = match unsized_body {
-        true => Some(gather(exchange.upload).await?),
+        true => {
+            held = Some(Gathering::begin()?);
+            Some(gather(exchange.upload).await?)
+        }
         false => None,
     };
     let length = body.as_ref().map(|body| body.len() as u64);
@@ -190,11 +196,36 @@ async fn begin(
         let script = cgi::Script { root, index };
         cgi::write_fastcgi(out, head, strip, peer, length, &script)?;
         fastcgi::stdin(out, &body.unwrap_or_default());
-        return Ok(Wrap::Records);
+        return Ok((Wrap::Records, held));
     }
     cgi::write_uwsgi(out, head, strip, peer, length)?;
     out.extend_from_slice(&body.unwrap_or_default());
-    Ok(Wrap::Plain)
+    Ok((Wrap::Plain, held))
+}
+
+/// One of the bodies that a worker holds at once.
+struct Gathering;
+
+thread_local! {
+    static GATHERED: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Gathering {
+    fn begin() -> Result<Self, Page> {
+        const MOST: usize = 32;
+        let count = GATHERED.get();
+        if count >= MOST {
+            return Err(Page::unavailable("There are too many uploads at once.", 1));
+        }
+        GATHERED.set(count + 1);
+        Ok(Gathering)
+    }
+}
+
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        GATHERED.set(GATHERED.get() - 1);
+    }
 }
 
 async fn gather(upload: &mut Upload<'_>) -> Result<Vec<u8>, Broken> {
@@ -264,6 +295,10 @@ async fn send(
         let Some(data) = upload.next().await? else {
             break;
         };
+        // The end of a stream may come as an empty piece, which would end the chunks too early.
+        if data.is_empty() {
+            continue;
+        }
         out.clear();
         if wrap == Wrap::Records {
             fastcgi::stdin(out, data);
@@ -361,7 +396,7 @@ impl Answering<'_, '_, '_> {
             Framing::Length(length) => Length::Known(length),
             Framing::Chunked | Framing::Close => Length::Unknown,
         };
-        if length == Length::Unknown {
+        if length == Length::Unknown || self.head.status == 204 {
             self.head.fields.remove(Name::ContentLength);
         }
         self.extras.add_to(&mut self.head.fields);
@@ -376,6 +411,7 @@ impl Answering<'_, '_, '_> {
             return Err(Broken::Malformed("it switches protocols unasked"));
         }
         *self.status = 101;
+        self.extras.add_to(&mut self.head.fields);
         self.download
             .head(101, &mut self.head.fields, Length::Unknown);
         self.download.flush().await?;
@@ -474,9 +510,11 @@ impl Answering<'_, '_, '_> {
             Poll::Ready(count) => count,
             Poll::Pending => {
                 self.download.flush().await?;
-                match tokio::time::timeout(SILENT, read).await {
-                    Ok(count) => count,
-                    Err(_) => return Err(Ended::Gone.into()),
+                let may_leave = self.progress.sent_all.get();
+                tokio::select! {
+                    biased;
+                    count = tokio::time::timeout(SILENT, read) => count.map_err(|_| Ended::Gone)?,
+                    () = self.download.gone(), if may_leave => return Err(Ended::Gone.into()),
                 }
             }
         };

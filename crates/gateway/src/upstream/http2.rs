@@ -14,7 +14,7 @@ use hutong_http::fields::{Fields, Name};
 use hutong_http::request::{Framing, Method as Asked};
 use tokio::net::TcpStream;
 
-use super::http1::{Broken, Progress, beside};
+use super::http1::{Broken, Progress, SILENT, beside};
 use super::request;
 use crate::pages::Page;
 use crate::pipeline::Exchange;
@@ -23,8 +23,6 @@ use crate::visitor::{Download, Ended, Length, Upload};
 /// What may be under way in either direction, of a stream and of the connection.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 4 << 20;
-/// An app that sends nothing of a body for so long has ended; a stream of events may be quiet for longer.
-const SILENT: Duration = Duration::from_secs(3600);
 
 /// A connection that takes many requests at once.
 pub type Session = SendRequest<Bytes>;
@@ -276,7 +274,9 @@ impl Answering<'_, '_> {
 /// Refused unprocessed (RFC 9113 §8.7), or gone with it.
 fn unanswered(error: &h2::Error) -> Broken {
     let refused = error.reason() == Some(Reason::REFUSED_STREAM);
-    if refused {
+    // Above the last stream that it says it will answer (§6.8).
+    let left = error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR);
+    if refused || left {
         return Broken::Unsent;
     }
     Broken::Unanswered

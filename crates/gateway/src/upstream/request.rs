@@ -81,7 +81,12 @@ pub fn write(out: &mut Vec<u8>, head: &RequestHead, strip: usize, peer: &Peer) {
         out.extend_from_slice(part.as_bytes());
     }
     let crumbs = head.version == Version::Http2 && head.fields.all(Name::Cookie).nth(1).is_some();
+    let ours = head.websocket && head.version == Version::Http2;
     for field in head.fields.iter() {
+        // Over HTTP/2 there is no key (RFC 8441 §5.1): what claims to be one would stand beside ours.
+        if ours && field.name.eq_ignore_ascii_case(b"sec-websocket-key") {
+            continue;
+        }
         if passes(head, field) && !(crumbs && field.known == Name::Cookie) {
             line(out, field.name, field.value);
         }

@@ -24,8 +24,12 @@ async fn told_to_go(shared: &Shared) {
     let _ = phase.wait_for(|phase| *phase != Phase::Serving).await;
     let mut number = [0; 8];
     let _ = rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty());
-    let wait = u64::from_ne_bytes(number) % SPREAD_MS;
-    tokio::time::sleep(Duration::from_millis(wait)).await;
+    let wait = Duration::from_millis(u64::from_ne_bytes(number) % SPREAD_MS);
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        // There is no time left for that.
+        _ = phase.wait_for(|phase| *phase == Phase::Ending) => {}
+    }
 }
 
 pub struct Tunnel<'a, 'b, 'c> {

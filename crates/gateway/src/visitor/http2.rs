@@ -120,11 +120,17 @@ async fn stream(
     worker: &Rc<Worker>,
     peer: &Peer,
     request: Request<RecvStream>,
-    respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Bytes>,
 ) {
     let (parts, body) = request.into_parts();
     let mut head = RequestHead::default();
     let read = read_head(&mut head, &parts, !body.is_end_stream());
+    if read.is_ok() && head.expect_continue {
+        // How much comes is bounded by the windows, whoever wants it.
+        let mut go_on = Response::new(());
+        *go_on.status_mut() = http::StatusCode::CONTINUE;
+        let _ = respond.send_informational(go_on);
+    }
     let mut download = super::Download::new(DownloadWay::Http2(Download {
         respond,
         body: None,
@@ -145,7 +151,7 @@ async fn stream(
         begun: false,
         over: false,
         pace: None,
-        tunnel: head.websocket,
+        tunnel: head.websocket || is_grpc(&head),
     }));
     let result = pipeline::handle(worker, peer, &head, &mut upload, &mut download).await;
     if let (DownloadWay::Http2(mut download), Err(_)) = (download.into_way(), result) {
@@ -153,6 +159,13 @@ async fn stream(
     }
     // If nobody reads the rest of the request, h2 says so behind the answer (RST_STREAM with NO_ERROR,
     // RFC 9113 §8.1). To reset it here would take back what was not written yet.
+}
+
+/// Its streams may be quiet for as long as they like.
+fn is_grpc(head: &RequestHead) -> bool {
+    let kind = head.fields.get(Name::ContentType).unwrap_or_default();
+    kind.get(..16)
+        .is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
 }
 
 fn read_head(

@@ -26,6 +26,7 @@ pub struct Record<'a> {
     peer: &'a Peer,
     head: &'a RequestHead,
     began: Instant,
+    took: Option<Duration>,
     pub app: Option<Arc<App>>,
     pub target: Option<Arc<Target>>,
     pub status: u16,
@@ -40,6 +41,7 @@ impl<'a> Record<'a> {
             peer,
             head,
             began: Instant::now(),
+            took: None,
             app: None,
             target: None,
             status: 0,
@@ -48,8 +50,9 @@ impl<'a> Record<'a> {
         }
     }
 
-    pub fn took(&self) -> Duration {
-        self.began.elapsed()
+    /// How long it took; asked for once, the same from then on.
+    pub fn took(&mut self) -> Duration {
+        *self.took.get_or_insert_with(|| self.began.elapsed())
     }
 
     /// `t`: microseconds since 1970 at the answer's end; `us`: from the head to there.
@@ -69,7 +72,8 @@ impl<'a> Record<'a> {
         text(out, head.fields.get(Name::Host).unwrap_or_default());
         out.extend_from_slice(b",\"path\":");
         text(out, head.target().as_bytes());
-        let microseconds = self.began.elapsed().as_micros();
+        let took = self.took.unwrap_or_else(|| self.began.elapsed());
+        let microseconds = took.as_micros();
         let _ = write!(
             out,
             ",\"status\":{},\"bytes\":{},\"us\":{microseconds}",

@@ -50,10 +50,10 @@ pub fn take(
     if usable.is_empty() {
         return Err(Nothing::Absent);
     }
-    let free: Vec<&Arc<Target>> = usable
-        .into_iter()
-        .filter(|one| has_room(app, one))
-        .collect();
+    let mut free = usable;
+    if app.balance.max_requests > 0 {
+        free.retain(|one| has_room(app, one));
+    }
     if free.is_empty() {
         return Err(Nothing::Busy);
     }

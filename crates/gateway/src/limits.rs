@@ -20,6 +20,7 @@ use buckets::{Buckets, Keys, Rate, Verdict};
 
 use percent_encoding::percent_decode_str;
 
+use crate::date;
 use crate::pages::Page;
 use crate::visitor::{Peer, TOO_LARGE};
 
@@ -147,7 +148,7 @@ impl Guard {
     }
 
     fn admit_address(&self, limits: &Limits, ip: IpAddr) -> Result<(), Page> {
-        let now_s = now_us() / 1_000_000;
+        let now_s = date::second();
         let own = self.bans.as_ref();
         let banned = own
             .and_then(|bans| bans.is_banned(ip, now_s))
@@ -171,7 +172,7 @@ impl Guard {
         if !(400..500).contains(&status) || status == 499 {
             return None;
         }
-        bans.hit(ip, rule, now_us() / 1_000_000)
+        bans.hit(ip, rule, date::second())
     }
 }
 

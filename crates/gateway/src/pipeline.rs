@@ -194,10 +194,11 @@ impl Exchange<'_, '_> {
     }
 
     /// What the answer means for counters and bans.
-    fn count(&self) {
+    fn count(&mut self) {
+        let took = self.record.took();
         let record = &self.record;
         if let Some(stats) = &record.stats {
-            stats.note(record.status, record.bytes, record.took());
+            stats.note(record.status, record.bytes, took);
         }
         let Some(app) = &record.app else { return };
         if let Some(ban) = app.guard.note(self.peer.ip, record.status) {

@@ -27,18 +27,22 @@ pub struct Standing {
 impl Standing {
     /// An answer, or none. True if it gets nothing from now on.
     pub fn note(&self, good: bool) -> bool {
-        let now = now_ms();
-        if now.saturating_sub(self.window_ms.load(Ordering::Relaxed)) > WINDOW_MS {
-            self.window_ms.store(now, Ordering::Relaxed);
-            let quiet = self.bad.swap(0, Ordering::Relaxed) == 0;
-            if quiet && self.all.swap(0, Ordering::Relaxed) > 0 {
-                self.times.store(0, Ordering::Relaxed);
-            }
-            self.all.store(0, Ordering::Relaxed);
-        }
-        let all = self.all.fetch_add(1, Ordering::Relaxed) + 1;
+        // Most are good, and of those only the count matters.
+        let mut all = self.all.fetch_add(1, Ordering::Relaxed) + 1;
         if good {
             return false;
+        }
+        let now = now_ms();
+        let last = self.window_ms.load(Ordering::Relaxed);
+        if now.saturating_sub(last) > WINDOW_MS {
+            self.window_ms.store(now, Ordering::Relaxed);
+            // A window without a failure is forgiven: how long it was does not matter.
+            if now.saturating_sub(last) > 2 * WINDOW_MS {
+                self.times.store(0, Ordering::Relaxed);
+            }
+            self.bad.store(0, Ordering::Relaxed);
+            self.all.store(1, Ordering::Relaxed);
+            all = 1;
         }
         let bad = self.bad.fetch_add(1, Ordering::Relaxed) + 1;
         if all < ENOUGH || bad * 2 < all || self.is_ejected() {

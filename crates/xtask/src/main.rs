@@ -1,6 +1,7 @@
 //! Chores of the project: `cargo xtask bench NAME` measures against the rival and prints a table.
 
 mod core;
+mod crowd;
 mod footprint;
 mod gateway;
 mod machine;
@@ -33,6 +34,8 @@ enum Bench {
         #[arg(long)]
         quick: bool,
     },
+    /// A thousand hosts with certificates, ten thousand idle TLS connections, ten thousand WebSockets
+    Crowd,
     /// Memory of our own processes, and the time that start, deploy and rollback take
     Footprint,
     /// The budgets of the core: memory, start, deploy, exit, routes, boot with 500 apps, lost requests
@@ -91,6 +94,7 @@ fn main() -> anyhow::Result<()> {
     let mut header = machine::describe();
     let Report { rows, notes } = match name {
         Bench::Gateway { quick } => gateway::run(quick)?,
+        Bench::Crowd => crowd::run()?,
         Bench::Footprint => footprint::run()?.into(),
         Bench::Core { quick } => core::run(quick)?,
     };

@@ -46,6 +46,7 @@ fn each_address_has_a_bucket_and_each_path_its_own() {
         }],
         ..Traffic::default()
     };
+    crate::date::tick();
     let (limits, guard) = (Limits::new(), Guard::new("a", &traffic, None));
     let ask = |ip: &str, path: &str| guard.admit(&limits, &peer(ip), &request(path, ""));
     let terms = ask("10.0.0.1", "/login/x").expect("the first");
@@ -73,6 +74,7 @@ fn addresses_are_let_in_or_not() {
         deny: vec!["10.9.0.0/16".into()],
         ..Traffic::default()
     };
+    crate::date::tick();
     let (limits, guard) = (Limits::new(), Guard::new("a", &traffic, None));
     let is_let_in = |ip: &str| guard.admit(&limits, &peer(ip), &request("/", "")).is_ok();
     assert!(is_let_in("10.1.2.3") && is_let_in("2001:db8::1"));
@@ -89,6 +91,7 @@ fn bad_answers_make_a_ban_that_another_table_keeps() {
         }),
         ..Traffic::default()
     };
+    crate::date::tick();
     let (limits, guard) = (Limits::new(), Guard::new("a", &traffic, None));
     let ip = "10.0.0.1".parse().expect("an address");
     for status in [404, 200, 499, 500, 403] {

@@ -276,8 +276,10 @@ async fn send(
         while !data.is_empty() {
             match write.write(data).await {
                 Ok(count) if count > 0 => {
-                    progress.sent_any.set(true);
-                    progress.at.set(Instant::now());
+                    // The head's time is that of the beginning.
+                    if progress.sent_any.replace(true) {
+                        progress.at.set(Instant::now());
+                    }
                     data = &data[count..];
                 }
                 _ => {

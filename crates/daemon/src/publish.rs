@@ -97,7 +97,7 @@ pub fn app<'a>(
             .iter()
             .partition(|one| around.upstreams.contains(one.address.ip()));
         targets.extend(allowed.into_iter().map(|one| outside(spec, one)));
-        warnings.extend(refused.into_iter().map(|one| not_allowed(one)));
+        warnings.extend(refused.into_iter().map(not_allowed));
     }
     let app = wire::App {
         balance: balance(&spec.balance),

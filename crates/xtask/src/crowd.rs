@@ -23,7 +23,7 @@ const TALK: Duration = Duration::from_secs(10);
 pub fn run() -> anyhow::Result<Report> {
     let binary = release_binary()?;
     let mut rows = Vec::new();
-    let mut notes = vec!["command: `cargo xtask bench crowd`".to_owned()];
+    let mut notes = Vec::new();
     rows.extend(hosts(&binary)?);
     rows.push(idle(&binary, &mut notes)?);
     rows.push(sockets(&binary, &mut notes)?);
@@ -123,7 +123,7 @@ fn h2load(server: &Server, arguments: &[&str], host: &str) -> Command {
     let port = server.https.rsplit(':').next().unwrap_or_default();
     let mut command = Command::new("prlimit");
     command
-        .args(["--nofile=65536", "h2load"])
+        .args([&format!("--nofile={}:", file_limit()), "h2load"])
         .args(arguments)
         .arg("--connect-to")
         .arg(&server.https)
@@ -204,7 +204,7 @@ fn sockets(binary: &Path, notes: &mut Vec<String>) -> anyhow::Result<Row> {
         })
         .collect();
     eventually("all are connected", 60, || {
-        connections(&server) >= SOCKETS as u64
+        connections(&server) >= (sockets_that_fit() / THREADS * THREADS) as u64
     });
     let open = connections(&server);
     let grown = (memory(&server) - before) / 1e6;
@@ -237,7 +237,7 @@ fn sockets(binary: &Path, notes: &mut Vec<String>) -> anyhow::Result<Row> {
 /// One thread's share of the sockets and of the messages; how long each echo took.
 fn talk(http: &str) -> anyhow::Result<Vec<Duration>> {
     let mut open = Vec::new();
-    for _ in 0..SOCKETS / THREADS {
+    for _ in 0..sockets_that_fit() / THREADS {
         let mut stream = TcpStream::connect(http)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -257,7 +257,7 @@ fn talk(http: &str) -> anyhow::Result<Vec<Duration>> {
     let (began, mut next) = (Instant::now(), Instant::now());
     let mut times = Vec::new();
     let frame = [0x81, 0x84, 0, 0, 0, 0, b'h', b'u', b't', b'o'];
-    for stream in open.iter_mut().cycle() {
+    for mut stream in open.iter().cycle() {
         if began.elapsed() > TALK {
             break;
         }
@@ -272,9 +272,22 @@ fn talk(http: &str) -> anyhow::Result<Vec<Duration>> {
     Ok(times)
 }
 
+/// How many files a process may have open here, at most.
+fn file_limit() -> usize {
+    let text = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("Max open files"));
+    let hard = line.and_then(|line| line.split_ascii_whitespace().nth(4)?.parse().ok());
+    hard.unwrap_or(1024)
+}
+
+/// The gateway has two for each WebSocket.
+fn sockets_that_fit() -> usize {
+    SOCKETS.min(file_limit().saturating_sub(1000) / 2)
+}
+
 fn raise_file_limit() {
     let pid = std::process::id().to_string();
     let _ = Command::new("prlimit")
-        .args(["--pid", &pid, "--nofile=65536"])
+        .args(["--pid", &pid, &format!("--nofile={}:", file_limit())])
         .status();
 }

@@ -165,6 +165,15 @@ fn an_nginx_of_old_is_replaced() {
         shown.contains("not healthy") && shown.contains("api.test"),
         "{shown}"
     );
+    // Without any the app is not well, and says why.
+    nodes.running.clear();
+    eventually("the app is failing", 20, || {
+        let app = server.app("api");
+        app["state"] == "failing"
+            && app["message"]
+                .as_str()
+                .is_some_and(|text| text.contains("no server answers"))
+    });
 }
 
 fn django_sees_the_request(server: &Server) {

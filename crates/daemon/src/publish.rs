@@ -129,10 +129,15 @@ pub fn not_allowed(upstream: &spec::Upstream) -> String {
     )
 }
 
+/// What a server is called that Hutong does not run.
+pub fn name_of(app: &str, upstream: &spec::Upstream) -> String {
+    format!("{app}@{}", upstream.address)
+}
+
 /// A server that Hutong does not run.
 fn outside(spec: &AppSpec, upstream: &spec::Upstream) -> wire::Target {
     wire::Target {
-        instance: format!("{}@{}", spec.name, upstream.address),
+        instance: name_of(spec.name.as_str(), upstream),
         port: upstream.address.port(),
         address: Some(upstream.address),
         protocol: protocol(upstream.protocol, spec, None),

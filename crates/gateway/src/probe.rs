@@ -51,11 +51,12 @@ impl Probes {
     /// Begins to probe new targets, ends for those that are gone from the table.
     pub fn follow(&mut self, table: &Table) {
         let mut wanted = HashMap::new();
+        let hosts = table.hosts();
         for app in &table.apps {
-            let host = table.host_of(&app.name);
+            let host = hosts.get(app.name.as_str()).copied().unwrap_or("localhost");
             for (role, target) in &app.targets {
                 let active = *role == Role::Active;
-                wanted.insert(target.instance.as_str(), (target, active, host.clone()));
+                wanted.insert(target.instance.as_str(), (target, active, host.to_owned()));
             }
         }
         self.running.retain(|instance, probe| {

@@ -78,14 +78,31 @@ impl Table {
             version: snapshot.version,
             ..Table::default()
         };
+        let apps: HashMap<&str, &Arc<App>> = old
+            .apps
+            .iter()
+            .map(|app| (app.name.as_str(), app))
+            .collect();
+        // Counters outlive the table.
+        let stats: HashMap<(&str, &str, &str), &Arc<Stats>> = old
+            .entries()
+            .map(|one| {
+                (
+                    (one.app.name.as_str(), &*one.host, &*one.prefix),
+                    &one.stats,
+                )
+            })
+            .collect();
         for (name, wire) in snapshot.apps {
-            let before = old.apps.iter().find(|app| app.name == name);
+            let before = apps.get(name.as_str()).copied();
             let routes = wire.routes.clone();
             let app = Arc::new(App::new(name, wire, &known, before, data_dir));
             table.apps.push(app.clone());
             for route in routes {
                 let entry = Entry {
-                    stats: old.stats_of(&app.name, &route.host, &route.prefix),
+                    stats: stats
+                        .get(&(app.name.as_str(), &*route.host, &*route.prefix))
+                        .map_or_else(Arc::default, |stats| (*stats).clone()),
                     host: route.host.clone(),
                     prefix: route.prefix,
                     strip: route.strip_prefix,
@@ -108,14 +125,6 @@ impl Table {
         self.exact.values().chain(self.wildcard.values()).flatten()
     }
 
-    /// Counters outlive the table.
-    fn stats_of(&self, app: &str, host: &str, prefix: &str) -> Arc<Stats> {
-        let known = self
-            .entries()
-            .find(|one| one.app.name == app && one.host == host && one.prefix == prefix);
-        known.map_or_else(Arc::default, |entry| entry.stats.clone())
-    }
-
     /// Every route: its host, prefix, app and counters.
     pub fn routes(&self) -> impl Iterator<Item = (&str, &str, &App, &Stats)> {
         self.entries().map(|entry| {
@@ -126,18 +135,18 @@ impl Table {
         })
     }
 
-    /// A host that an app answers for, so that its probes look like visitors.
-    pub fn host_of(&self, app: &str) -> String {
-        let mut exact: Vec<&String> = self
+    /// For each app the first of the hosts that it answers for, so that its probes look like visitors.
+    pub fn hosts(&self) -> HashMap<&str, &str> {
+        let mut hosts: HashMap<&str, &str> = HashMap::new();
+        for (host, entry) in self
             .exact
             .iter()
-            .filter(|(_, entries)| entries.iter().any(|entry| entry.app.name == app))
-            .map(|(host, _)| host)
-            .collect();
-        exact.sort();
-        exact
-            .first()
-            .map_or("localhost".to_owned(), |host| (*host).clone())
+            .flat_map(|(host, entries)| entries.iter().map(move |entry| (host, entry)))
+        {
+            let first = hosts.entry(&entry.app.name).or_insert(host);
+            *first = (*first).min(host);
+        }
+        hosts
     }
 
     /// The app for a host (lower case, no port) and a normalised path: exact hosts before wildcards,

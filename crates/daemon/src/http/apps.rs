@@ -6,12 +6,13 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use hutong_api::{App, AppState, Deployment, EnvChange, EnvEntry, Instance, Problem, ScaleRequest};
 use hutong_core::plan::{Health, Serve};
-use hutong_core::spec::{self, AppSpec, Run};
+use hutong_core::spec::{self, AppSpec, Run, Upstream};
 
 use super::deploy::{to_wire, wire_deployment};
 use super::{ApiError, Result};
+use crate::observed::Observed;
 use crate::store::{self, Goal};
-use crate::{Control, controller, ids, lock};
+use crate::{Control, controller, ids, lock, publish};
 
 /// The app's row, or 404; removed ones only where asked for.
 pub fn find(control: &Control, name: &str) -> Result<store::App> {
@@ -81,10 +82,16 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         .get(&app.name)
         .cloned()
         .unwrap_or_default();
+    let run = current.as_ref().map(|(_, spec)| &spec.run);
+    let silent = match run {
+        Some(Run::Upstream(list)) => all_silent(&observed, &app.name, list),
+        _ => None,
+    };
     drop(observed);
     let state = match (app.goal, &serve) {
         (Goal::Stopped, _) => AppState::Stopped,
         (Goal::Removed, _) => AppState::Removed,
+        (_, Some(Serve::Static)) if silent.is_some() => AppState::Failing,
         (_, Some(Serve::Targets | Serve::Static)) => AppState::Running,
         (_, Some(Serve::Down { .. })) => AppState::Failing,
         // Nothing serves and nothing is on its way.
@@ -92,9 +99,8 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         (_, Some(Serve::Hold) | None) => AppState::Starting,
     };
     let message = match state {
-        AppState::Failing => app
-            .last_failure
-            .clone()
+        AppState::Failing => silent
+            .or_else(|| app.last_failure.clone())
             .or_else(|| controller::describe(serve.as_ref())),
         _ => None,
     };
@@ -125,6 +131,18 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         message,
         warnings,
     })
+}
+
+/// Why none of the servers that an app names can serve; `None` if one can.
+fn all_silent(observed: &Observed, app: &str, list: &[Upstream]) -> Option<String> {
+    let mut why = None;
+    for one in list {
+        match observed.health_of(&publish::name_of(app, one)) {
+            Health::Healthy => return None,
+            Health::Starting(detail) | Health::Failing(detail) => why = Some(detail),
+        }
+    }
+    why.map(|why| format!("no server answers: {why}"))
 }
 
 fn instances(control: &Control, app: &str) -> Result<Vec<Instance>> {

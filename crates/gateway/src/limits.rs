@@ -245,7 +245,7 @@ pub fn behind(trusted: &Networks, peer: &Peer, head: &RequestHead) -> Option<Pee
         .map(|f| f.value)
         .collect();
     let chain = said.join(&b", "[..]);
-    let chain = std::str::from_utf8(&chain).ok()?;
+    let chain = String::from_utf8_lossy(&chain);
     // From the right, where the trusted ones are: what is left of the first other one is its own word.
     let mut visitor = None;
     let mut known = Vec::new();

@@ -27,17 +27,22 @@ pub struct Standing {
 impl Standing {
     /// An answer, or none. True if it gets nothing from now on.
     pub fn note(&self, good: bool) -> bool {
-        // Most are good, and of those only the count matters.
+        // Most are good, and need not look at the clock.
+        self.note_at(good, if good { 0 } else { now_ms() })
+    }
+
+    /// `now`: in milliseconds; of no account where the answer is good.
+    fn note_at(&self, good: bool, now: u64) -> bool {
         let mut all = self.all.fetch_add(1, Ordering::Relaxed) + 1;
         if good {
             return false;
         }
-        let now = now_ms();
         let last = self.window_ms.load(Ordering::Relaxed);
         if now.saturating_sub(last) > WINDOW_MS {
             self.window_ms.store(now, Ordering::Relaxed);
-            // A window without a failure is forgiven: how long it was does not matter.
-            if now.saturating_sub(last) > 2 * WINDOW_MS {
+            // Once it has served for a while without a failure, the next time is a first time.
+            let served_ms = last.max(self.ejected_until_ms.load(Ordering::Relaxed));
+            if now.saturating_sub(served_ms) > 2 * WINDOW_MS {
                 self.times.store(0, Ordering::Relaxed);
             }
             self.bad.store(0, Ordering::Relaxed);
@@ -45,13 +50,17 @@ impl Standing {
             all = 1;
         }
         let bad = self.bad.fetch_add(1, Ordering::Relaxed) + 1;
-        if all < ENOUGH || bad * 2 < all || self.is_ejected() {
+        let ejected = self.ejected_until_ms.load(Ordering::Relaxed) > now;
+        if all < ENOUGH || bad * 2 < all || ejected {
             return false;
         }
         let times = u64::from(self.times.fetch_add(1, Ordering::Relaxed)) + 1;
         let pause = (EJECTED_MS * times).min(LONGEST_MS);
         self.ejected_until_ms.store(now + pause, Ordering::Relaxed);
-        self.window_ms.store(0, Ordering::Relaxed);
+        // What it does when it is back counts anew.
+        self.window_ms.store(now, Ordering::Relaxed);
+        self.all.store(0, Ordering::Relaxed);
+        self.bad.store(0, Ordering::Relaxed);
         true
     }
 
@@ -101,6 +110,29 @@ mod tests {
     fn a_few_failures_say_nothing() {
         let standing = Standing::default();
         assert!(!(0..9).any(|_| standing.note(false)));
+    }
+
+    #[test]
+    fn one_that_fails_again_is_out_for_longer_until_it_has_done_well() {
+        let standing = Standing::default();
+        let mut now = 100_000;
+        let mut pauses = Vec::new();
+        for _ in 0..14 {
+            while !standing.note_at(false, now) {
+                now += 10;
+            }
+            let until = standing.ejected_until_ms.load(Ordering::Relaxed);
+            pauses.push(until - now);
+            now = until;
+        }
+        assert_eq!(pauses[..3], [5_000, 10_000, 15_000]);
+        assert_eq!(pauses[13], LONGEST_MS);
+        now += 2 * WINDOW_MS + 1;
+        while !standing.note_at(false, now) {
+            now += 10;
+        }
+        let until = standing.ejected_until_ms.load(Ordering::Relaxed);
+        assert_eq!(until - now, EJECTED_MS);
     }
 
     #[test]

@@ -295,7 +295,12 @@ async fn attempt(
         sign(control, host).await
     };
     let Err(failed) = outcome else {
-        for done in [host, CA_DOWN] {
+        // That we signed something ourselves says nothing about the authority.
+        let rows: &[&str] = match source {
+            Source::Acme => &ROWS,
+            _ => &[],
+        };
+        for done in rows.iter().copied().chain([host]) {
             store
                 .forget_attempt(done)
                 .map_err(|error| error.to_string())?;

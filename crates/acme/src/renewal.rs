@@ -3,20 +3,22 @@
 
 use std::time::Duration;
 
-use instant_acme::{Account, CertificateIdentifier};
+pub use instant_acme::CertificateIdentifier;
 
-use crate::chain;
+use crate::account::Account;
+
 use crate::error::{Error, Phase, from_acme};
 use crate::schedule::Window;
-use crate::text;
 
-/// How a CA calls a certificate; made from the certificate alone.
-pub fn identifier(chain_pem: &str) -> Result<CertificateIdentifier<'static>, Error> {
-    let leaf = chain::leaf(chain_pem)?;
-    let identifier = CertificateIdentifier::try_from(&leaf)
-        .map_err(|why| Error::Other(text::line(&why)))?
-        .into_owned();
-    Ok(identifier)
+/// How a CA calls a certificate, from how it is written (RFC 9773 §4.1).
+pub fn identifier(written: &str) -> Option<CertificateIdentifier<'static>> {
+    let (authority, serial) = written.split_once('.')?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    let good = |part: &str| !part.is_empty() && part.bytes().all(plain);
+    (good(authority) && good(serial)).then(|| CertificateIdentifier {
+        authority_key_identifier: authority.to_owned().into(),
+        serial: serial.to_owned().into(),
+    })
 }
 
 /// The window, and when to ask again. `None`: this CA has no such wishes.
@@ -43,10 +45,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_without_an_issuer_key_has_no_identifier() {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        assert!(identifier(&pem).is_err());
+    fn an_identifier_has_two_parts_that_fit_into_an_address() {
+        let written = "aYhba4dGQEHhs3uEe6CuLN4ByNQ.AIdlQyE";
+        assert_eq!(identifier(written).unwrap().to_string(), written);
+        for bad in ["", "a", "a.", ".a", "a.b.c", "a./b", "a.b?"] {
+            assert!(identifier(bad).is_none(), "{bad}");
+        }
     }
 }

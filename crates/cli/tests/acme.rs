@@ -295,6 +295,7 @@ fn a_real_authority_signs_renews_and_fails() {
     http_01_renewal_and_trouble(&mut authority);
     tls_alpn_01(&mut authority);
     dns_01_wildcard(&authority);
+    the_authority_s_wish(&mut authority);
     rate_limited(&authority);
 }
 
@@ -409,16 +410,18 @@ fn tls_alpn_01(authority: &mut Authority) {
 fn dns_01_wildcard(authority: &Authority) {
     let script = authority.path("dns.py");
     let text = format!(
-        "import json,sys,urllib.request
+        "import json,os,sys,time,urllib.request
 what,name,value=sys.argv[1:4]
 path='set-txt' if what=='present' else 'clear-txt'
 body=json.dumps({{'host':name+'.','value':value}}).encode()
 opener=urllib.request.build_opener(urllib.request.ProxyHandler({{}}))
 opener.open('http://127.0.0.1:{}/'+path,body,timeout=10).read()
 open('{}','a').write(what+' '+name+chr(10))
+while 'kept' in name and what=='cleanup' and not os.path.exists('{}'): time.sleep(0.02)
 ",
         authority.names_management,
-        authority.path("dns.log").display()
+        authority.path("dns.log").display(),
+        authority.path("go").display()
     );
     std::fs::write(&script, text).expect("write");
     let log = authority.path("dns.log");
@@ -443,6 +446,101 @@ open('{}','a').write(what+' '+name+chr(10))
         done.contains("cleanup _acme-challenge.wild.hutong.example"),
         "{done}"
     );
+    unkept(authority, &server, &log);
+}
+
+/// The gateway dies when a certificate was signed for it: the next one gets it without another order.
+fn unkept(authority: &Authority, server: &Server, log: &Path) {
+    let done = || std::fs::read_to_string(log).expect("read");
+    deploy(server, "kept", "'kept.hutong.example'");
+    eventually("it is all but signed", 30, || {
+        done().contains("cleanup _acme-challenge.kept.hutong.example")
+    });
+    let gateway = server.role("gateway");
+    let signal = |name: &str| run(&["kill", name, &gateway.to_string()]);
+    signal("-STOP");
+    std::fs::write(authority.path("go"), "").expect("write");
+    eventually("the owner reads that the gateway is silent", 30, || {
+        let problem = certificate(server, "kept.hutong.example")["problem"].clone();
+        problem.as_str().is_some_and(|p| p.contains("gateway"))
+    });
+    signal("-KILL");
+    eventually("the next gateway has the certificate", 30, || {
+        authority.curl("kept.hutong.example").0
+    });
+    let orders = done().matches("present _acme-challenge.kept").count();
+    assert_eq!(orders, 1, "{}", done());
+}
+
+/// An authority that wants a certificate back before its time (RFC 9773), and says when.
+fn the_authority_s_wish(authority: &mut Authority) {
+    authority.restart(36_000);
+    let port = free_port();
+    let script = authority.path("wish.py");
+    let text = format!(
+        "import http.server,json,ssl,time,urllib.request
+opener=urllib.request.build_opener(urllib.request.ProxyHandler({{}}),urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile='{ca}')))
+first=[]
+class H(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        headers=[]
+        if self.path=='/dir':
+            body=json.load(opener.open('https://localhost:{pebble}/dir',timeout=10))
+            body['renewalInfo']='https://localhost:{port}/wish'
+        else:
+            which=self.path.split('/')[-1]
+            first or first.append(which)
+            at=time.time()-7200 if which in first else time.time()+86400
+            stamp=lambda t: time.strftime('%Y-%m-%dT%H:%M:%SZ',time.gmtime(t))
+            body={{'suggestedWindow':{{'start':stamp(at),'end':stamp(at+3600)}}}}
+            headers=[('Retry-After','60')]
+            print(which,flush=True)
+        text=json.dumps(body).encode()
+        self.send_response(200)
+        for k,v in headers: self.send_header(k,v)
+        self.send_header('Content-Length',str(len(text))); self.end_headers(); self.wfile.write(text)
+    def log_message(self,*a): pass
+s=http.server.ThreadingHTTPServer(('127.0.0.1',{port}),H)
+c=ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER); c.load_cert_chain('{cert}','{key}')
+s.socket=c.wrap_socket(s.socket,server_side=True); s.serve_forever()
+",
+        ca = authority.path("ca.pem").display(),
+        pebble = authority.directory,
+        cert = authority.path("own.pem").display(),
+        key = authority.path("own.key").display(),
+    );
+    std::fs::write(&script, text).expect("write");
+    let asked = authority.path("wish.log");
+    let wishful = Command::new("/usr/bin/python3")
+        .arg(&script)
+        .stdout(std::fs::File::create(&asked).expect("create"))
+        .spawn()
+        .expect("it runs");
+    let wishful = Ended(wishful);
+    eventually("the authority listens", 10, || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
+    });
+    let server = authority.serve(port, "addresses = ['127.0.0.77']");
+    deploy(&server, "shop", "'shop.hutong.example'");
+    // Good for ten hours, and another one at once: the window for the first is over.
+    let asked = || std::fs::read_to_string(&asked).expect("read");
+    eventually("it asks about the second, too", 60, || {
+        asked().lines().count() >= 2
+    });
+    let (first, last) = (
+        asked().lines().next().map(str::to_owned),
+        asked().lines().last().map(str::to_owned),
+    );
+    assert_ne!(first, last);
+    eventually("the owner sees when it is to be renewed", 20, || {
+        let second = certificate(&server, "shop.hutong.example");
+        // Not after the end of its life, whatever the authority would like.
+        let (renews, ends) = (second["renews_at"].as_u64(), second["not_after"].as_u64());
+        renews
+            .zip(ends)
+            .is_some_and(|(at, end)| end - at == 3_600_000)
+    });
+    drop(wishful);
 }
 
 /// An authority that only says: leave me alone for two hours.

@@ -2,13 +2,16 @@
 //! owners bring. Keys pass through here on their way to the gateway and are not kept.
 
 pub mod issuer;
+mod renewal;
 mod solver;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use hutong_acme::config::Config;
+use hutong_acme::schedule::Window;
 use hutong_ipc::gateway::{Challenge, Held, Nudge, Pem};
 use sha2::Digest;
 use tokio::sync::{Notify, mpsc, watch};
@@ -38,8 +41,21 @@ pub struct Certs {
     pub wake: Notify,
     /// Hosts that are to be tried now, due or not.
     pub forced: Mutex<BTreeSet<String>>,
+    /// When the authority would like to see its certificates renewed, by fingerprint.
+    pub wishes: Mutex<HashMap<String, Wish>>,
+    /// The authority is not asked for wishes before, in seconds since 1970.
+    pub quiet_until_s: AtomicU64,
     /// Signed, and not kept by the gateway yet, by host.
     pub unkept: Mutex<HashMap<String, Pem>>,
+}
+
+/// What an authority said about one certificate (RFC 9773).
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// None: it has no wish.
+    pub window: Option<Window>,
+    /// When to ask again, in seconds since 1970.
+    pub ask_s: u64,
 }
 
 #[derive(Default)]
@@ -47,6 +63,15 @@ struct State {
     /// None until the gateway has said so.
     held: Option<Vec<Held>>,
     refused: HashMap<String, String>,
+}
+
+/// Why the gateway does not serve a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotKept {
+    #[error("the gateway does not answer")]
+    Undelivered,
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// Who a certificate came from; part of its name.
@@ -101,6 +126,8 @@ impl Certs {
             challenges: Mutex::default(),
             wake: Notify::new(),
             forced: Mutex::default(),
+            wishes: Mutex::default(),
+            quiet_until_s: AtomicU64::new(0),
             unkept: Mutex::default(),
         }
     }
@@ -129,9 +156,10 @@ impl Certs {
     }
 
     /// Has the gateway keep and serve a certificate, and waits until it does.
-    pub async fn keep(&self, name: &str, pem: Pem) -> Result<Held, String> {
+    pub async fn keep(&self, name: &str, pem: Pem) -> Result<Held, NotKept> {
         lock(&self.state).refused.remove(name);
-        let leaf = hutong_acme::chain::leaf(&pem.chain).map_err(|error| error.to_string())?;
+        let leaf = hutong_acme::chain::leaf(&pem.chain)
+            .map_err(|error| NotKept::Refused(error.to_string()))?;
         let fingerprint = hutong_core::tree::hex(&sha2::Sha256::digest(&leaf));
         let mut heard = self.heard.subscribe();
         heard.mark_unchanged();
@@ -139,12 +167,12 @@ impl Certs {
             name: name.to_owned(),
             pem: Box::new(pem),
         };
-        self.send(nudge)?;
+        self.send(nudge).map_err(|_| NotKept::Undelivered)?;
         let wait = async {
             loop {
                 let _ = heard.changed().await;
                 if let Some(reason) = lock(&self.state).refused.remove(name) {
-                    return Err(reason);
+                    return Err(NotKept::Refused(reason));
                 }
                 let found = self.find(name);
                 if let Some(found) = found.filter(|held| held.fingerprint == fingerprint) {
@@ -154,7 +182,7 @@ impl Certs {
         };
         tokio::time::timeout(PATIENCE, wait)
             .await
-            .unwrap_or_else(|_| Err("the gateway does not answer".into()))
+            .unwrap_or(Err(NotKept::Undelivered))
     }
 
     /// Has the gateway throw a certificate away.

@@ -18,8 +18,6 @@ use hutong_ipc::gateway::{self as wire, Class};
 pub use bans::{Ban, Bans};
 use buckets::{Buckets, Keys, Rate, Verdict};
 
-use percent_encoding::percent_decode_str;
-
 use crate::date;
 use crate::pages::Page;
 use crate::visitor::{Peer, TOO_LARGE};
@@ -116,7 +114,7 @@ impl Guard {
     pub fn admit(&self, limits: &Limits, peer: &Peer, head: &RequestHead) -> Result<Terms, Page> {
         self.admit_address(limits, peer.ip)?;
         // As an app reads it: many take `%2F` for a slash.
-        let path = percent_decode_str(head.path()).decode_utf8_lossy();
+        let path = hutong_http::path::as_decoded(head.path());
         let route = self
             .routes
             .iter()

@@ -301,6 +301,7 @@ async fn attempt(
         let target = taken.in_flight.target.clone();
         exchange.record.target = Some(target.clone());
         exchange.extras.cookie = taken.cookie;
+        exchange.download.go_on();
         let answered = proxy::forward(app, found.strip, &target, exchange).await;
         let good = match &answered {
             Ok(()) => Some(exchange.record.status < 500),
@@ -336,7 +337,7 @@ impl InLine {
     /// Whoever comes later, or matters less, does not push in front.
     fn must_wait(&self, queue: &Queue, class: hutong_ipc::gateway::Class) -> bool {
         match &self.place {
-            Some(_) => queue.is_behind(class),
+            Some(place) => !place.is_first(),
             None => queue.is_wanted(class),
         }
     }
@@ -357,7 +358,7 @@ impl InLine {
         }
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
         let left = Duration::from_millis(app.balance.queue_timeout_ms).saturating_sub(waited);
-        let Some(place) = &mut self.place else {
+        let Some(place) = &self.place else {
             return Ok(());
         };
         if left.is_zero() {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine};
 use hutong_ipc::files::atomic_write;
 use hutong_ipc::gateway::{Challenge, Held, Pem};
 use rustls::crypto::aws_lc_rs;
@@ -16,7 +17,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert, ServerConfig};
 use rustls::sign::CertifiedKey;
 use tokio_rustls::rustls;
-use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
 /// The protocol by which a certificate authority asks (RFC 8737 §3).
 pub const ACME: &[u8] = b"acme-tls/1";
@@ -270,7 +271,20 @@ fn describe(name: &str, leaf: &CertificateDer<'_>) -> Result<Held, String> {
         not_before: parsed.validity().not_before.timestamp(),
         not_after: parsed.validity().not_after.timestamp(),
         fingerprint: digest,
+        renewal_id: renewal_id(&parsed),
     })
+}
+
+/// `base64url(key identifier of the authority).base64url(serial number)` (RFC 9773 §4.1).
+fn renewal_id(leaf: &X509Certificate<'_>) -> Option<String> {
+    let authority = leaf.iter_extensions().find_map(|one| {
+        let ParsedExtension::AuthorityKeyIdentifier(authority) = one.parsed_extension() else {
+            return None;
+        };
+        authority.key_identifier.as_ref()
+    })?;
+    let text = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+    Some(format!("{}.{}", text(authority.0), text(leaf.raw_serial())))
 }
 
 fn aws_lc_digest(leaf: &[u8]) -> String {

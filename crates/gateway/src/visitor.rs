@@ -176,9 +176,16 @@ impl<'a> Upload<'a> {
     /// What follows the request's head is no body but the visitor's half of a conversation.
     pub fn become_tunnel(&mut self) {
         self.room = u64::MAX;
-        match &mut self.way {
-            UploadWay::Http1(upload) => upload.become_tunnel(),
-            UploadWay::Http2(_) => {}
+        self.may_be_silent();
+        if let UploadWay::Http1(upload) = &mut self.way {
+            upload.become_tunnel();
+        }
+    }
+
+    /// It may come as slowly as it likes, as gRPC's streams do.
+    pub fn may_be_silent(&mut self) {
+        if let UploadWay::Http2(upload) = &mut self.way {
+            upload.may_be_silent();
         }
     }
 }
@@ -222,6 +229,13 @@ impl<'a> Download<'a> {
 
     pub fn into_way(self) -> DownloadWay<'a> {
         self.way
+    }
+
+    /// An app is about to take the request's body. HTTP/1 says so when the body is read.
+    pub fn go_on(&mut self) {
+        if let DownloadWay::Http2(download) = &mut self.way {
+            download.go_on();
+        }
     }
 
     /// An interim answer such as 103 (RFC 9110 §15.2).

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use percent_encoding::percent_decode_str;
+
 use crate::Reject;
 
 /// Puts the target of a request (path and query, beginning with `/`) at the end of `out`, its dot segments
@@ -55,6 +57,34 @@ fn unescape(path: &str) -> Cow<'_, str> {
     }
     plain.push_str(rest);
     Cow::Owned(plain)
+}
+
+/// A normalised path as an app may read it that decodes before it looks for slashes, and takes many for one:
+/// what holds for `/login` holds for `/x%2F..%2Flogin` and `//login`. Bytes that are no UTF-8 are replaced.
+pub fn as_decoded(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') && !path.contains("//") {
+        return Cow::Borrowed(path);
+    }
+    let decoded = percent_decode_str(path).decode_utf8_lossy();
+    let mut segments: Vec<&str> = Vec::new();
+    let mut folder = false;
+    for segment in decoded.split('/') {
+        folder = matches!(segment, "" | "." | "..");
+        match segment {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            name => segments.push(name),
+        }
+    }
+    let mut out = String::with_capacity(decoded.len());
+    for segment in &segments {
+        out.push('/');
+        out.push_str(segment);
+    }
+    if folder || segments.is_empty() {
+        out.push('/');
+    }
+    Cow::Owned(out)
 }
 
 fn is_visible(byte: u8) -> bool {
@@ -150,6 +180,26 @@ mod tests {
         let length = normalise(target.as_bytes(), &mut out).ok()?;
         assert!(out[1 + length..].is_empty() || out[1 + length..].starts_with('?'));
         Some(out[1..].to_owned())
+    }
+
+    #[test]
+    fn rules_see_what_the_app_sees() {
+        for (given, seen) in [
+            ("/", "/"),
+            ("/login", "/login"),
+            ("/login/", "/login/"),
+            ("//login", "/login"),
+            ("/%2Flogin", "/login"),
+            ("/x%2F..%2Flogin", "/login"),
+            ("/login%2F", "/login/"),
+            ("/x/%2e%2e%2Flogin%2F.", "/login/"),
+            ("/..%2F..%2Flogin", "/login"),
+            ("/%ff", "/\u{fffd}"),
+            ("/a%2F..", "/"),
+            ("/%E4%BD%A0", "/你"),
+        ] {
+            assert_eq!(as_decoded(given), seen, "{given}");
+        }
     }
 
     #[test]

@@ -192,6 +192,9 @@ pub struct Held {
     pub not_after: i64,
     /// SHA-256 of the leaf, in hex.
     pub fingerprint: String,
+    /// How its authority calls it when it is asked about renewal (RFC 9773 §4.1).
+    #[serde(default)]
+    pub renewal_id: Option<String>,
 }
 
 /// gateway → control.

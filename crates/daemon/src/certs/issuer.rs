@@ -12,14 +12,16 @@ use hutong_acme::account::{Account, account};
 use hutong_acme::config::Config;
 use hutong_acme::error::Error;
 use hutong_acme::local::Authority;
+use hutong_acme::renewal::identifier;
 use hutong_acme::schedule::{self, Life};
 use hutong_acme::secret::Secret;
 use hutong_acme::{order, resolve};
 use hutong_ipc::gateway::{Challenge, Held, Pem, Secret as WireSecret};
 use hutong_runtime::paths::atomic_write;
 
+use super::renewal;
 use super::solver::Show;
-use super::{Source, covers};
+use super::{NotKept, Source, covers};
 use crate::store::Attempt;
 use crate::{Control, lock, publish};
 
@@ -73,13 +75,18 @@ pub fn source_of(acme: Option<&Config>, host: &str) -> Source {
 }
 
 /// When a certificate is to be replaced, in seconds since 1970.
-pub fn renew_at(host: &str, held: &Held) -> u64 {
+pub fn renew_at(control: &Control, host: &str, held: &Held) -> u64 {
+    let wishes = lock(&control.certs.wishes);
+    let window = wishes.get(&held.fingerprint).and_then(|wish| wish.window);
+    schedule::renew_at(host, life(held), window)
+}
+
+fn life(held: &Held) -> Life {
     let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
-    let life = Life {
+    Life {
         not_before: seconds(held.not_before),
         not_after: seconds(held.not_after),
-    };
-    schedule::renew_at(host, life, None)
+    }
 }
 
 /// When there is something to do next, in seconds since 1970. No host is in another's way.
@@ -88,8 +95,12 @@ async fn pass(control: &Arc<Control>) -> u64 {
     let Some(held) = control.certs.held() else {
         return due_s;
     };
-    let forced = std::mem::take(&mut *lock(&control.certs.forced));
     let hosts = wanted(control);
+    let forced = {
+        let mut forced = lock(&control.certs.forced);
+        forced.retain(|host| hosts.contains(host));
+        forced.clone()
+    };
     let acme = control.certs.acme.as_ref();
     // What we sign ourselves first: an authority may take its time.
     let mut list: Vec<(bool, &String)> = hosts
@@ -97,6 +108,7 @@ async fn pass(control: &Arc<Control>) -> u64 {
         .map(|host| (source_of(acme, host) == Source::Acme, host))
         .collect();
     list.sort();
+    let mut asking = renewal::Asking::new(control, &held);
     for (by_acme, host) in list {
         let own = held.iter().any(|one| {
             Source::of(&one.name) == Source::Own
@@ -108,11 +120,19 @@ async fn pass(control: &Arc<Control>) -> u64 {
         }
         let source = if by_acme { Source::Acme } else { Source::Local };
         let before = held.iter().find(|one| one.name == source.name(host));
-        let renew_s = before.map_or(0, |one| renew_at(host, one));
+        if let Some(one) = before.filter(|_| by_acme) {
+            due_s = due_s.min(asking.about(control, one).await);
+        }
+        let renew_s = before.map_or(0, |one| renew_at(control, host, one));
         if renew_s > now() && !forced.contains(host) {
             due_s = due_s.min(renew_s);
             continue;
         }
+        if let Some(until) = waits(control, host, source) {
+            due_s = due_s.min(until);
+            continue;
+        }
+        lock(&control.certs.forced).remove(host);
         let next_s = attempt(control, host, source, before).await;
         due_s = due_s.min(next_s.unwrap_or_else(|error| {
             tracing::error!("no certificate for {host}: {error}");
@@ -152,7 +172,14 @@ async fn sign(control: &Arc<Control>, host: &str) -> Result<(), Failed> {
 /// One that would be due again at once is worth nothing, and must not be asked for again and again.
 async fn keep(control: &Control, source: Source, host: &str, pem: Pem) -> Result<(), Failed> {
     let kept = control.certs.keep(&source.name(host), pem).await;
-    if renew_at(host, &kept.map_err(Failed::plain)?) <= now() {
+    let kept = kept.map_err(|reason| Failed {
+        whose: match reason {
+            NotKept::Undelivered => Whose::Gateway,
+            NotKept::Refused(_) => Whose::Other,
+        },
+        ..Failed::plain(reason.to_string())
+    })?;
+    if schedule::renew_at(host, life(&kept), None) <= now() {
         let why = "the new certificate has all but ended: is this server's clock right?";
         return Err(Failed::plain(why.into()));
     }
@@ -207,12 +234,16 @@ fn is_good(root_pem: &str) -> bool {
 
 /// Rows of the store that are no host's: the authority is down, or wants to be left alone.
 const CA_DOWN: &str = "";
-pub const CA_LIMIT: &str = "!";
+const CA_LIMIT: &str = "!";
 pub const ROWS: [&str; 2] = [CA_LIMIT, CA_DOWN];
+/// Most limits are for a name or a domain: others are tried after so long.
+const LIMIT_FOR_ALL_S: u64 = 3600;
 /// A time to wait for that is farther off was written by a clock that was wrong.
 const LONGEST_WAIT_S: u64 = 31 * 86_400;
 /// A name that does not lead here yet costs the authority nothing.
 const NOT_READY_S: u64 = 900;
+/// The gateway is back in a moment.
+const GATEWAY_S: u64 = 5;
 
 /// Why there is none.
 struct Failed {
@@ -229,6 +260,8 @@ enum Whose {
     Limit,
     /// The owner's, who may be about to set the name up.
     NotReady,
+    /// It is signed, and the gateway is away for a moment.
+    Gateway,
     Other,
 }
 
@@ -253,13 +286,38 @@ pub fn force(control: &Control, host: &str) -> crate::store::Result<()> {
     Ok(())
 }
 
-/// Until when to wait, if that is still to come.
-fn waits(attempt: &Attempt) -> Option<u64> {
-    let next_s = attempt.next_s;
-    (next_s > now() && next_s <= now() + LONGEST_WAIT_S).then_some(next_s)
+/// The row of an authority's limit for one host.
+fn limit_row(host: &str) -> String {
+    format!("{CA_LIMIT}{host}")
 }
 
-/// Tries to have one, if it is time to; when it is time again, in seconds since 1970.
+/// The authority's wish not to be asked for this host now, if there is one.
+pub fn limit(control: &Control, host: &str) -> crate::store::Result<Option<Attempt>> {
+    for row in [&limit_row(host), CA_LIMIT] {
+        let known = control.store.attempt(row)?;
+        if let Some(attempt) = known.filter(|attempt| is_to_come(attempt.next_s)) {
+            return Ok(Some(attempt));
+        }
+    }
+    Ok(None)
+}
+
+fn is_to_come(next_s: u64) -> bool {
+    next_s > now() && next_s <= now() + LONGEST_WAIT_S
+}
+
+/// Until when not to try, in seconds since 1970.
+fn waits(control: &Control, host: &str, source: Source) -> Option<u64> {
+    let limits = [limit_row(host), CA_DOWN.into(), CA_LIMIT.into()];
+    let authority = limits.iter().filter(|_| source == Source::Acme);
+    let rows = authority.map(String::as_str).chain([host]);
+    // A store that cannot be read now is found out by the attempt.
+    let until = rows.filter_map(|row| control.store.attempt(row).ok()?);
+    let until = until.map(|attempt| attempt.next_s);
+    until.filter(|next_s| is_to_come(*next_s)).max()
+}
+
+/// Tries to have one; when it is time again, in seconds since 1970.
 async fn attempt(
     control: &Arc<Control>,
     host: &str,
@@ -270,14 +328,6 @@ async fn attempt(
     let known = |host: &str| store.attempt(host).map_err(|error| error.to_string());
     let note = |attempt: &Attempt| store.note_attempt(attempt).map_err(|e| e.to_string());
     let last = known(host)?;
-    let mut until = last.as_ref().and_then(waits);
-    if source == Source::Acme {
-        until = until.max(known(CA_DOWN)?.as_ref().and_then(waits));
-        until = until.max(known(CA_LIMIT)?.as_ref().and_then(waits));
-    }
-    if let Some(until) = until {
-        return Ok(until);
-    }
     let failures = last.map_or(0, |last| last.failures);
     let not_after = before.map(|one| u64::try_from(one.not_after).unwrap_or(0));
     let again =
@@ -290,17 +340,15 @@ async fn attempt(
             next_s: again(failures + 1, None),
             problem: String::new(),
         })?;
-        obtain(control, host).await
+        obtain(control, host, before).await
     } else {
         sign(control, host).await
     };
     let Err(failed) = outcome else {
         // That we signed something ourselves says nothing about the authority.
-        let rows: &[&str] = match source {
-            Source::Acme => &ROWS,
-            _ => &[],
-        };
-        for done in rows.iter().copied().chain([host]) {
+        let limits = [limit_row(host), CA_DOWN.into(), CA_LIMIT.into()];
+        let rows = limits.iter().filter(|_| source == Source::Acme);
+        for done in rows.map(String::as_str).chain([host]) {
             store
                 .forget_attempt(done)
                 .map_err(|error| error.to_string())?;
@@ -311,22 +359,36 @@ async fn attempt(
     let authority = match failed.whose {
         Whose::Down => Some(CA_DOWN),
         Whose::Limit => Some(CA_LIMIT),
-        Whose::NotReady | Whose::Other => None,
+        Whose::NotReady | Whose::Gateway | Whose::Other => None,
     };
     if let Some(row) = authority {
         let failures = known(row)?.map_or(0, |last| last.failures) + 1;
+        let mut next_s = schedule::retry_at(row, now(), failures, failed.wait_s, None);
+        if row == CA_LIMIT {
+            note(&Attempt {
+                host: limit_row(host),
+                failures,
+                next_s,
+                problem: failed.problem.clone(),
+            })?;
+            next_s = next_s.min(now() + LIMIT_FOR_ALL_S);
+        }
         note(&Attempt {
             host: row.to_owned(),
             failures,
-            next_s: schedule::retry_at(row, now(), failures, failed.wait_s, None),
+            next_s,
             problem: failed.problem.clone(),
         })?;
     }
-    let not_ready = failed.whose == Whose::NotReady;
-    let counted = failures + u32::from(!not_ready);
+    let counted = match failed.whose {
+        Whose::NotReady | Whose::Gateway => failures,
+        _ => failures + 1,
+    };
     let mut next_s = again(counted.max(1), failed.wait_s);
-    if not_ready {
-        next_s = next_s.min(now() + NOT_READY_S);
+    match failed.whose {
+        Whose::NotReady => next_s = next_s.min(now() + NOT_READY_S),
+        Whose::Gateway => next_s = now() + GATEWAY_S,
+        _ => {}
     }
     note(&Attempt {
         host: host.to_owned(),
@@ -337,21 +399,22 @@ async fn attempt(
     Ok(next_s)
 }
 
-async fn obtain(control: &Arc<Control>, host: &str) -> Result<(), Failed> {
+async fn obtain(control: &Arc<Control>, host: &str, before: Option<&Held>) -> Result<(), Failed> {
     // One that was signed and could not be kept costs no other order.
     let unkept = lock(&control.certs.unkept).remove(host);
     let pem = match unkept {
         Some(pem) => pem,
-        None => order(control, host).await?,
+        None => order(control, host, before).await?,
     };
     let kept = keep(control, Source::Acme, host, pem.clone()).await;
-    if kept.is_err() && control.certs.find(&Source::Acme.name(host)).is_none() {
+    // One that is refused would be refused again.
+    if matches!(&kept, Err(failed) if failed.whose == Whose::Gateway) {
         lock(&control.certs.unkept).insert(host.to_owned(), pem);
     }
     kept
 }
 
-async fn order(control: &Arc<Control>, host: &str) -> Result<Pem, Failed> {
+async fn order(control: &Arc<Control>, host: &str, before: Option<&Held>) -> Result<Pem, Failed> {
     let acme = control.certs.acme.clone();
     let acme = acme.ok_or_else(|| Failed::plain("no authority is set".into()))?;
     let leads = leads_here(control, &acme, host).await;
@@ -361,8 +424,10 @@ async fn order(control: &Arc<Control>, host: &str) -> Result<Pem, Failed> {
     })?;
     let show = Show::new(control).map_err(Failed::plain)?;
     let names = [host.to_owned()];
+    // Authorities are kinder to who comes for another of the same.
+    let replaces = || identifier(before?.renewal_id.as_deref()?);
     let mut issued = match account_of(control, &acme).await {
-        Ok(known) => order::obtain(&known, &names, acme.challenge, None, &show).await,
+        Ok(known) => order::obtain(&known, &names, acme.challenge, replaces(), &show).await,
         Err(error) => Err(error),
     };
     if let Err(Error::Account(reason)) = &issued {
@@ -370,7 +435,7 @@ async fn order(control: &Arc<Control>, host: &str) -> Result<Pem, Failed> {
         let path = account_path(control);
         let _ = std::fs::rename(&path, path.with_extension("json.old"));
         let known = account_of(control, &acme).await.map_err(told)?;
-        issued = order::obtain(&known, &names, acme.challenge, None, &show).await;
+        issued = order::obtain(&known, &names, acme.challenge, replaces(), &show).await;
     }
     let issued = issued.map_err(told)?;
     Ok(Pem {
@@ -395,7 +460,7 @@ fn account_path(control: &Control) -> std::path::PathBuf {
     control.data_dir.join("control").join("acme-account.json")
 }
 
-async fn account_of(control: &Control, acme: &Config) -> Result<Account, Error> {
+pub(super) async fn account_of(control: &Control, acme: &Config) -> Result<Account, Error> {
     let path = account_path(control);
     let saved = std::fs::read_to_string(&path).ok();
     let (account, text) = account(&acme.account(), saved.as_deref()).await?;

@@ -9,13 +9,14 @@ use hutong_ipc::gateway::{Held, Pem, Secret};
 
 use super::{ApiError, Result};
 use crate::Control;
-use crate::certs::{Source, covers, issuer};
+use crate::certs::{NotKept, Source, covers, issuer};
 
 /// Every certificate that is served, and every name that waits for one.
 #[utoipa::path(get, path = "/v1/certificates", responses((status = 200, body = Vec<Certificate>)))]
 pub async fn list(State(control): State<Arc<Control>>) -> Result<Json<Vec<Certificate>>> {
     let held = control.certs.held().unwrap_or_default();
     let attempts = control.store.attempts()?;
+    let shown = |held: &Held| shown(&control, held);
     let mut list: Vec<Certificate> = held.iter().map(shown).collect();
     for host in issuer::wanted(&control) {
         let told = |of: &str| {
@@ -53,7 +54,7 @@ pub async fn list(State(control): State<Arc<Control>>) -> Result<Json<Vec<Certif
     Ok(Json(list))
 }
 
-fn shown(held: &Held) -> Certificate {
+fn shown(control: &Control, held: &Held) -> Certificate {
     let source = Source::of(&held.name);
     let milliseconds = |seconds: i64| u64::try_from(seconds).unwrap_or(0) * 1000;
     let host = held.hosts.first().cloned().unwrap_or_default();
@@ -65,7 +66,7 @@ fn shown(held: &Held) -> Certificate {
         issuer: held.issuer.clone(),
         not_before: Some(milliseconds(held.not_before)),
         not_after: Some(milliseconds(held.not_after)),
-        renews_at: renews.then(|| issuer::renew_at(&host, held) * 1000),
+        renews_at: renews.then(|| issuer::renew_at(control, &host, held) * 1000),
         fingerprint: held.fingerprint.clone(),
         problem: None,
         next_try: None,
@@ -85,7 +86,11 @@ pub async fn add(
         key: Secret(new.key),
     };
     let kept = control.certs.keep(&own(&name)?, pem).await;
-    Ok(Json(shown(&kept.map_err(ApiError::bad)?)))
+    let kept = kept.map_err(|reason| match reason {
+        NotKept::Undelivered => ApiError::new(503, reason.to_string()),
+        NotKept::Refused(reason) => ApiError::bad(reason),
+    })?;
+    Ok(Json(shown(&control, &kept)))
 }
 
 /// Removes a certificate of the owner's.
@@ -118,11 +123,10 @@ pub async fn renew(State(control): State<Arc<Control>>, Path(host): Path<String>
     if !issuer::wanted(&control).contains(&host) {
         return Err(ApiError::not_found("no app serves this host"));
     }
-    if let Some(limit) = control.store.attempt(issuer::CA_LIMIT)?
-        && limit.next_s > issuer::now()
-        && issuer::source_of(control.certs.acme.as_ref(), &host) == Source::Acme
+    if issuer::source_of(control.certs.acme.as_ref(), &host) == Source::Acme
+        && let Some(limit) = issuer::limit(&control, &host)?
     {
-        let until = limit.next_s - issuer::now();
+        let until = limit.next_s.saturating_sub(issuer::now());
         return Err(ApiError::conflict(format!(
             "the certificate authority wants to be left alone for another {until} s: {}",
             limit.problem

@@ -13,10 +13,14 @@ fn peer(ip: &str) -> Peer {
 }
 
 fn request(path: &str, fields: &str) -> RequestHead {
+    request_of_bytes(path, fields.as_bytes())
+}
+
+fn request_of_bytes(path: &str, fields: &[u8]) -> RequestHead {
     let mut head = RequestHead::default();
-    let text = format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n");
-    head.parse(text.as_bytes(), &mut Scan::default())
-        .expect("sound");
+    let line = format!("GET {path} HTTP/1.1\r\nHost: a.test\r\n");
+    let text = [line.as_bytes(), fields, b"\r\n"].concat();
+    head.parse(&text, &mut Scan::default()).expect("sound");
     head
 }
 
@@ -65,6 +69,10 @@ fn each_address_has_a_bucket_and_each_path_its_own() {
     assert!(ask("10.0.0.1", "/loginx").is_ok());
     assert_eq!(ask("10.0.0.1", "/").expect_err("the fourth").status, 429);
     assert!(ask("10.0.0.2", "/login").is_ok());
+    // However it is written, it is the same path to the app.
+    for path in ["/%2Flogin", "//login", "/x%2F..%2Flogin", "/%6Cogin"] {
+        assert_eq!(ask("10.0.0.2", path).expect_err(path).status, 429);
+    }
 }
 
 #[test]
@@ -141,4 +149,9 @@ fn only_trusted_proxies_say_who_the_visitor_is() {
         let (ip, _, _) = seen("10.0.0.1", &fields).expect("a proxy");
         assert_eq!(ip, visitor, "{said}");
     }
+    // What is no text spoils itself, not what a trusted proxy adds to it.
+    let head = request_of_bytes("/", b"X-Forwarded-For: \xff, 1.2.3.4\r\n");
+    let found = behind(&trusted, &peer("10.0.0.1"), &head).expect("a proxy");
+    assert_eq!(found.text, "1.2.3.4");
+    assert_eq!(found.forwarded_for(), "1.2.3.4, 10.0.0.1");
 }

@@ -11,7 +11,7 @@ use h2::{Reason, RecvStream, SendStream};
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri};
 use hutong_http::fields::{Fields, Name};
-use hutong_http::request::{Framing, Method as Asked};
+use hutong_http::request::{Framing, Method as Asked, RequestHead};
 use tokio::net::TcpStream;
 
 use super::http1::{Broken, Progress, SILENT, beside};
@@ -59,6 +59,9 @@ pub async fn converse(
     let mut session = session.ready().await.map_err(|error| before(&error))?;
     let request = head(exchange, strip)?;
     let bodiless = exchange.head.framing == Framing::Empty;
+    if is_grpc(exchange.head) {
+        exchange.upload.may_be_silent();
+    }
     let sent = session.send_request(request, bodiless);
     let (response, stream) = sent.map_err(|error| before(&error))?;
     let progress = Progress::default();
@@ -73,6 +76,13 @@ pub async fn converse(
     };
     let answering = answering.run(response, exchange.patience);
     beside(sending, answering).await?
+}
+
+/// Its streams may be quiet for as long as they like. Only an app that speaks HTTP/2 has any.
+fn is_grpc(head: &RequestHead) -> bool {
+    let kind = head.fields.get(Name::ContentType).unwrap_or_default();
+    kind.get(..16)
+        .is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
 }
 
 /// What went wrong before the app can have seen the request.

@@ -120,19 +120,14 @@ async fn stream(
     worker: &Rc<Worker>,
     peer: &Peer,
     request: Request<RecvStream>,
-    mut respond: SendResponse<Bytes>,
+    respond: SendResponse<Bytes>,
 ) {
     let (parts, body) = request.into_parts();
     let mut head = RequestHead::default();
     let read = read_head(&mut head, &parts, !body.is_end_stream());
-    if read.is_ok() && head.expect_continue {
-        // How much comes is bounded by the windows, whoever wants it.
-        let mut go_on = Response::new(());
-        *go_on.status_mut() = http::StatusCode::CONTINUE;
-        let _ = respond.send_informational(go_on);
-    }
     let mut download = super::Download::new(DownloadWay::Http2(Download {
         respond,
+        expected: head.expect_continue,
         body: None,
         head: None,
         bodiless: head.method == Method::Head,
@@ -151,7 +146,7 @@ async fn stream(
         begun: false,
         over: false,
         pace: None,
-        tunnel: head.websocket || is_grpc(&head),
+        tunnel: head.websocket,
     }));
     let result = pipeline::handle(worker, peer, &head, &mut upload, &mut download).await;
     if let (DownloadWay::Http2(mut download), Err(_)) = (download.into_way(), result) {
@@ -159,13 +154,6 @@ async fn stream(
     }
     // If nobody reads the rest of the request, h2 says so behind the answer (RST_STREAM with NO_ERROR,
     // RFC 9113 §8.1). To reset it here would take back what was not written yet.
-}
-
-/// Its streams may be quiet for as long as they like.
-fn is_grpc(head: &RequestHead) -> bool {
-    let kind = head.fields.get(Name::ContentType).unwrap_or_default();
-    kind.get(..16)
-        .is_some_and(|start| start.eq_ignore_ascii_case(b"application/grpc"))
 }
 
 fn read_head(
@@ -209,6 +197,10 @@ impl Upload {
         self.begun
     }
 
+    pub fn may_be_silent(&mut self) {
+        self.tunnel = true;
+    }
+
     pub async fn next(&mut self) -> Result<Option<&[u8]>, Ended> {
         let taken = std::mem::take(&mut self.current).len();
         // What was handed on makes room for more: an app that reads slowly slows its visitor.
@@ -250,6 +242,8 @@ impl Upload {
 
 pub struct Download {
     respond: SendResponse<Bytes>,
+    /// The visitor waits for a word before it sends the body.
+    expected: bool,
     body: Option<SendStream<Bytes>>,
     /// Kept back until it is known whether anything follows.
     head: Option<Response<()>>,
@@ -263,6 +257,15 @@ pub struct Download {
 impl Download {
     pub fn interim(&mut self, status: u16, fields: &Fields) {
         let _ = self.respond.send_informational(response(status, fields));
+    }
+
+    /// Somebody wants the body (RFC 9110 §10.1.1).
+    pub fn go_on(&mut self) {
+        if std::mem::take(&mut self.expected) {
+            let _ = self
+                .respond
+                .send_informational(response(100, &Fields::default()));
+        }
     }
 
     pub fn head(&mut self, status: u16, fields: &Fields, length: Length) {

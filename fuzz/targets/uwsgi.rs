@@ -83,6 +83,7 @@ fn variables(headers: &[Pair<'_>]) {
         server_port: 443,
         remote_addr: "192.0.2.1",
         remote_port: 1,
+        remote_user: None,
         document_root: None,
         script_filename: None,
         headers,

@@ -343,6 +343,8 @@ pub struct Gateway {
     pub uptime_s: u64,
     /// Visitors' connections that are open.
     pub connections: u64,
+    /// Those that were closed at once, because their address had as many as one may have.
+    pub refused_connections: u64,
     /// The busiest first.
     pub routes: Vec<Route>,
     pub targets: Vec<Target>,

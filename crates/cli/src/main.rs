@@ -87,6 +87,8 @@ enum Command {
     /// List addresses that are not let in, add and lift
     #[command(subcommand)]
     Ban(verbs::ban::Verb),
+    /// Make a user's line for `[traffic.auth]` of hutong.toml
+    Password(verbs::password::Args),
     /// Run a program inside an app's sandbox
     Exec(verbs::exec::Args),
     /// Show our own processes: role, pid, uid, memory
@@ -164,6 +166,7 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Gateway => server.block_on(verbs::gateway::run(&server))?,
         Command::Ban(verb) => server.block_on(verbs::ban::run(verb, &server))?,
         Command::Env(verb) => server.block_on(verbs::env::run(verb, &server))?,
+        Command::Password(args) => verbs::password::run(&args, server.output)?,
         Command::Exec(args) => return server.block_on(verbs::exec::run(&args, &server)),
         Command::System => server.block_on(verbs::system::run(&server))?,
         Command::Upgrade => server.block_on(verbs::upgrade::run(&server))?,

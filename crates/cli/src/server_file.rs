@@ -41,6 +41,9 @@ pub struct ServerFile {
     /// The trusted proxies begin each connection with a PROXY protocol header.
     #[serde(default)]
     pub proxy_protocol: bool,
+    /// Connections of one address (IPv6: of one /64) at once, except from this machine and trusted proxies;
+    /// 0 for any number.
+    pub max_connections_per_ip: Option<u32>,
     #[serde(skip)]
     pub acme_json: Option<String>,
     #[serde(skip)]

@@ -1,8 +1,8 @@
-//! The user's terminal in raw mode, for `exec`; given back whatever happens.
+//! The user's terminal in raw mode, for `exec`, or silent, for passwords; given back whatever happens.
 
 use std::io::IsTerminal;
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
 /// Raw until it is dropped.
 pub struct Raw(Termios);
@@ -23,6 +23,27 @@ impl Raw {
 }
 
 impl Drop for Raw {
+    fn drop(&mut self) {
+        let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
+    }
+}
+
+/// Shows nothing of what is typed until it is dropped.
+pub struct Silent(Termios);
+
+impl Silent {
+    /// `None` where standard input is no terminal.
+    pub fn new() -> Option<Self> {
+        let stdin = std::io::stdin();
+        let before = tcgetattr(&stdin).ok()?;
+        let mut silent = before.clone();
+        silent.local_modes.remove(LocalModes::ECHO);
+        tcsetattr(&stdin, OptionalActions::Flush, &silent).ok()?;
+        Some(Silent(before))
+    }
+}
+
+impl Drop for Silent {
     fn drop(&mut self) {
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
     }

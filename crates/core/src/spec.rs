@@ -14,7 +14,7 @@ use crate::name::{self, AppName};
 use crate::units;
 
 use traffic::RawTraffic;
-pub use traffic::{Ban, Class, Rate, Rules, Traffic, TrafficRoute};
+pub use traffic::{Auth, Ban, Class, Rate, Rules, Traffic, TrafficRoute, User};
 use upstream::{AnyUpstream, RawBalance, RawFastCgi};
 
 pub use upstream::{Balance, FastCgi, HashKey, Method, Protocol, Upstream};

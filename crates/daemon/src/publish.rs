@@ -211,6 +211,7 @@ fn traffic(spec: &spec::Traffic) -> wire::Traffic {
             spec::Class::Core => wire::Class::Core,
         },
         response_timeout_ms: route.response.map(milliseconds),
+        open: route.open,
         rules: rules(&route.rules),
     });
     wire::Traffic {
@@ -223,7 +224,20 @@ fn traffic(spec: &spec::Traffic) -> wire::Traffic {
             period_s: ban.period.as_secs(),
         }),
         compress: spec.compress,
+        max_concurrent: spec.max_concurrent,
+        max_concurrent_per_ip: spec.max_concurrent_per_ip,
+        auth: spec.auth.as_ref().map(|auth| wire::Auth {
+            realm: auth.realm.clone(),
+            users: auth.users.iter().map(user).collect(),
+        }),
         routes: routes.collect(),
+    }
+}
+
+fn user(user: &spec::User) -> wire::User {
+    wire::User {
+        name: user.name.clone(),
+        hash: wire::Secret(user.hash.clone()),
     }
 }
 

@@ -82,6 +82,7 @@ pub fn status(shared: &Shared) -> Status {
         version: table.version,
         uptime_s: shared.began.elapsed().as_secs(),
         connections: shared.connections.load(Ordering::Relaxed),
+        refused_connections: shared.refused_connections.load(Ordering::Relaxed),
         routes,
         targets: targets.collect(),
     }

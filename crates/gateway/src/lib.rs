@@ -85,11 +85,15 @@ struct Shared {
     limits: Limits,
     /// Proxies before us whose word counts.
     trusted: Networks,
+    /// Connections of one address at once; 0 for any number.
+    max_connections_per_ip: u32,
     /// They begin each connection with who the visitor is.
     proxy_protocol: bool,
     began: Instant,
     /// Visitors' connections that are open.
     connections: AtomicU64,
+    /// Those of addresses that had enough already.
+    refused_connections: AtomicU64,
     /// Bans on their way to control, with the app.
     banned: Banned,
 }
@@ -137,6 +141,8 @@ pub fn main(
         connections: AtomicU64::new(0),
         limits: Limits::new(),
         trusted,
+        max_connections_per_ip: setup.max_connections_per_ip,
+        refused_connections: AtomicU64::new(0),
         proxy_protocol: setup.proxy_protocol,
         banned,
         tls: Tls::open(&data_dir.join("keys"))?,

@@ -1,8 +1,10 @@
 //! Who may ask, and how often: addresses, bans, token buckets, the size of bodies. Everything here takes the
 //! same memory however many visitors there are.
 
+mod auth;
 mod bans;
 mod buckets;
+mod counts;
 
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -15,8 +17,10 @@ use hutong_http::fields::Name;
 use hutong_http::request::{Framing, RequestHead};
 use hutong_ipc::gateway::{self as wire, Class};
 
+pub use auth::Auth;
 pub use bans::{Ban, Bans};
 use buckets::{Buckets, Keys, Rate, Verdict};
+pub use counts::Held;
 
 use crate::date;
 use crate::pages::Page;
@@ -24,11 +28,16 @@ use crate::visitor::{Peer, TOO_LARGE};
 
 /// Buckets in sets of four: 16 bytes each, a megabyte in all.
 const SETS: usize = 16 << 10;
+/// Half a megabyte.
+const CELLS: usize = 128 << 10;
 
 /// What all apps share.
 pub struct Limits {
     keys: Keys,
     buckets: Buckets,
+    /// Connections and requests that are open.
+    open: Arc<counts::Counts>,
+    checks: auth::Checks,
     /// By the owner's own hand; for every app.
     pub bans: Bans,
 }
@@ -38,6 +47,8 @@ impl Limits {
         Limits {
             keys: Keys::default(),
             buckets: Buckets::new(SETS),
+            open: Arc::new(counts::Counts::new(CELLS)),
+            checks: auth::Checks::default(),
             bans: Bans::default(),
         }
     }
@@ -51,13 +62,25 @@ pub struct Guard {
     /// The longest prefix first.
     routes: Vec<Route>,
     ban: Option<bans::Rule>,
+    concurrent: Option<Most>,
+    concurrent_per_ip: Option<Most>,
+    auth: Option<Auth>,
     /// Kept across tables.
     pub bans: Option<Arc<Bans>>,
     pub compress: bool,
 }
 
+/// How many at once, and the number of the rule.
+#[derive(Clone, Copy)]
+struct Most {
+    rule: u64,
+    most: u32,
+}
+
 struct Route {
     prefix: String,
+    /// No password is asked for.
+    open: bool,
     class: Class,
     response_timeout: Option<Duration>,
     rules: Rules,
@@ -78,6 +101,10 @@ pub struct Terms {
     pub max_body: Option<u64>,
     /// How much its visitor may still ask for: `RateLimit`.
     pub left: Option<String>,
+    /// It needs no password, whatever the app says.
+    pub is_open: bool,
+    /// Its places among those that are open at once.
+    _held: [Option<Held>; 2],
 }
 
 impl Guard {
@@ -89,6 +116,7 @@ impl Guard {
         };
         let routes = traffic.routes.iter().map(|route| Route {
             prefix: route.prefix.clone(),
+            open: route.open,
             class: route.class,
             response_timeout: route.response_timeout_ms.map(Duration::from_millis),
             rules: Rules::new((app, &route.prefix), &route.rules),
@@ -98,6 +126,12 @@ impl Guard {
             within_s: ban.within_s,
             for_s: ban.period_s,
         });
+        let most = |what: &str, most: Option<u32>| {
+            most.map(|most| Most {
+                rule: number((app, ""), what),
+                most,
+            })
+        };
         let known = before.and_then(|before| before.bans.clone());
         Guard {
             allow: (!traffic.allow.is_empty()).then(|| networks(&traffic.allow)),
@@ -106,6 +140,9 @@ impl Guard {
             routes: routes.collect(),
             bans: ban.as_ref().map(|_| known.unwrap_or_default()),
             ban,
+            concurrent: most("concurrent", traffic.max_concurrent),
+            concurrent_per_ip: most("concurrent ip", traffic.max_concurrent_per_ip),
+            auth: traffic.auth.as_ref().map(|auth| Auth::new(app, auth)),
             compress: traffic.compress,
         }
     }
@@ -122,6 +159,7 @@ impl Guard {
         let mut terms = Terms::default();
         if let Some(route) = route {
             terms.class = route.class;
+            terms.is_open = route.open;
             terms.response_timeout = route.response_timeout;
             terms.max_body = route.rules.max_body;
         }
@@ -142,7 +180,16 @@ impl Guard {
                 refuse_if(&limits.take(*rule, None, rate), "at the moment", rate)?;
             }
         }
+        terms._held = [
+            limits.open(self.concurrent_per_ip, Some(peer.ip))?,
+            limits.open(self.concurrent, None)?,
+        ];
         Ok(terms)
+    }
+
+    /// What asks its visitors who they are, if anything does.
+    pub fn auth(&self, terms: &Terms) -> Option<&Auth> {
+        self.auth.as_ref().filter(|_| !terms.is_open)
     }
 
     fn admit_address(&self, limits: &Limits, ip: IpAddr) -> Result<(), Page> {
@@ -176,11 +223,7 @@ impl Guard {
 
 impl Rules {
     fn new(of: (&str, &str), wire: &wire::Rules) -> Self {
-        let number = |what: &str| {
-            let mut hasher = DefaultHasher::new();
-            (of, what).hash(&mut hasher);
-            hasher.finish()
-        };
+        let number = |what: &str| number(of, what);
         let rate = |wire: wire::Rate| Rate {
             interval_ns: wire.interval_ns.max(1),
             burst: wire.burst.max(1),
@@ -193,7 +236,38 @@ impl Rules {
     }
 }
 
+/// A rule's number: of an app and a path, and what it is about.
+fn number(of: (&str, &str), what: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (of, what).hash(&mut hasher);
+    hasher.finish()
+}
+
 impl Limits {
+    /// A place for a visitor's connection, unless it has so many already.
+    pub fn connection(&self, ip: IpAddr, most: u32) -> Option<Held> {
+        self.open.take(self.keys.of(0, Some(ip)), most)
+    }
+
+    fn open(&self, most: Option<Most>, ip: Option<IpAddr>) -> Result<Option<Held>, Page> {
+        let Some(Most { rule, most }) = most else {
+            return Ok(None);
+        };
+        let held = self.open.take(self.keys.of(rule, ip), most);
+        held.map(Some).ok_or_else(|| {
+            let (status, whence) = match ip {
+                Some(_) => (429, "from your address"),
+                None => (503, "here"),
+            };
+            let mut page = Page::new(
+                status,
+                format!("There are too many requests {whence} at once."),
+            );
+            page.retry_after_s = Some(1);
+            page
+        })
+    }
+
     fn take(&self, rule: u64, ip: Option<IpAddr>, rate: &Rate) -> Verdict {
         self.buckets.take(self.keys.of(rule, ip), rate, now_us())
     }

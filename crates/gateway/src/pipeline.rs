@@ -20,7 +20,7 @@ use crate::proxy::{self, Failure, Upstreams};
 use crate::queue::{Queue, Waiting};
 use crate::table::{App, Match, Table};
 use crate::visitor::{Answer, Download, Ended, Peer, Upload};
-use crate::{Shared, balance, files, https, limits};
+use crate::{Shared, balance, date, files, https, limits};
 
 /// How many requests of one app wait at once; the next one is told to come back.
 const MAX_HELD: usize = 4096;
@@ -54,6 +54,8 @@ pub struct Exchange<'a, 'b> {
     /// Instances that ended while they had it.
     pub deaths: u32,
     pub extras: Extras,
+    /// Who it is, where the app's owner wants a password.
+    pub user: Option<String>,
     /// How long the app may take to begin its answer.
     pub patience: Duration,
     terms: Terms,
@@ -119,6 +121,7 @@ pub async fn handle<'v>(
         record: Record::new(&worker.log, peer, head),
         deaths: 0,
         extras: Extras::default(),
+        user: None,
         patience: GRACE,
         terms: Terms::default(),
     };
@@ -212,6 +215,12 @@ impl Exchange<'_, '_> {
         }
     }
 
+    /// It may be sent once more, and is counted.
+    pub fn may_be_sent_again(&self) -> bool {
+        let stats = self.record.stats.as_ref();
+        self.is_replayable() && stats.is_none_or(|stats| stats.may_retry(date::second()))
+    }
+
     /// It may be sent again: nothing of it is gone, and asking twice does no harm.
     pub fn is_replayable(&self) -> bool {
         !self.upload.is_begun()
@@ -243,6 +252,13 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
         let elsewhere = https::redirect(&worker.shared, &app.https, exchange.peer, head);
         if let Some(answer) = elsewhere {
             return Ok(exchange.answer(answer).await?);
+        }
+        // Not before: a password is not asked for over a connection that is about to be another.
+        if exchange.user.is_none()
+            && let Some(auth) = app.guard.auth(&exchange.terms)
+        {
+            let limits = &worker.shared.limits;
+            exchange.user = Some(auth.check(limits, exchange.peer, head).await?);
         }
         match &app.serve {
             Serve::Static { index, spa, .. } => {

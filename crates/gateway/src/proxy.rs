@@ -209,9 +209,9 @@ pub async fn forward(
                 return Err(bad_gateway("The app did not take the request.").into());
             }
             Err(Broken::Unsent) if was_reused => {}
-            Err(Broken::Unanswered) if was_reused && exchange.is_replayable() => {}
+            Err(Broken::Unanswered) if was_reused && exchange.may_be_sent_again() => {}
             Err(Broken::Unsent) => return Err(Failure::NothingSent),
-            Err(Broken::Unanswered) if exchange.is_replayable() => {
+            Err(Broken::Unanswered) if exchange.may_be_sent_again() => {
                 // It died while it had our request: another target may do better. Not a third one: the
                 // request itself may be what kills them.
                 exchange.deaths += 1;

@@ -143,6 +143,17 @@ async fn connection(worker: &Rc<Worker>, mut stream: TcpStream, door: Door) {
         }
     }
     let ip = address.ip().to_canonical();
+    let most = shared.max_connections_per_ip;
+    let counted = most > 0 && !ip.is_loopback() && !shared.trusted.contains(ip);
+    let _held = match counted.then(|| shared.limits.connection(ip, most)) {
+        // One address is not to take all the places. It is told nothing: to say it takes longer than to close.
+        Some(None) => {
+            shared.refused_connections.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        Some(held) => held,
+        None => None,
+    };
     let peer = Peer {
         ip,
         text: ip.to_string(),

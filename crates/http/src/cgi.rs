@@ -35,6 +35,8 @@ pub struct Request<'a> {
     pub remote_addr: &'a str,
     /// The visitor's port.
     pub remote_port: u16,
+    /// Who the visitor is, where a password was asked for.
+    pub remote_user: Option<&'a [u8]>,
     /// The folder of the site, for applications that are files.
     pub document_root: Option<&'a [u8]>,
     /// The file that is to be run, for applications that are files.
@@ -61,6 +63,7 @@ pub fn variables<'a>(request: &Request<'a>) -> Vec<Variable<'a>> {
         all.extend(value.map(|value| fixed(name, value)));
     };
     add("HTTPS", (request.scheme == "https").then_some(b"on"));
+    add("REMOTE_USER", request.remote_user);
     add("DOCUMENT_ROOT", request.document_root);
     add("SCRIPT_FILENAME", request.script_filename);
     add("CONTENT_TYPE", first(request.headers, b"content-type"));
@@ -166,6 +169,7 @@ mod tests {
             server_port: 80,
             remote_addr: "2001:db8::1",
             remote_port: 65535,
+            remote_user: None,
             document_root: None,
             script_filename: None,
             headers,
@@ -211,6 +215,7 @@ mod tests {
     fn https_and_files_are_told_if_there_are_any() {
         let request = Request {
             scheme: "https",
+            remote_user: None,
             document_root: Some(b"/srv"),
             script_filename: Some(b"/srv/index.php"),
             ..request(&[])

@@ -9,7 +9,8 @@ use std::net::{IpAddr, SocketAddr};
 
 pub use status::{RouteStatus, Status, TargetStatus};
 pub use traffic::{
-    Balance, Ban, Banned, Class, HashKey, Method, Rate, Rules, Traffic, TrafficRoute, covers,
+    Auth, Balance, Ban, Banned, Class, HashKey, Method, Rate, Rules, Traffic, TrafficRoute, User,
+    covers,
 };
 
 use serde::{Deserialize, Serialize};

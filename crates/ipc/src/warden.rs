@@ -216,6 +216,8 @@ pub struct ServerSettings {
     pub trusted_proxies: Vec<String>,
     #[serde(default)]
     pub proxy_protocol: bool,
+    #[serde(default)]
+    pub max_connections_per_ip: u32,
 }
 
 /// The first frame that the warden sends to the gateway. Descriptors: the control socket's listener,
@@ -237,6 +239,9 @@ pub struct GatewaySetup {
     /// They say it with the PROXY protocol, too.
     #[serde(default)]
     pub proxy_protocol: bool,
+    /// Connections of one address at once; 0 for any number.
+    #[serde(default)]
+    pub max_connections_per_ip: u32,
 }
 
 /// The first frame for the resolver. Descriptors: a UDP socket and a TCP listener on the bridge.

@@ -180,6 +180,8 @@ impl Rig {
 
     /// Runs a command with a kill on the way; then everything must be whole again.
     pub fn run(&mut self, case: &Case, arguments: &[&str]) -> Outcome {
+        // The instances that are to be killed are those that serve: none is left of the release before.
+        self.converge();
         let began = Instant::now();
         let action = match case.victim {
             Victim::Itself => "kill",

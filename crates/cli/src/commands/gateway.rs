@@ -18,9 +18,13 @@ fn show(gateway: &Gateway, output: Output) {
     }
     let uptime = std::time::Duration::from_secs(gateway.uptime_s);
     output.text(&format!(
-        "{}\n{} connections, routes {}, up {}\n",
+        "{}\n{} connections{}, routes {}, up {}\n",
         gateway.listeners.join("  "),
         gateway.connections,
+        match gateway.refused_connections {
+            0 => String::new(),
+            count => format!(" ({count} refused: too many of one address)"),
+        },
         gateway.version,
         hutong_core::units::show_time(uptime)
     ));

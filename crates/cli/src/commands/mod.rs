@@ -12,6 +12,7 @@ pub mod exec;
 pub mod gateway;
 pub mod internal;
 pub mod logs;
+pub mod password;
 pub mod releases;
 pub mod remove;
 pub mod restart;

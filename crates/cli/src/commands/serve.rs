@@ -96,6 +96,7 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
             allow_upstreams: texts(file.allow_upstreams),
             trusted_proxies: texts(file.trusted_proxies),
             proxy_protocol: file.proxy_protocol,
+            max_connections_per_ip: file.max_connections_per_ip.unwrap_or(1024),
             acme: file.acme_json.map(hutong_ipc::gateway::Secret),
             ca_bundle: build
                 .ca_bundle

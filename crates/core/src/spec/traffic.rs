@@ -20,6 +20,10 @@ pub struct Traffic {
     pub ban: Option<Ban>,
     /// Answers are compressed.
     pub compress: bool,
+    /// Requests and conversations under way: of all visitors, and of each address.
+    pub max_concurrent: Option<u32>,
+    pub max_concurrent_per_ip: Option<u32>,
+    pub auth: Option<Auth>,
     /// By the longest path that fits.
     pub routes: Vec<TrafficRoute>,
 }
@@ -32,6 +36,9 @@ impl Default for Traffic {
             deny: Vec::new(),
             ban: None,
             compress: true,
+            max_concurrent: None,
+            max_concurrent_per_ip: None,
+            auth: None,
             routes: Vec::new(),
         }
     }
@@ -65,6 +72,30 @@ pub struct Ban {
     pub period: Duration,
 }
 
+/// Names and passwords that visitors are asked for (RFC 7617).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Auth {
+    /// What browsers show.
+    pub realm: String,
+    pub users: Vec<User>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    /// bcrypt.
+    pub hash: String,
+}
+
+/// A hash is not shown by accident.
+impl std::fmt::Debug for User {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("User")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A path with rules of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrafficRoute {
@@ -73,6 +104,8 @@ pub struct TrafficRoute {
     pub class: Class,
     /// How long the app may take to begin its answer.
     pub response: Option<Duration>,
+    /// No password is asked for.
+    pub open: bool,
     pub rules: Rules,
 }
 
@@ -115,6 +148,14 @@ pub(super) struct RawTraffic {
     ban: Option<RawBan>,
     /// Compress answers; default true.
     compress: Option<bool>,
+    /// Requests and WebSockets under way at once, of all visitors together; default any number.
+    #[schemars(with = "Option<u32>")]
+    max_concurrent: Option<Spanned<i64>>,
+    /// The same of one address (IPv6: of one /64).
+    #[schemars(with = "Option<u32>")]
+    max_concurrent_per_ip: Option<Spanned<i64>>,
+    /// Ask visitors for a name and a password.
+    auth: Option<RawAuth>,
     /// Paths with rules of their own; what they leave out is as above.
     #[serde(default)]
     route: Vec<RawRoute>,
@@ -136,6 +177,17 @@ struct RawBan {
 
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+struct RawAuth {
+    /// Lines as `hutong password NAME` makes them, or `htpasswd -nB NAME`.
+    #[schemars(with = "Vec<String>")]
+    users: Spanned<Vec<Spanned<String>>>,
+    /// What browsers show when they ask; default "Restricted".
+    #[schemars(with = "Option<String>")]
+    realm: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
 struct RawRoute {
     /// Such as "/api/pay"; covers what is below it.
     #[schemars(with = "String")]
@@ -143,6 +195,8 @@ struct RawRoute {
     /// "core", "normal" (the default) or "background": what waits first and is turned away last.
     #[serde(default)]
     class: Class,
+    /// `false`: no password is asked for here, whatever `auth` says above.
+    auth: Option<bool>,
     /// How long the app may take to begin its answer, such as "800ms".
     #[schemars(with = "Option<String>")]
     response: Option<Spanned<String>>,
@@ -185,6 +239,9 @@ impl Check<'_> {
             deny: self.networks(&raw.deny),
             ban: raw.ban.as_ref().map(|ban| self.ban(ban)),
             compress: raw.compress.unwrap_or(true),
+            max_concurrent: self.concurrent(&raw.max_concurrent),
+            max_concurrent_per_ip: self.concurrent(&raw.max_concurrent_per_ip),
+            auth: raw.auth.as_ref().map(|auth| self.auth(auth)),
             routes,
         }
     }
@@ -206,6 +263,7 @@ impl Check<'_> {
             prefix,
             class: raw.class,
             response,
+            open: raw.auth == Some(false),
             rules: Rules {
                 rate: self.rate(&raw.rate, &raw.burst),
                 rate_per_ip: self.rate(&raw.rate_per_ip, &raw.burst_per_ip),
@@ -255,6 +313,44 @@ impl Check<'_> {
         networks
     }
 
+    fn concurrent(&mut self, most: &Option<Spanned<i64>>) -> Option<u32> {
+        let most = most.as_ref()?;
+        Some(self.bounded(most, 1, 1_000_000, "this") as u32)
+    }
+
+    fn auth(&mut self, raw: &RawAuth) -> Auth {
+        let mut users: Vec<User> = Vec::new();
+        for line in raw.users.get_ref() {
+            let at = line.span().start;
+            match parse_user(line.get_ref()) {
+                Ok(user) if users.iter().any(|known| known.name == user.name) => {
+                    self.wrong(at, format!("the user {} is listed twice", user.name));
+                }
+                Ok(user) => users.push(user),
+                Err(message) => self.wrong(at, message),
+            }
+        }
+        if raw.users.get_ref().is_empty() {
+            self.wrong(raw.users.span().start, "with no users nobody is let in");
+        }
+        if users.len() > 1000 {
+            self.wrong(raw.users.span().start, "an app has at most 1000 users here");
+        }
+        let mut realm = "Restricted";
+        if let Some(given) = &raw.realm {
+            realm = given.get_ref();
+            let plain = |c: char| !c.is_control() && c != '"' && c != '\\';
+            if realm.is_empty() || realm.len() > 100 || !realm.chars().all(plain) {
+                let message = "a realm is 1 to 100 bytes without quotation marks and backslashes";
+                self.wrong(given.span().start, message);
+            }
+        }
+        Auth {
+            realm: realm.to_owned(),
+            users,
+        }
+    }
+
     fn ban(&mut self, raw: &RawBan) -> Ban {
         let s = Duration::from_secs;
         Ban {
@@ -262,6 +358,36 @@ impl Check<'_> {
             within: self.time(&raw.within, s(60), s(1), s(86400)),
             period: self.time(&raw.r#for, s(600), s(1), s(365 * 86400)),
         }
+    }
+}
+
+/// `NAME:$2b$10$…`. What is wrong is said without what is there.
+fn parse_user(line: &str) -> Result<User, String> {
+    let wrong = "this is no user; `hutong password NAME` makes such a line";
+    let (name, hash) = line.split_once(':').ok_or(wrong)?;
+    let graphic = |c: char| !c.is_control() && !c.is_whitespace();
+    if name.is_empty() || name.len() > 100 || !name.chars().all(graphic) {
+        return Err("a user's name is 1 to 100 bytes without spaces".into());
+    }
+    let parts = ["$2a$", "$2b$", "$2y$"];
+    let rest = parts.iter().find_map(|begin| hash.strip_prefix(begin));
+    let rest = rest.ok_or_else(|| {
+        format!("the password of {name} is not kept as bcrypt; `hutong password {name}` makes such a line")
+    })?;
+    let (cost, digest) = rest.split_once('$').ok_or(wrong)?;
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'.' || byte == b'/';
+    if cost.len() != 2 || digest.len() != 53 || !digest.bytes().all(letter) {
+        return Err(wrong.into());
+    }
+    match cost.parse() {
+        Ok(4..=14) => Ok(User {
+            name: name.to_owned(),
+            hash: hash.to_owned(),
+        }),
+        Ok(15_u32..) => Err(format!(
+            "to check the password of {name} takes too long: its bcrypt cost is {cost}, the most is 14"
+        )),
+        _ => Err(wrong.into()),
     }
 }
 

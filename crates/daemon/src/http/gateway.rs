@@ -41,6 +41,7 @@ fn shown(control: &Control, status: Status) -> Gateway {
         version: status.version,
         uptime_s: status.uptime_s,
         connections: status.connections,
+        refused_connections: status.refused_connections,
         routes: status.routes.into_iter().map(route).collect(),
         targets: status.targets.into_iter().map(target).collect(),
         bans: Vec::new(),

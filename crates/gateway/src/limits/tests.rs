@@ -42,6 +42,7 @@ fn each_address_has_a_bucket_and_each_path_its_own() {
             prefix: "/login".into(),
             class: Class::Core,
             response_timeout_ms: Some(800),
+            open: false,
             rules: WireRules {
                 rate_per_ip: rate(1, 1),
                 max_body: Some(10),

@@ -6,16 +6,14 @@ use std::io;
 use hutong_http::cgi::{self, Variable};
 use hutong_http::fastcgi::{self, Decoder, Step};
 use hutong_http::fields::Name;
-use hutong_http::request::RequestHead;
 use hutong_http::uwsgi;
 use percent_encoding::percent_decode_str;
 use tokio::io::AsyncReadExt;
 use tokio::net::tcp::ReadHalf;
 
-use super::request;
+use super::request::Onward;
 use crate::buffers::{self, Input};
 use crate::pages::Page;
-use crate::visitor::Peer;
 
 /// What such an app is told of a body whose length the visitor did not say: it must be known first.
 pub const MAX_UNSIZED: usize = 1 << 20;
@@ -23,12 +21,10 @@ pub const MAX_UNSIZED: usize = 1 << 20;
 /// The head of a uwsgi request; the body follows as it is.
 pub fn write_uwsgi(
     out: &mut Vec<u8>,
-    head: &RequestHead,
-    strip: usize,
-    peer: &Peer,
+    onward: &Onward<'_>,
     length: Option<u64>,
 ) -> Result<(), Page> {
-    let request = Described::new(head, strip, peer, length, None);
+    let request = Described::new(*onward, length, None);
     request
         .tell(|variables| uwsgi::head(out, variables))
         .map_err(|_| too_large())
@@ -37,13 +33,11 @@ pub fn write_uwsgi(
 /// The head of a FastCGI request; the body follows in records.
 pub fn write_fastcgi(
     out: &mut Vec<u8>,
-    head: &RequestHead,
-    strip: usize,
-    peer: &Peer,
+    onward: &Onward<'_>,
     length: Option<u64>,
     script: &Script<'_>,
 ) -> Result<(), Page> {
-    let request = Described::new(head, strip, peer, length, Some(script));
+    let request = Described::new(*onward, length, Some(script));
     fastcgi::begin(out, false);
     request
         .tell(|variables| fastcgi::params(out, variables))
@@ -62,8 +56,7 @@ pub struct Script<'a> {
 
 /// A request in the words of RFC 3875.
 struct Described<'a> {
-    head: &'a RequestHead,
-    peer: &'a Peer,
+    onward: Onward<'a>,
     script_name: Vec<u8>,
     path_info: Vec<u8>,
     uri: String,
@@ -75,13 +68,8 @@ struct Described<'a> {
 }
 
 impl<'a> Described<'a> {
-    fn new(
-        head: &'a RequestHead,
-        strip: usize,
-        peer: &'a Peer,
-        length: Option<u64>,
-        script: Option<&Script<'a>>,
-    ) -> Self {
+    fn new(onward: Onward<'a>, length: Option<u64>, script: Option<&Script<'a>>) -> Self {
+        let (head, peer, strip) = (onward.head, onward.peer, onward.strip);
         let decode = |text: &str| percent_decode_str(text).collect::<Vec<u8>>();
         let mut script_name = decode(&head.path()[..strip]);
         let mut path_info = decode(&head.path()[strip..]);
@@ -96,7 +84,8 @@ impl<'a> Described<'a> {
             script_name.push(b'/');
             script_name.extend_from_slice(name.as_bytes());
         }
-        let mut ours = request::said_by_us(head, peer, strip);
+        let mut ours: Vec<(&str, Cow<'_, [u8]>)> = Vec::new();
+        onward.said_by_us(|name, value| ours.push((name, value.into())));
         if let Some(length) = length.filter(|_| !head.fields.has(Name::ContentLength)) {
             ours.push(("content-length", length.to_string().into_bytes().into()));
         }
@@ -109,8 +98,7 @@ impl<'a> Described<'a> {
             uri: head.target().to_owned(),
             port: port.unwrap_or(default),
             root: script.map(|script| script.root),
-            head,
-            peer,
+            onward,
             script_name,
             path_info,
             file,
@@ -119,11 +107,13 @@ impl<'a> Described<'a> {
     }
 
     fn tell<T>(&self, write: impl FnOnce(Vec<Variable<'_>>) -> T) -> T {
-        let mut headers: Vec<(&[u8], &[u8])> = self
-            .head
+        let Onward {
+            head, peer, user, ..
+        } = self.onward;
+        let mut headers: Vec<(&[u8], &[u8])> = head
             .fields
             .iter()
-            .filter(|field| request::passes(self.head, *field))
+            .filter(|field| self.onward.passes(*field))
             .map(|field| (field.name, field.value))
             .collect();
         headers.extend(
@@ -131,23 +121,20 @@ impl<'a> Described<'a> {
                 .iter()
                 .map(|(name, value)| (name.as_bytes(), &**value)),
         );
-        let query = self.head.query();
+        let query = head.query();
         write(cgi::variables(&cgi::Request {
-            method: self.head.method.text(),
+            method: head.method.text(),
             script_name: &self.script_name,
             path_info: &self.path_info,
             request_uri: self.uri.as_bytes(),
             query: query.strip_prefix('?').unwrap_or(query).as_bytes(),
             protocol: "HTTP/1.1",
-            scheme: if self.peer.is_secure() {
-                "https"
-            } else {
-                "http"
-            },
-            server_name: self.head.host(),
+            scheme: if peer.is_secure() { "https" } else { "http" },
+            server_name: head.host(),
             server_port: self.port,
-            remote_addr: &self.peer.text,
-            remote_port: self.peer.port,
+            remote_addr: &peer.text,
+            remote_port: peer.port,
+            remote_user: user.map(str::as_bytes),
             document_root: self.root.map(str::as_bytes),
             script_filename: self.file.as_ref().map(String::as_bytes),
             headers: &headers,

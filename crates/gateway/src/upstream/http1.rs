@@ -17,7 +17,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-use super::{cgi, request, tunnel};
+use super::request::Onward;
+use super::{cgi, tunnel};
 use crate::buffers::{self, Input};
 use crate::pages::Page;
 use crate::pipeline::{Exchange, Extras, Stop};
@@ -169,10 +170,10 @@ async fn begin(
     strip: usize,
     exchange: &mut Exchange<'_, '_>,
 ) -> Result<(Wrap, Option<Gathering>), Broken> {
-    let (head, peer) = (exchange.head, exchange.peer);
+    let head = exchange.head;
     let unsized_body = matches!(head.framing, Sending::Chunked | Sending::Stream);
     let (Protocol::Uwsgi | Protocol::FastCgi { .. }) = protocol else {
-        request::write(out, head, strip, peer);
+        Onward::of(exchange, strip).write(out);
         let wrap = match unsized_body {
             _ if head.websocket => Wrap::Tunnel,
             true => Wrap::Chunks,
@@ -194,11 +195,11 @@ async fn begin(
     let length = body.as_ref().map(|body| body.len() as u64);
     if let Protocol::FastCgi { root, index, .. } = protocol {
         let script = cgi::Script { root, index };
-        cgi::write_fastcgi(out, head, strip, peer, length, &script)?;
+        cgi::write_fastcgi(out, &Onward::of(exchange, strip), length, &script)?;
         fastcgi::stdin(out, &body.unwrap_or_default());
         return Ok((Wrap::Records, held));
     }
-    cgi::write_uwsgi(out, head, strip, peer, length)?;
+    cgi::write_uwsgi(out, &Onward::of(exchange, strip), length)?;
     out.extend_from_slice(&body.unwrap_or_default());
     Ok((Wrap::Plain, held))
 }

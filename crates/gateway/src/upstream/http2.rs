@@ -15,7 +15,7 @@ use hutong_http::request::{Framing, Method as Asked, RequestHead};
 use tokio::net::TcpStream;
 
 use super::http1::{Broken, Progress, SILENT, beside};
-use super::request;
+use super::request::Onward;
 use crate::pages::Page;
 use crate::pipeline::Exchange;
 use crate::visitor::{Download, Ended, Length, Upload};
@@ -93,7 +93,8 @@ fn before(_: &h2::Error) -> Broken {
 fn head(exchange: &Exchange<'_, '_>, strip: usize) -> Result<Request<()>, Broken> {
     let (head, peer) = (exchange.head, exchange.peer);
     let unfit = || Broken::Stop(Page::new(400, "The request cannot be told to this app.").into());
-    let (slash, rest) = request::target(head, strip);
+    let onward = Onward::of(exchange, strip);
+    let (slash, rest) = onward.target();
     let path = PathAndQuery::try_from(format!("{slash}{rest}")).map_err(|_| unfit())?;
     let host = head.fields.get(Name::Host).unwrap_or_default();
     let authority = Authority::try_from(host).map_err(|_| unfit())?;
@@ -114,7 +115,7 @@ fn head(exchange: &Exchange<'_, '_>, strip: usize) -> Result<Request<()>, Broken
     *request.version_mut() = http::Version::HTTP_2;
     let map = request.headers_mut();
     for field in head.fields.iter() {
-        if field.known != Name::Host && request::passes(head, field) {
+        if field.known != Name::Host && onward.passes(field) {
             append(map, field.name, field.value);
         }
     }
@@ -122,9 +123,7 @@ fn head(exchange: &Exchange<'_, '_>, strip: usize) -> Result<Request<()>, Broken
     if head.fields.members(Name::Te).any(trailers) {
         map.insert(http::header::TE, HeaderValue::from_static("trailers"));
     }
-    for (name, value) in request::said_by_us(head, peer, strip) {
-        append(map, name.as_bytes(), &value);
-    }
+    onward.said_by_us(|name, value| append(map, name.as_bytes(), value));
     Ok(request)
 }
 

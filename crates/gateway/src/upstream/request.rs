@@ -1,15 +1,106 @@
 //! A request's head as the app gets it: what belongs to the visitor's connection ends here (RFC 9110
 //! §7.6.1), and who asked is said by us alone, or by proxies before us that the server's owner trusts.
 
-use std::borrow::Cow;
-
 use hutong_http::fields::{Field, Name};
 use hutong_http::request::{Framing, RequestHead, Version};
 
+use crate::pipeline::Exchange;
 use crate::visitor::Peer;
 
-/// Whether an app gets a visitor's field.
-pub fn passes(head: &RequestHead, field: Field<'_>) -> bool {
+/// A request on its way to an app.
+#[derive(Clone, Copy)]
+pub struct Onward<'a> {
+    pub head: &'a RequestHead,
+    pub peer: &'a Peer,
+    /// So many bytes of its path the app does not see.
+    pub strip: usize,
+    /// Who it is, where we asked for a password.
+    pub user: Option<&'a str>,
+}
+
+impl<'a> Onward<'a> {
+    pub fn of(exchange: &'a Exchange<'_, '_>, strip: usize) -> Self {
+        Onward {
+            head: exchange.head,
+            peer: exchange.peer,
+            strip,
+            user: exchange.user.as_deref(),
+        }
+    }
+
+    /// Whether an app gets a visitor's field.
+    pub fn passes(&self, field: Field<'_>) -> bool {
+        // A password is for us.
+        passes(self.head, field) && (field.known != Name::Authorization || self.user.is_none())
+    }
+
+    /// The path and query that the app sees: without `strip` bytes, but with a slash in front.
+    pub fn target(&self) -> (&'static str, &'a str) {
+        let rest = &self.head.target()[self.strip..];
+        let slash = if rest.starts_with('/') || rest == "*" {
+            ""
+        } else {
+            "/"
+        };
+        (slash, rest)
+    }
+
+    /// What we say of the visitor, as fields, to be told one by one.
+    pub fn said_by_us(&self, mut tell: impl FnMut(&'static str, &'a [u8])) {
+        let (head, peer) = (self.head, self.peer);
+        tell("x-forwarded-for", peer.forwarded_for().as_bytes());
+        tell("x-real-ip", peer.text.as_bytes());
+        tell("x-forwarded-proto", peer.scheme().as_bytes());
+        tell(
+            "x-forwarded-host",
+            head.fields.get(Name::Host).unwrap_or_default(),
+        );
+        if self.strip > 0 {
+            tell("x-forwarded-prefix", &head.path().as_bytes()[..self.strip]);
+        }
+        if let Some(user) = self.user {
+            tell("x-forwarded-user", user.as_bytes());
+        }
+    }
+
+    /// Writes the head of an HTTP/1.1 request.
+    pub fn write(&self, out: &mut Vec<u8>) {
+        let head = self.head;
+        let (slash, rest) = self.target();
+        for part in [head.method.text(), " ", slash, rest, " HTTP/1.1\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        let crumbs =
+            head.version == Version::Http2 && head.fields.all(Name::Cookie).nth(1).is_some();
+        let ours = head.websocket && head.version == Version::Http2;
+        for field in head.fields.iter() {
+            // Over HTTP/2 there is no key (RFC 8441 §5.1): what claims to be one would stand beside ours.
+            if ours && field.name.eq_ignore_ascii_case(b"sec-websocket-key") {
+                continue;
+            }
+            if self.passes(field) && !(crumbs && field.known == Name::Cookie) {
+                line(out, field.name, field.value);
+            }
+        }
+        if crumbs {
+            // RFC 9113 §8.2.3.
+            let cookies: Vec<&[u8]> = head.fields.all(Name::Cookie).collect();
+            line(out, b"cookie", &cookies.join(&b"; "[..]));
+        }
+        self.said_by_us(|name, value| line(out, name.as_bytes(), value));
+        if head.websocket {
+            out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
+            if head.version == Version::Http2 {
+                websocket_key(out);
+            }
+        } else if matches!(head.framing, Framing::Chunked | Framing::Stream) {
+            out.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+}
+
+fn passes(head: &RequestHead, field: Field<'_>) -> bool {
     match field.known {
         Name::Connection
         | Name::KeepAlive
@@ -40,84 +131,6 @@ fn is_named_in_connection(head: &RequestHead, name: &[u8]) -> bool {
             .any(|option| option.eq_ignore_ascii_case(name))
 }
 
-/// The path and query that the app sees: without `strip` bytes, but with a slash in front.
-pub fn target(head: &RequestHead, strip: usize) -> (&'static str, &str) {
-    let rest = &head.target()[strip..];
-    let slash = if rest.starts_with('/') || rest == "*" {
-        ""
-    } else {
-        "/"
-    };
-    (slash, rest)
-}
-
-/// What we say of the visitor, as fields.
-pub fn said_by_us<'a>(
-    head: &'a RequestHead,
-    peer: &'a Peer,
-    strip: usize,
-) -> Vec<(&'static str, Cow<'a, [u8]>)> {
-    let mut said = vec![
-        (
-            "x-forwarded-for",
-            Cow::Borrowed(peer.forwarded_for().as_bytes()),
-        ),
-        ("x-real-ip", peer.text.as_bytes().into()),
-        ("x-forwarded-proto", peer.scheme().as_bytes().into()),
-    ];
-    let host = head.fields.get(Name::Host).unwrap_or_default();
-    said.push(("x-forwarded-host", host.into()));
-    if strip > 0 {
-        let prefix = &head.path().as_bytes()[..strip];
-        said.push(("x-forwarded-prefix", prefix.into()));
-    }
-    said
-}
-
-/// Writes the head of an HTTP/1.1 request.
-pub fn write(out: &mut Vec<u8>, head: &RequestHead, strip: usize, peer: &Peer) {
-    let (slash, rest) = target(head, strip);
-    for part in [head.method.text(), " ", slash, rest, " HTTP/1.1\r\n"] {
-        out.extend_from_slice(part.as_bytes());
-    }
-    let crumbs = head.version == Version::Http2 && head.fields.all(Name::Cookie).nth(1).is_some();
-    let ours = head.websocket && head.version == Version::Http2;
-    for field in head.fields.iter() {
-        // Over HTTP/2 there is no key (RFC 8441 §5.1): what claims to be one would stand beside ours.
-        if ours && field.name.eq_ignore_ascii_case(b"sec-websocket-key") {
-            continue;
-        }
-        if passes(head, field) && !(crumbs && field.known == Name::Cookie) {
-            line(out, field.name, field.value);
-        }
-    }
-    if crumbs {
-        // RFC 9113 §8.2.3.
-        let cookies: Vec<&[u8]> = head.fields.all(Name::Cookie).collect();
-        line(out, b"cookie", &cookies.join(&b"; "[..]));
-    }
-    line(out, b"x-forwarded-for", peer.forwarded_for().as_bytes());
-    line(out, b"x-real-ip", peer.text.as_bytes());
-    line(out, b"x-forwarded-proto", peer.scheme().as_bytes());
-    line(
-        out,
-        b"x-forwarded-host",
-        head.fields.get(Name::Host).unwrap_or_default(),
-    );
-    if strip > 0 {
-        line(out, b"x-forwarded-prefix", &head.path().as_bytes()[..strip]);
-    }
-    if head.websocket {
-        out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
-        if head.version == Version::Http2 {
-            websocket_key(out);
-        }
-    } else if matches!(head.framing, Framing::Chunked | Framing::Stream) {
-        out.extend_from_slice(b"transfer-encoding: chunked\r\n");
-    }
-    out.extend_from_slice(b"\r\n");
-}
-
 fn line(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);
     out.extend_from_slice(b": ");
@@ -140,6 +153,10 @@ mod tests {
     use hutong_http::request::Scan;
 
     fn forwarded(fields: &str, strip: usize) -> String {
+        forwarded_for(None, fields, strip)
+    }
+
+    fn forwarded_for(user: Option<&str>, fields: &str, strip: usize) -> String {
         let text = format!("GET /api/x?y HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n");
         let mut head = RequestHead::default();
         let end = head.parse(text.as_bytes(), &mut Scan::default());
@@ -152,7 +169,13 @@ mod tests {
             proxied: None,
         };
         let mut out = Vec::new();
-        write(&mut out, &head, strip, &peer);
+        Onward {
+            head: &head,
+            peer: &peer,
+            strip,
+            user,
+        }
+        .write(&mut out);
         String::from_utf8(out).expect("text")
     }
 
@@ -171,6 +194,23 @@ mod tests {
         assert!(
             seen.ends_with("connection: upgrade\r\nupgrade: websocket\r\n\r\n"),
             "{seen}"
+        );
+    }
+
+    #[test]
+    fn a_password_that_we_asked_for_goes_no_further() {
+        let given = "Authorization: Basic YTpi\r\nX-Forwarded-User: root\r\n";
+        let seen = forwarded_for(Some("ann"), given, 0);
+        assert_eq!(
+            seen,
+            format!("GET /api/x?y HTTP/1.1\r\nHost: a.test\r\n{OURS}x-forwarded-user: ann\r\n\r\n")
+        );
+        // Nobody's business but the app's.
+        assert_eq!(
+            forwarded(given, 0),
+            format!(
+                "GET /api/x?y HTTP/1.1\r\nHost: a.test\r\nAuthorization: Basic YTpi\r\n{OURS}\r\n"
+            )
         );
     }
 

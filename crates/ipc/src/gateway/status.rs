@@ -10,6 +10,9 @@ pub struct Status {
     pub uptime_s: u64,
     /// Visitors' connections that are open.
     pub connections: u64,
+    /// Those that were closed at once, because their address had enough.
+    #[serde(default)]
+    pub refused_connections: u64,
     /// The busiest first, 2,000 at most.
     pub routes: Vec<RouteStatus>,
     pub targets: Vec<TargetStatus>,

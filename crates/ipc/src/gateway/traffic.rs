@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::Secret;
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balance {
     pub method: Method,
@@ -56,6 +58,14 @@ pub struct Traffic {
     pub deny: Vec<String>,
     pub ban: Option<Ban>,
     pub compress: bool,
+    /// Requests and conversations under way, of all visitors and of each address.
+    #[serde(default)]
+    pub max_concurrent: Option<u32>,
+    #[serde(default)]
+    pub max_concurrent_per_ip: Option<u32>,
+    /// Who is let in, by name and password.
+    #[serde(default)]
+    pub auth: Option<Auth>,
     /// The longest prefix first.
     pub routes: Vec<TrafficRoute>,
 }
@@ -68,6 +78,9 @@ impl Default for Traffic {
             deny: Vec::new(),
             ban: None,
             compress: true,
+            max_concurrent: None,
+            max_concurrent_per_ip: None,
+            auth: None,
             routes: Vec::new(),
         }
     }
@@ -123,7 +136,25 @@ pub struct TrafficRoute {
     pub prefix: String,
     pub class: Class,
     pub response_timeout_ms: Option<u64>,
+    /// No password is asked for here.
+    #[serde(default)]
+    pub open: bool,
     pub rules: Rules,
+}
+
+/// Basic authentication (RFC 7617).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Auth {
+    /// Without quotation marks or backslashes.
+    pub realm: String,
+    pub users: Vec<User>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct User {
+    pub name: String,
+    /// bcrypt, as `$2b$…`.
+    pub hash: Secret,
 }
 
 /// What is let go first when there is too much.

@@ -333,6 +333,7 @@ impl Children {
             predecessors: predecessors.len(),
             trusted_proxies: warden.config.settings.trusted_proxies.clone(),
             proxy_protocol: warden.config.settings.proxy_protocol,
+            max_connections_per_ip: warden.config.settings.max_connections_per_ip,
         };
         let socket = self
             .gateway_socket

@@ -116,32 +116,16 @@ fn is_let_through(id: &str) -> bool {
     id.starts_with("h2-trailers-pseudo-") || id == "h2-missing-path-host"
 }
 
-const REPLAY: &str = include_str!("malformed/h2.py");
-
 #[test]
 fn what_no_client_should_send_over_http2_reaches_no_app() {
     let server = start_with(&["--https", "127.0.0.1:0"]);
-    let cases = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../http/corpus/malformed-h2.jsonl"
-    );
     let root = server.data.path().join("root.pem");
     std::fs::write(&root, server.ok(&["cert", "ca"])).expect("write");
-    let port = server.https.rsplit(':').next().expect("a port").to_owned();
-    let replay = || {
-        let output = std::process::Command::new("/usr/bin/python3")
-            .args(["-c", REPLAY, &port])
-            .arg(&root)
-            .arg(cases)
-            .output()
-            .expect("it runs");
-        serde_json::from_slice::<std::collections::BTreeMap<String, serde_json::Value>>(
-            &output.stdout,
-        )
-    };
+    let port = server.https.rsplit(':').next().expect("a port");
+    let port = port.parse().expect("a number");
     let mut found = None;
     hutong_testkit::eventually("the name has a certificate", 20, || {
-        found = replay().ok();
+        found = corpus::replay_h2(port, &root);
         found.is_some()
     });
     let found = found.expect("replayed");

@@ -1,13 +1,34 @@
 //! Requests that no client should send, and odd ones that any may (`crates/http/corpus`).
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 /// A raw server that says back what it was sent.
 pub const RECORDER: &str = include_str!("recorder.py");
+
+/// A client that replays the cases for HTTP/2; its arguments: port, root certificate, file with the cases.
+const REPLAY: &str = include_str!("h2.py");
+const MALFORMED_H2: &str = include_str!("../../http/corpus/malformed-h2.jsonl");
+
+/// What came of each case for HTTP/2, by its id: a status, `reset`, `goaway`, `closed` or `hangs`. None if the server
+/// does not show a certificate for `corpus.test` that `root` is good for.
+pub fn replay_h2(port: u16, root: &Path) -> Option<BTreeMap<String, serde_json::Value>> {
+    let mut cases = tempfile::NamedTempFile::new().expect("a file");
+    cases.write_all(MALFORMED_H2.as_bytes()).expect("write");
+    let output = Command::new("/usr/bin/python3")
+        .args(["-c", REPLAY, &port.to_string()])
+        .arg(root)
+        .arg(cases.path())
+        .output()
+        .expect("it runs");
+    serde_json::from_slice(&output.stdout).ok()
+}
 
 #[derive(Debug, Deserialize)]
 pub struct Case {
@@ -69,10 +90,20 @@ pub struct Heard {
 /// Sends the bytes over a connection of their own and hears what comes until the end, or until `answers`
 /// whole answers are there.
 pub fn send(address: &str, bytes: &[u8], answers: usize) -> Heard {
+    let long = Duration::from_secs(8);
+    send_and_wait(address, bytes, answers, [long, long])
+}
+
+/// The same, with the time that the first answer may take, and each further one.
+pub fn send_and_wait(
+    address: &str,
+    bytes: &[u8],
+    answers: usize,
+    patience: [Duration; 2],
+) -> Heard {
     let mut stream = TcpStream::connect(address).expect("a connection");
-    let patience = Duration::from_secs(8);
-    stream.set_read_timeout(Some(patience)).expect("set");
-    stream.set_write_timeout(Some(patience)).expect("set");
+    stream.set_read_timeout(Some(patience[0])).expect("set");
+    stream.set_write_timeout(Some(patience[0])).expect("set");
     // The other side may have ended it already.
     let _ = stream.write_all(bytes);
     let mut heard = Heard::default();
@@ -83,6 +114,7 @@ pub fn send(address: &str, bytes: &[u8], answers: usize) -> Heard {
         while let Some((status, body, end)) = whole_answer(&input, bodiless) {
             if status >= 200 {
                 heard.statuses.push(status);
+                stream.set_read_timeout(Some(patience[1])).expect("set");
                 heard.body = body;
             }
             input.drain(..end);

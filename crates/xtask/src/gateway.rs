@@ -2,7 +2,7 @@
 //! and Caddy, interleaved in one run. The app behind all is the same small C program, for us in its
 //! sandbox, for the others on the host. Loopback only; every round is bounded by the client's own duration.
 
-mod rivals;
+pub mod rivals;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

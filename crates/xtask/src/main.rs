@@ -1,6 +1,7 @@
 //! Chores of the project: `cargo xtask bench NAME` measures against the rival and prints a table.
 
 mod core;
+mod corpus;
 mod crowd;
 mod footprint;
 mod gateway;
@@ -34,6 +35,8 @@ enum Bench {
         #[arg(long)]
         quick: bool,
     },
+    /// Requests that no client should send: what of them reaches an app behind us, nginx and HAProxy
+    Corpus,
     /// A thousand hosts with certificates, ten thousand idle TLS connections, ten thousand WebSockets
     Crowd,
     /// Memory of our own processes, and the time that start, deploy and rollback take
@@ -94,6 +97,7 @@ fn main() -> anyhow::Result<()> {
     let mut header = machine::describe();
     let Report { rows, notes } = match name {
         Bench::Gateway { quick } => gateway::run(quick)?,
+        Bench::Corpus => corpus::run()?,
         Bench::Crowd => crowd::run()?,
         Bench::Footprint => footprint::run()?.into(),
         Bench::Core { quick } => core::run(quick)?,

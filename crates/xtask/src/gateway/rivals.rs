@@ -28,7 +28,7 @@ pub fn all(ground: &Ground<'_>) -> anyhow::Result<Vec<Rival>> {
     Ok(vec![nginx(ground)?, haproxy(ground)?, caddy(ground)?])
 }
 
-fn nginx(ground: &Ground<'_>) -> anyhow::Result<Rival> {
+pub fn nginx(ground: &Ground<'_>) -> anyhow::Result<Rival> {
     let (plain, tls) = (free_port()?, free_port()?);
     let work = ground.folder.display();
     let config = format!(
@@ -51,7 +51,7 @@ location / {{ proxy_pass http://app; proxy_http_version 1.1; proxy_set_header Co
     start("nginx", command, plain, tls)
 }
 
-fn haproxy(ground: &Ground<'_>) -> anyhow::Result<Rival> {
+pub fn haproxy(ground: &Ground<'_>) -> anyhow::Result<Rival> {
     let (plain, tls) = (free_port()?, free_port()?);
     let pem = ground.folder.join("haproxy.pem");
     let both = [fs::read(ground.cert)?, fs::read(ground.key)?].concat();

@@ -2,10 +2,11 @@
 //! [`pipeline::handle`] in a task of its own.
 
 use std::cell::Cell;
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,6 +30,8 @@ const HANDSHAKE: Duration = Duration::from_secs(15);
 /// A connection without a stream.
 const IDLE: Duration = Duration::from_secs(75);
 const BODY_STALLED: Duration = Duration::from_secs(30);
+/// How much of a body is looked at before anybody gets it.
+const LOOK_AHEAD: usize = 64 << 10;
 const MAX_STREAMS: u32 = 128;
 /// What may be under way in either direction, of a stream and of a connection.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -140,14 +143,22 @@ async fn stream(
         pipeline::refuse(worker, peer, &Page::rejected(reject), &mut download).await;
         return;
     }
-    let mut upload = super::Upload::new(UploadWay::Http2(Upload {
+    let mut upload = Upload {
         body,
-        current: Bytes::new(),
+        ahead: VecDeque::new(),
+        current: 0,
         begun: false,
         over: false,
         pace: None,
         tunnel: head.websocket,
-    }));
+    };
+    if upload.look_ahead().is_err() {
+        // The library has reset it, and nobody but us saw any of it.
+        let reject = hutong_http::Reject::bad("the request's body is not what its head says");
+        pipeline::refuse(worker, peer, &Page::rejected(reject), &mut download).await;
+        return;
+    }
+    let mut upload = super::Upload::new(UploadWay::Http2(upload));
     let result = pipeline::handle(worker, peer, &head, &mut upload, &mut download).await;
     if let (DownloadWay::Http2(mut download), Err(_)) = (download.into_way(), result) {
         download.abort();
@@ -180,7 +191,10 @@ fn read_head(
 
 pub struct Upload {
     body: RecvStream,
-    current: Bytes,
+    /// Pieces that are there and were not handed on.
+    ahead: VecDeque<Bytes>,
+    /// How much was handed on last, the first piece.
+    current: usize,
     begun: bool,
     over: bool,
     pace: Option<Pace>,
@@ -189,8 +203,28 @@ pub struct Upload {
 }
 
 impl Upload {
+    /// Takes in what is there of the body, up to a bound: most that are malformed, such as those that are not as long
+    /// as they say, are found before an app sees any of it.
+    fn look_ahead(&mut self) -> Result<(), Ended> {
+        let mut length = 0;
+        let mut context = Context::from_waker(Waker::noop());
+        while length < LOOK_AHEAD && !self.body.is_end_stream() {
+            match self.body.poll_data(&mut context) {
+                Poll::Ready(Some(Ok(data))) => {
+                    length += data.len();
+                    if !data.is_empty() {
+                        self.ahead.push_back(data);
+                    }
+                }
+                Poll::Ready(Some(Err(_))) => return Err(Ended::Gone),
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        Ok(())
+    }
+
     pub fn is_over(&self) -> bool {
-        self.over || self.body.is_end_stream()
+        self.ahead.is_empty() && (self.over || self.body.is_end_stream())
     }
 
     pub fn is_begun(&self) -> bool {
@@ -202,10 +236,30 @@ impl Upload {
     }
 
     pub async fn next(&mut self) -> Result<Option<&[u8]>, Ended> {
-        let taken = std::mem::take(&mut self.current).len();
+        let taken = std::mem::take(&mut self.current);
+        if taken > 0 {
+            self.ahead.pop_front();
+        }
         // What was handed on makes room for more: an app that reads slowly slows its visitor.
         let _ = self.body.flow_control().release_capacity(taken);
         self.begun = true;
+        loop {
+            if self.ahead.is_empty() && !self.receive().await? {
+                return Ok(None);
+            }
+            // An empty frame is nothing to hand on.
+            match self.ahead.front().map(Bytes::len) {
+                Some(length) if length > 0 => {
+                    self.current = length;
+                    return Ok(self.ahead.front().map(|data| &**data));
+                }
+                _ => drop(self.ahead.pop_front()),
+            }
+        }
+    }
+
+    /// Waits for the next piece; false at the end.
+    async fn receive(&mut self) -> Result<bool, Ended> {
         let data = poll_fn(|context| self.body.poll_data(context));
         let data = if self.tunnel {
             data.await
@@ -214,21 +268,17 @@ impl Upload {
                 .await
                 .map_err(|_| Ended::Gone)?
         };
-        match data {
-            None => {
-                self.over = true;
-                Ok(None)
-            }
-            Some(Err(_)) => Err(Ended::Gone),
-            Some(Ok(data)) => {
-                let pace = self.pace.get_or_insert_with(Pace::new);
-                if !self.tunnel && !pace.keeps_up(data.len()) {
-                    return Err(Ended::Gone);
-                }
-                self.current = data;
-                Ok(Some(&self.current))
-            }
+        let Some(data) = data else {
+            self.over = true;
+            return Ok(false);
+        };
+        let data = data.map_err(|_| Ended::Gone)?;
+        let pace = self.pace.get_or_insert_with(Pace::new);
+        if !self.tunnel && !pace.keeps_up(data.len()) {
+            return Err(Ended::Gone);
         }
+        self.ahead.push_back(data);
+        Ok(true)
     }
 
     /// What came behind the body.

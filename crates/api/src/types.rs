@@ -55,6 +55,8 @@ pub enum AppState {
     /// It ends again and again, or never got healthy.
     Failing,
     Stopped,
+    /// Nobody asked for it for a while; the next request starts it.
+    Asleep,
     /// Removed; its data is kept for a while.
     Removed,
 }
@@ -66,6 +68,7 @@ impl std::fmt::Display for AppState {
             AppState::Starting => "starting",
             AppState::Failing => "failing",
             AppState::Stopped => "stopped",
+            AppState::Asleep => "asleep",
             AppState::Removed => "removed",
         })
     }

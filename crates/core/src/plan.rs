@@ -21,6 +21,10 @@ pub struct Desired {
     pub last_failure_ms: u64,
     /// It ended, and its restart policy says to leave it: why.
     pub halted: Option<String>,
+    /// It may sleep, and nobody has asked for it since it fell asleep.
+    pub asleep: bool,
+    /// It may sleep, and nobody has asked for it for so long that it should.
+    pub idle: bool,
 }
 
 /// One deployment's facts that the planner needs.
@@ -81,7 +85,12 @@ pub enum Serve {
     Targets,
     Static,
     Hold,
-    Down { reason: String, retry_after_s: u32 },
+    /// Requests wait, and the first one wakes it.
+    Asleep,
+    Down {
+        reason: String,
+        retry_after_s: u32,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -104,6 +113,8 @@ pub enum Step {
         deployment: u64,
         reason: String,
     },
+    /// Nobody needs it: its instances go, until somebody asks.
+    Sleep,
     /// Nothing to do before `until_ms`, or before something changes.
     Wait {
         what: String,
@@ -127,6 +138,7 @@ impl fmt::Display for Step {
             Step::Fail { deployment, reason } => {
                 write!(f, "give up deployment {deployment}: {reason}")
             }
+            Step::Sleep => f.write_str("fall asleep"),
             Step::Wait { what, .. } => write!(f, "wait for {what}"),
         }
     }
@@ -327,7 +339,7 @@ impl<'a> Planner<'a> {
         for instance in &old {
             healthy |= self.give_role(instance);
         }
-        if self.desired.halted.is_none() {
+        if self.desired.halted.is_none() && !self.desired.asleep {
             self.restart_missing(active, &old);
         }
         if healthy { Serve::Targets } else { Serve::Hold }
@@ -358,6 +370,12 @@ impl<'a> Planner<'a> {
                 self.stop(instance, "the app is over", false);
             }
             return down(reason, 60);
+        }
+        if self.desired.asleep {
+            for instance in mine {
+                self.retire(instance, active.drain_timeout, "nobody asks for it");
+            }
+            return Serve::Asleep;
         }
         // What ends already takes nobody's place: another is started beside it.
         let ending = mine.extract_if(.., |seen| seen.stopping);
@@ -390,6 +408,9 @@ impl<'a> Planner<'a> {
                 let deadline = instance.started_ms + active.start_timeout.as_millis() as u64;
                 self.wait(format!("{} to become healthy", instance.id), Some(deadline));
             }
+        }
+        if self.desired.idle && starting == 0 {
+            self.steps.push(Step::Sleep);
         }
         let pause = self.restart_missing(active, &mine);
         match (healthy, starting) {

@@ -50,6 +50,8 @@ pub struct AppSpec {
     pub share: BTreeMap<String, AppName>,
     pub build: Option<Build>,
     pub https: Https,
+    /// After so long without a request its instances are stopped, until there is one.
+    pub sleep_after: Option<Duration>,
 }
 
 /// Plain HTTP where there is a certificate.
@@ -242,6 +244,15 @@ struct RawSpec {
     build: Option<RawBuild>,
     #[serde(default)]
     https: RawHttps,
+    sleep: Option<RawSleep>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct RawSleep {
+    /// So long without a request, such as "15m": then the app is stopped, and the next request starts it.
+    #[schemars(with = "String")]
+    after: Spanned<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -518,6 +529,7 @@ impl Check<'_> {
             stop_timeout: self.time(&timeouts.stop, s(10), ms(0), s(600)),
             drain_timeout: self.time(&timeouts.drain, s(15), ms(0), s(3600)),
             response_timeout: self.time(&timeouts.response, s(60), ms(10), s(3600)),
+            sleep_after: self.sleep(&raw),
             strip_prefix: raw.strip_prefix,
             data: raw.data,
             restart: raw.restart.unwrap_or(Restart::Always),
@@ -546,6 +558,24 @@ impl Check<'_> {
             strategy,
             share,
         }
+    }
+
+    fn sleep(&mut self, raw: &RawSpec) -> Option<Duration> {
+        let after = &raw.sleep.as_ref()?.after;
+        let at = after.span().start;
+        if raw.command.is_none() {
+            self.wrong(
+                at,
+                "`sleep` goes with `command`: nothing else has instances",
+            );
+        } else if raw.domains.is_empty() {
+            self.wrong(
+                at,
+                "`sleep` goes with `domains`: nothing would ever wake this app",
+            );
+        }
+        let (s, day) = (Duration::from_secs, Duration::from_secs(86_400));
+        Some(self.time(&Some(after.clone()), s(900), s(1), 30 * day))
     }
 
     fn run(&mut self, raw: &RawSpec, name_at: usize) -> Run {

@@ -32,6 +32,8 @@ const TRIM: Duration = Duration::from_secs(5);
 const ENDING_MS: u64 = 20;
 /// How long the gateway's word is taken for it that an instance is dying.
 const DYING_MS: u64 = 5_000;
+/// The gateway says every second that nobody asks for an app, as long as it is so.
+const IDLE_MS: u64 = 3_000;
 /// The pause behind a pass that failed grows to this.
 const TROUBLE: Duration = Duration::from_secs(5);
 /// Trees that no release uses are kept so long: one may be about to be deployed.
@@ -149,7 +151,7 @@ fn pass(control: &Control, published: &mut Snapshot) -> Result<Outcome, String> 
     let mut plans = Vec::new();
     for loaded in &loaded {
         let seen = seen(control, &loaded.app.name);
-        plans.push(plan::plan(&desired(control, loaded), &seen, now));
+        plans.push(plan::plan(&desired(control, loaded, now), &seen, now));
     }
     let mut outcome = Outcome {
         again: false,
@@ -187,6 +189,7 @@ fn pass(control: &Control, published: &mut Snapshot) -> Result<Outcome, String> 
                 Step::Stop { .. } => "stop",
                 Step::Promote { .. } => "promote",
                 Step::Fail { .. } => "fail",
+                Step::Sleep => "sleep",
                 Step::Wait { .. } => "wait",
             };
             fail::point(&format!("apply {word}"));
@@ -249,6 +252,11 @@ fn observe(control: &Control) -> Result<(), String> {
     let mut observed = lock(&control.observed);
     observed.instances = now;
     let first = !std::mem::replace(&mut observed.looked, true);
+    if first {
+        // What runs was awake when the control plane before us was.
+        let apps: Vec<String> = observed.instances.values().map(|i| i.app.clone()).collect();
+        observed.awake.extend(apps);
+    }
     drop(observed);
     if first && control.rebooted {
         // Only now: a control plane that dies before it has looked leaves the next one to know.
@@ -435,7 +443,10 @@ impl Loaded {
     }
 }
 
-fn desired(control: &Control, loaded: &Loaded) -> Desired {
+fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
+    let name = &loaded.app.name;
+    let active = loaded.active.as_ref().map(|(_, _, spec)| spec);
+    let may_sleep = active.is_some_and(|spec| spec.sleep_after.is_some());
     let known = failures_of(control, &loaded.app);
     let observed = lock(&control.observed);
     let rollout = loaded.rollout.as_ref().map(|rollout| Rollout {
@@ -457,6 +468,8 @@ fn desired(control: &Control, loaded: &Loaded) -> Desired {
             .copied()
             .unwrap_or(0),
         halted: loaded.app.halted.clone(),
+        asleep: may_sleep && !observed.awake.contains(name),
+        idle: may_sleep && observed.idle.get(name).is_some_and(|at| now < at + IDLE_MS),
     }
 }
 
@@ -657,6 +670,7 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                 Ok(()) => {
                     let mut observed = lock(&control.observed);
                     observed.failures.remove(app);
+                    observed.awake.insert(app.clone());
                     drop(observed);
                     let text = format!("deployment {deployment} serves");
                     control.logs.note(app, "", &text);
@@ -681,6 +695,16 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                 &format!("deployment {deployment} failed: {reason}"),
             );
             lock(&control.observed).rollout_failures.remove(deployment);
+            true
+        }
+        Step::Sleep => {
+            let mut observed = lock(&control.observed);
+            observed.awake.remove(app);
+            observed.idle.remove(app);
+            drop(observed);
+            control
+                .logs
+                .note(app, "", "falls asleep: nobody asks for it");
             true
         }
         Step::Wait { .. } => false,
@@ -895,6 +919,8 @@ fn forget(control: &Control, app: &str) -> bool {
     observed.doing.remove(app);
     observed.warnings.remove(app);
     observed.serving.remove(app);
+    observed.awake.remove(app);
+    observed.idle.remove(app);
     drop(observed);
     drop_unused_trees(control);
     true

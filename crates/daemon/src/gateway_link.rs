@@ -91,6 +91,14 @@ fn take(control: &Control, event: Event) {
             }
             Event::Certificates(held) => control.certs.note_held(held),
             Event::BadCertificate { name, reason } => control.certs.note_refused(name, reason),
+            Event::Wanted { app } => {
+                observed.idle.remove(&app);
+                observed.awake.insert(app);
+            }
+            Event::Idle { apps } => {
+                let now = hutong_runtime::processes::steady_ms();
+                observed.idle.extend(apps.into_iter().map(|app| (app, now)));
+            }
             Event::Banned(ban) => lock(&control.banned).push(ban),
             Event::Status(status) => {
                 for waiting in lock(&control.status_asked).drain(..) {

@@ -38,6 +38,10 @@ pub struct Observed {
     pub warnings: HashMap<String, Vec<String>>,
     /// What the gateway does with each app.
     pub serving: HashMap<String, hutong_core::plan::Serve>,
+    /// Apps that may sleep and do not. Not stored: after a restart those are awake that have instances.
+    pub awake: HashSet<String>,
+    /// When the gateway last said that nobody asks for an app.
+    pub idle: HashMap<String, u64>,
     /// Since when the gateway could have told us of health.
     pub since_ms: u64,
     /// The deployment that each app's last published table serves.

@@ -11,6 +11,9 @@ use hutong_core::spec::{self, AppSpec, Run};
 use hutong_ipc::gateway as wire;
 use hutong_runtime::paths::atomic_write;
 
+/// How long a request waits for a sleeping app at least.
+const WAKE_PATIENCE: Duration = Duration::from_secs(30);
+
 /// What an app's part of the snapshot depends on besides its own specification.
 pub struct Around<'a> {
     /// The folder of a static app.
@@ -52,6 +55,7 @@ pub fn app<'a>(
         (Serve::Static, _) if elsewhere => wire::Serve::Targets,
         (Serve::Targets, _) => wire::Serve::Targets,
         (Serve::Hold, _) | (Serve::Static, None) => wire::Serve::Hold,
+        (Serve::Asleep, _) => wire::Serve::Asleep,
         (Serve::Static, Some(root)) => wire::Serve::Static {
             root: root.to_owned(),
             index: None,
@@ -99,6 +103,12 @@ pub fn app<'a>(
         targets.extend(allowed.into_iter().map(|one| outside(spec, one)));
         warnings.extend(refused.into_iter().map(not_allowed));
     }
+    let hold = spec.start_timeout + spec.stop_timeout + spec.drain_timeout;
+    // Control may be restarting when somebody comes to a sleeping app.
+    let least = match spec.sleep_after {
+        Some(_) => WAKE_PATIENCE,
+        None => Duration::ZERO,
+    };
     let app = wire::App {
         balance: balance(&spec.balance),
         traffic: traffic(&spec.traffic),
@@ -112,7 +122,8 @@ pub fn app<'a>(
         },
         response_timeout_ms: milliseconds(spec.response_timeout),
         // Long enough for a recreate: drain, stop, start.
-        hold_timeout_ms: milliseconds(spec.start_timeout + spec.stop_timeout + spec.drain_timeout),
+        hold_timeout_ms: milliseconds(hold.max(least)),
+        sleep_after_ms: spec.sleep_after.map(milliseconds),
     };
     (app, warnings)
 }

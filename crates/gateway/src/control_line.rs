@@ -8,20 +8,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hutong_ipc::gateway::{Banned, Event, Nudge, Role, Snapshot};
+use hutong_ipc::gateway::{Banned, Event, Nudge, Role, Serve, Snapshot};
 use hutong_ipc::{channel, fail};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 
 use crate::limits::Ban;
 use crate::probe::Probes;
 use crate::table::Table;
-use crate::{Shared, admin};
+use crate::{News, Shared, admin};
 
 /// Events on their way to control; what does not fit is told when it asks again.
 const MAX_EVENTS: usize = 1024;
+/// How often control is told what nobody asks for.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long control may take to hear something.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -108,7 +109,7 @@ pub async fn run(
     shared: Arc<Shared>,
     listener: UnixListener,
     predecessors: Vec<OwnedFd>,
-    mut bans: mpsc::Receiver<(String, Ban)>,
+    mut news: News,
     mut ready: impl std::io::Write,
 ) -> Result<End, String> {
     let failed = |error: io::Error| error.to_string();
@@ -129,6 +130,8 @@ pub async fn run(
         alone: predecessors.is_empty(),
     };
     let mut gone = std::pin::pin!(all_gone(predecessors));
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     line.probes.follow(&line.shared.table.load());
     let shared = line.shared.clone();
     loop {
@@ -138,7 +141,9 @@ pub async fn run(
             _ = interrupt.recv() => {}
             Ok((stream, _)) = listener.accept() => line.greet(stream).await,
             Some(event) = heard.recv() => line.say(&event).await,
-            Some((app, ban)) = bans.recv() => {
+            Some(app) = news.wishes.recv() => line.say(&Event::Wanted { app }).await,
+            _ = look.tick() => line.report_idle().await,
+            Some((app, ban)) = news.bans.recv() => {
                 let Ban { ip, until_s, reason } = ban;
                 let app = Some(app);
                 line.say(&Event::Banned(Banned { app, ip, until_s, reason })).await;
@@ -302,6 +307,25 @@ impl ControlLine {
         let version = load(&self.shared)?;
         self.probes.follow(&self.shared.table.load());
         Ok(version)
+    }
+
+    /// Says which apps may fall asleep. What a gateway before us still serves is not known here.
+    async fn report_idle(&mut self) {
+        if !self.alone {
+            return;
+        }
+        let table = self.shared.table.load_full();
+        let is_idle = |app: &&std::sync::Arc<crate::table::App>| {
+            let activity = app.activity.as_ref();
+            app.serve != Serve::Asleep && activity.is_some_and(|activity| activity.is_idle())
+        };
+        let idle = table.apps.iter().filter(is_idle);
+        let apps: Vec<String> = idle.map(|app| app.name.clone()).collect();
+        // Each message has a bound.
+        for apps in apps.chunks(1000) {
+            let apps = apps.to_vec();
+            self.say(&Event::Idle { apps }).await;
+        }
     }
 
     /// Says which draining targets have no request left under the current table.

@@ -6,6 +6,7 @@
 //! [`upstream`] (its protocol).
 
 mod access;
+mod activity;
 mod admin;
 mod balance;
 mod buffers;
@@ -96,6 +97,14 @@ struct Shared {
     refused_connections: AtomicU64,
     /// Bans on their way to control, with the app.
     banned: Banned,
+    /// Sleeping apps that somebody asks for, on their way to control.
+    wanted: tokio::sync::mpsc::Sender<String>,
+}
+
+/// What workers have to tell control.
+struct News {
+    bans: tokio::sync::mpsc::Receiver<(String, limits::Ban)>,
+    wishes: tokio::sync::mpsc::Receiver<String>,
 }
 
 type Banned = tokio::sync::mpsc::Sender<(String, limits::Ban)>;
@@ -136,6 +145,7 @@ pub fn main(
     let data_dir = PathBuf::from(setup.data_dir);
     let trusted = Networks::parse(&setup.trusted_proxies)?;
     let (banned, bans) = tokio::sync::mpsc::channel(1024);
+    let (wanted, wishes) = tokio::sync::mpsc::channel(1024);
     let shared = Arc::new(Shared {
         began: Instant::now(),
         connections: AtomicU64::new(0),
@@ -145,6 +155,7 @@ pub fn main(
         refused_connections: AtomicU64::new(0),
         proxy_protocol: setup.proxy_protocol,
         banned,
+        wanted,
         tls: Tls::open(&data_dir.join("keys"))?,
         https_port: secure
             .first()
@@ -175,7 +186,13 @@ pub fn main(
     let local = tokio::task::LocalSet::new();
     let end = local.block_on(
         &runtime,
-        control_line::run(shared.clone(), control, predecessors, bans, line),
+        control_line::run(
+            shared.clone(),
+            control,
+            predecessors,
+            News { bans, wishes },
+            line,
+        ),
     )?;
     if end == control_line::End::Replaced {
         shared.closing.store(true, Ordering::Relaxed);

@@ -13,6 +13,7 @@ use hutong_http::request::{Method, RequestHead, Version};
 use hutong_ipc::gateway::Serve;
 
 use crate::access::{Log, Record};
+use crate::activity::{Activity, UnderWay};
 use crate::balance::Nothing;
 use crate::limits::Terms;
 use crate::pages::{Page, capital};
@@ -59,6 +60,8 @@ pub struct Exchange<'a, 'b> {
     /// How long the app may take to begin its answer.
     pub patience: Duration,
     terms: Terms,
+    /// It keeps an app awake that may sleep.
+    under_way: Option<UnderWay>,
 }
 
 /// What every answer of the app says besides its own.
@@ -124,6 +127,7 @@ pub async fn handle<'v>(
         user: None,
         patience: GRACE,
         terms: Terms::default(),
+        under_way: None,
     };
     let result = match route(&mut exchange).await {
         Ok(()) => Ok(()),
@@ -260,6 +264,9 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
             let limits = &worker.shared.limits;
             exchange.user = Some(auth.check(limits, exchange.peer, head).await?);
         }
+        if exchange.under_way.is_none() {
+            exchange.under_way = app.activity.as_ref().map(Activity::begin);
+        }
         match &app.serve {
             Serve::Static { index, spa, .. } => {
                 let root = app.root.as_ref().ok_or_else(|| bad_gateway("no files"))?;
@@ -289,6 +296,14 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
                 }
             }
             Serve::Hold => wait.next(app, app.hold_timeout, exchange).await?,
+            Serve::Asleep => {
+                let activity = app.activity.as_ref();
+                if activity.is_none_or(|activity| activity.is_to_be_told()) {
+                    // If too many are wanted at once, it is told again in a moment.
+                    let _ = worker.shared.wanted.try_send(app.name.clone());
+                }
+                wait.next(app, app.hold_timeout, exchange).await?;
+            }
         }
     }
 }

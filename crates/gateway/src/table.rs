@@ -11,6 +11,7 @@ use hutong_ipc::gateway::{
     App as WireApp, Balance, Https, Protocol, Role, Serve, Snapshot, covers,
 };
 
+use crate::activity::Activity;
 use crate::files::Root;
 use crate::limits::Guard;
 use crate::queue::Queue;
@@ -50,6 +51,8 @@ pub struct App {
     pub held: Arc<AtomicUsize>,
     pub balance: Balance,
     pub slow_start: Duration,
+    /// Whether anybody asks for it, if it may sleep; kept across tables.
+    pub activity: Option<Arc<Activity>>,
     /// Requests that wait for a place at a target; kept across tables.
     pub queue: Arc<Queue>,
     pub guard: Guard,
@@ -216,6 +219,12 @@ impl App {
             });
         App {
             files: scripts.map(|files| Root::new(data_dir, files)),
+            activity: wire.sleep_after_ms.map(|ms| {
+                let known = before.and_then(|app| app.activity.clone());
+                let activity = known.unwrap_or_default();
+                activity.sleep_after(Duration::from_millis(ms));
+                activity
+            }),
             slow_start: Duration::from_millis(wire.balance.slow_start_ms),
             balance: wire.balance,
             queue: before.map_or_else(Arc::default, |app| app.queue.clone()),
@@ -256,6 +265,7 @@ mod tests {
             https: Https::default(),
             balance: Balance::default(),
             traffic: Traffic::default(),
+            sleep_after_ms: None,
         }
     }
 

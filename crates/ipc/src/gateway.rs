@@ -38,6 +38,9 @@ pub struct App {
     pub balance: Balance,
     #[serde(default)]
     pub traffic: Traffic,
+    /// Control is told when nothing was asked of the app for so long.
+    #[serde(default)]
+    pub sleep_after_ms: Option<u64>,
 }
 
 /// What becomes of plain HTTP where there is a certificate.
@@ -67,6 +70,8 @@ pub enum Serve {
     Targets,
     /// Requests wait (bounded) until the app serves again.
     Hold,
+    /// The same, and control is told that the app is wanted.
+    Asleep,
     /// 503 with the reason.
     Down { reason: String, retry_after_s: u32 },
     /// Files of a tree below the data folder.
@@ -235,5 +240,13 @@ pub enum Event {
     Challenged,
     /// An app's rule shut an address out.
     Banned(Banned),
+    /// A request waits for an app that sleeps; said again while it does.
+    Wanted {
+        app: String,
+    },
+    /// Nothing was asked of these apps for as long as each wants; said again while it is so.
+    Idle {
+        apps: Vec<String>,
+    },
     Status(Box<Status>),
 }

@@ -27,6 +27,19 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif url.path == "/slow":
             time.sleep(float(url.query or "1"))
             self.answer(200, "slow")
+        elif url.path == "/ws":
+            # A WebSocket that listens and says nothing.
+            import base64, hashlib
+            key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+            self.send_response(101)
+            self.send_header("Connection", "Upgrade")
+            self.send_header("Upgrade", "websocket")
+            self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+            self.end_headers()
+            self.wfile.flush()
+            while self.rfile.read(1):
+                pass
+            self.close_connection = True
         elif url.path == "/count":
             path = os.path.join(os.environ.get("DATA_DIR", "/tmp"), "count")
             count = int(open(path).read()) + 1 if os.path.exists(path) else 1

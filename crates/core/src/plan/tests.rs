@@ -25,6 +25,8 @@ fn wanted(active: Option<Version>, rollout: Option<Version>) -> Desired {
         failures: 0,
         last_failure_ms: 0,
         halted: None,
+        asleep: false,
+        idle: false,
     }
 }
 
@@ -303,4 +305,50 @@ fn an_app_that_is_scaled_down_and_up_at_once_converges() {
     assert_eq!(starts, 1);
     let alive = world.iter().filter(|seen| !seen.stopping).count();
     assert_eq!(alive, 2);
+}
+
+#[test]
+fn nobody_asks_and_then_somebody_does() {
+    let mut desired = wanted(Some(version(1, 1, Rolling)), None);
+    let mut one = seen("a", 1, Health::Healthy);
+    desired.idle = true;
+    assert_eq!(
+        show(&desired, std::slice::from_ref(&one), 5000),
+        "serve: Targets\na: Active\nfall asleep"
+    );
+    // While it starts somebody is about to be served.
+    assert!(!show(&desired, &[seen("a", 1, starting())], 5000).contains("asleep"));
+    (desired.idle, desired.asleep) = (false, true);
+    assert_eq!(
+        show(&desired, std::slice::from_ref(&one), 5000),
+        "serve: Asleep\na: Draining\nwait for a to finish its requests"
+    );
+    one.draining_since_ms = Some(5000);
+    one.drained = true;
+    assert_eq!(
+        show(&desired, std::slice::from_ref(&one), 5001),
+        "serve: Asleep\na: Draining\nstop a: nobody asks for it"
+    );
+    assert_eq!(show(&desired, &[], 6000), "serve: Asleep");
+    // Awake again before it was told to stop, it serves; behind that another one is started.
+    desired.asleep = false;
+    assert_eq!(
+        show(&desired, std::slice::from_ref(&one), 5001),
+        "serve: Targets\na: Active"
+    );
+    one.stopping = true;
+    assert_eq!(
+        show(&desired, &[one], 5001),
+        "serve: Hold\na: Draining\nwait for a to end\nstart an instance of deployment 1"
+    );
+}
+
+#[test]
+fn a_sleeping_app_is_deployed_without_being_woken() {
+    let mut desired = wanted(Some(version(1, 1, Rolling)), Some(version(2, 1, Rolling)));
+    desired.asleep = true;
+    assert_eq!(
+        show(&desired, &[], 5000),
+        "serve: Hold\nstart an instance of deployment 2"
+    );
 }

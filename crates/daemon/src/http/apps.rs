@@ -94,6 +94,7 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         (_, Some(Serve::Static)) if silent.is_some() => AppState::Failing,
         (_, Some(Serve::Targets | Serve::Static)) => AppState::Running,
         (_, Some(Serve::Down { .. })) => AppState::Failing,
+        (_, Some(Serve::Asleep)) => AppState::Asleep,
         // Nothing serves and nothing is on its way.
         _ if app.active.is_none() && deploying.is_none() => AppState::Failing,
         (_, Some(Serve::Hold) | None) => AppState::Starting,
@@ -207,6 +208,8 @@ pub async fn start(
         );
     }
     control.store.set_goal(&name, Goal::Running, false)?;
+    // Whoever says so wants it up.
+    lock(&control.observed).awake.insert(name.clone());
     next_pass(&control).await;
     show(State(control), Path(name)).await
 }

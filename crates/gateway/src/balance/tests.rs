@@ -29,6 +29,7 @@ fn app(weights: &[u32], balance: Balance) -> Arc<App> {
         https: wire::Https::default(),
         balance,
         traffic: wire::Traffic::default(),
+        sleep_after_ms: None,
     };
     let snapshot = Snapshot {
         version: 1,

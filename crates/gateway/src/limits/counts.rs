@@ -58,7 +58,7 @@ mod tests {
         let mut held: Vec<Held> = (0..3).filter_map(|_| counts.take(7, 3)).collect();
         assert_eq!(held.len(), 3);
         assert!(counts.take(7, 3).is_none());
-        assert!(counts.take(7 << 32 | 9, 3).is_some());
+        assert!(counts.take(u64::MAX - 7, 3).is_some());
         held.pop();
         assert!(counts.take(7, 3).is_some());
         drop(held);

@@ -1,6 +1,6 @@
 //! The user's terminal in raw mode, for `exec`, or silent, for passwords; given back whatever happens.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Read};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
@@ -37,9 +37,39 @@ impl Silent {
         let stdin = std::io::stdin();
         let before = tcgetattr(&stdin).ok()?;
         let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
+        // Ctrl-C and Ctrl-Z come as bytes: they would leave the terminal as it is now.
+        silent
+            .local_modes
+            .remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
         tcsetattr(&stdin, OptionalActions::Flush, &silent).ok()?;
         Some(Silent(before))
+    }
+}
+
+impl Silent {
+    /// A line, without its end.
+    ///
+    /// # Errors
+    /// `Interrupted` at Ctrl-C, and what reading fails with.
+    pub fn line(&self) -> std::io::Result<String> {
+        const CTRL_C: u8 = 3;
+        const CTRL_D: u8 = 4;
+        const BACKSPACES: [u8; 2] = [8, 127];
+        const CTRL_U: u8 = 21;
+        let mut line = Vec::new();
+        for byte in std::io::stdin().lock().bytes() {
+            match byte? {
+                b'\r' | b'\n' | CTRL_D => break,
+                CTRL_C => return Err(std::io::ErrorKind::Interrupted.into()),
+                CTRL_U => line.clear(),
+                byte if BACKSPACES.contains(&byte) => {
+                    // A whole character of UTF-8.
+                    while line.pop().is_some_and(|byte| byte & 0xc0 == 0x80) {}
+                }
+                byte => line.push(byte),
+            }
+        }
+        String::from_utf8(line).map_err(|_| std::io::ErrorKind::InvalidData.into())
     }
 }
 

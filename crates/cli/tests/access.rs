@@ -83,8 +83,12 @@ fn a_name_and_a_password() {
         !text.contains("root") && !text.to_lowercase().contains("authorization"),
         "{text}"
     );
-    // A path that is open to all.
-    assert_eq!(from("10.0.0.1", "/slow?0", "").status, 200);
+    // A path that is open to all, where browsers say the word all the same.
+    let open = from("10.0.0.1", "/slow?0", &right);
+    assert_eq!(open.status, 200);
+    let headers = "/slow/..%2Fheaders";
+    assert_eq!(from("10.0.0.1", headers, "").status, 401);
+    over_http2_and_websockets(&server);
     // Whoever guesses is told to wait; who knows, and was let in before, is not.
     let mut guesses = (0..12).map(|n| from("10.0.0.9", "/", &basic(&format!("ann:{n}"))).status);
     assert!(guesses.any(|status| status == 429));
@@ -104,7 +108,11 @@ fn a_name_and_a_password() {
 /// Where HTTPS is spoken, nobody is asked for a password without it.
 fn a_folder_behind_a_password(server: &Server, auth: &str) {
     let spec = format!("name='files'\nstatic='.'\ndomains=['files.test']\n{auth}");
-    let folder = app_folder(&[("hutong.toml", &spec), ("index.html", "inside")]);
+    let folder = app_folder(&[
+        ("hutong.toml", &spec),
+        ("index.html", "inside"),
+        ("app-3f9c1d2ab8.js", "1"),
+    ]);
     server.deploy(folder.path());
     let plain = ask(&server.http, "files.test", "/", "");
     assert_eq!(plain.status, 301);
@@ -113,6 +121,51 @@ fn a_folder_behind_a_password(server: &Server, auth: &str) {
     let said = format!("{secure}{}", basic("ann:open: sesame"));
     let inside = ask(&server.http, "files.test", "/", &said);
     assert_eq!((inside.status, inside.text().as_str()), (200, "inside"));
+    // What a name with a hash in it allows shared caches to keep, a password does not.
+    let asset = ask(&server.http, "files.test", "/app-3f9c1d2ab8.js", &said);
+    let cached = asset.header("cache-control").expect("said");
+    assert!(
+        asset.status == 200 && cached.starts_with("private,") && cached.contains("immutable"),
+        "{cached}"
+    );
+}
+
+fn over_http2_and_websockets(server: &Server) {
+    let root = server.data.path().join("root.pem");
+    std::fs::write(&root, server.ok(&["cert", "ca"])).expect("write");
+    let port = server.https.rsplit(':').next().expect("a port");
+    let curl = |more: &[&str]| {
+        let output = std::process::Command::new("curl")
+            .args(["-sS", "--http2", "--max-time", "20", "--noproxy", "*"])
+            .arg("--cacert")
+            .arg(&root)
+            .args(["--resolve", &format!("staff.test:{port}:127.0.0.1")])
+            .args(["-w", "\n%{http_version} %{http_code}"])
+            .args(more)
+            .arg(format!("https://staff.test:{port}/headers"))
+            .output()
+            .expect("curl runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    eventually("there is a certificate", 20, || {
+        curl(&[]).ends_with("2 401")
+    });
+    let seen = curl(&["--user", "ann:open: sesame"]);
+    assert!(
+        seen.contains("\"x-forwarded-user\": \"ann\"") && seen.ends_with("2 200"),
+        "{seen}"
+    );
+    let upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n";
+    let status = |said: &str| {
+        let mut stream = TcpStream::connect(&server.http).expect("connect");
+        let request = format!("GET /ws HTTP/1.1\r\nHost: staff.test\r\n{upgrade}{said}\r\n");
+        stream.write_all(request.as_bytes()).expect("write");
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).expect("an answer");
+        String::from_utf8_lossy(&head[9..]).into_owned()
+    };
+    assert_eq!(status(""), "401");
+    assert_eq!(status(&basic("ann:open: sesame")), "101");
 }
 
 fn passwords_that_are_wrong_in_the_file(server: &Server, hash: &str) {
@@ -124,6 +177,10 @@ fn passwords_that_are_wrong_in_the_file(server: &Server, hash: &str) {
         ("ann:$2b$10$secret", "hutong password"),
         (&format!("a b:{hash}"), "without spaces"),
         (&format!("ann:{long}"), "takes too long"),
+        (
+            &format!("ann:{}", hash.replace("$10$", "$+9$")),
+            "hutong password",
+        ),
         (&format!("x:{hash}', 'x:{hash}"), "listed twice"),
     ] {
         let more = format!("[traffic.auth]\nusers=['{line}']\n");

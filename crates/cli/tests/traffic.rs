@@ -359,3 +359,49 @@ fn a_route_has_its_own_patience() {
     open.read_to_string(&mut answer).expect("an answer");
     assert!(answer.ends_with("hello"), "{answer}");
 }
+
+/// Requests that came back without a word are sent once more, but not all of them for ever.
+#[test]
+fn retries_have_a_budget() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    // Takes every request of /lost and says nothing; keeps count.
+    let program = r#"import os, socket, threading
+seen = 0
+lock = threading.Lock()
+def serve(connection):
+    global seen
+    with connection:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            more = connection.recv(65536)
+            if not more:
+                return
+            head += more
+        if b"/lost" in head:
+            with lock:
+                seen += 1
+            return
+        text = str(seen).encode()
+        connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s" % (len(text), text))
+listener = socket.create_server(("127.0.0.1", int(os.environ["PORT"])), backlog=256)
+while True:
+    threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+"#;
+    let spec = "name='mute'\ndomains=['mute.test']\ncommand='python3 app.py'\ninstances=2\n[balance]\nmethod='round-robin'\neject=false\n[limits]\npids=256\n";
+    server.deploy(app_folder(&[("hutong.toml", spec), ("app.py", program)]).path());
+    const LOST: usize = 1000;
+    for _ in 0..LOST {
+        assert_eq!(get(&server.http, "mute.test", "/lost").status, 502);
+    }
+    // One after another, the two take turns.
+    let seen: usize = (0..2)
+        .map(|_| get(&server.http, "mute.test", "/seen").text())
+        .map(|text| text.parse::<usize>().expect("a number"))
+        .sum();
+    // 256 in each ten seconds and a fifth of all; without a bound they would be twice as many as were asked.
+    assert!(seen > LOST + 200, "{seen}");
+    assert!(seen < 2 * LOST - 100, "{seen}");
+}

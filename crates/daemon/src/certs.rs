@@ -1,5 +1,6 @@
 //! Certificates, as control sees them: which the gateway holds, which names need one ([`issuer`]), what
-//! owners bring. Keys pass through here on their way to the gateway and are not kept.
+//! owners bring. Keys pass through here on their way to the gateway; nothing writes them down, and only one that the gateway
+//! did not take yet is held.
 
 pub mod issuer;
 mod renewal;
@@ -62,7 +63,7 @@ pub struct Wish {
 struct State {
     /// None until the gateway has said so.
     held: Option<Vec<Held>>,
-    refused: HashMap<String, String>,
+    refused: HashMap<String, NotKept>,
 }
 
 /// Why the gateway does not serve a certificate.
@@ -70,6 +71,9 @@ struct State {
 pub enum NotKept {
     #[error("the gateway does not answer")]
     Undelivered,
+    /// There is nothing wrong with it; it may be kept later.
+    #[error("the gateway cannot write it down: {0}")]
+    Unwritten(String),
     #[error("{0}")]
     Refused(String),
 }
@@ -146,8 +150,8 @@ impl Certs {
         }
     }
 
-    pub fn note_refused(&self, name: String, reason: String) {
-        lock(&self.state).refused.insert(name, reason);
+    pub fn note_refused(&self, name: String, why: NotKept) {
+        lock(&self.state).refused.insert(name, why);
         self.heard.send_modify(|count| *count += 1);
     }
 
@@ -158,9 +162,7 @@ impl Certs {
     /// Has the gateway keep and serve a certificate, and waits until it does.
     pub async fn keep(&self, name: &str, pem: Pem) -> Result<Held, NotKept> {
         lock(&self.state).refused.remove(name);
-        let leaf = hutong_acme::chain::leaf(&pem.chain)
-            .map_err(|error| NotKept::Refused(error.to_string()))?;
-        let fingerprint = hutong_core::tree::hex(&sha2::Sha256::digest(&leaf));
+        let fingerprint = fingerprint(&pem.chain).map_err(NotKept::Refused)?;
         let mut heard = self.heard.subscribe();
         heard.mark_unchanged();
         let nudge = Nudge::Certificate {
@@ -171,8 +173,8 @@ impl Certs {
         let wait = async {
             loop {
                 let _ = heard.changed().await;
-                if let Some(reason) = lock(&self.state).refused.remove(name) {
-                    return Err(NotKept::Refused(reason));
+                if let Some(why) = lock(&self.state).refused.remove(name) {
+                    return Err(why);
                 }
                 let found = self.find(name);
                 if let Some(found) = found.filter(|held| held.fingerprint == fingerprint) {
@@ -204,6 +206,12 @@ impl Certs {
             .try_send(nudge)
             .map_err(|_| "the gateway does not answer".to_owned())
     }
+}
+
+/// SHA-256 of a chain's own certificate, in hex.
+fn fingerprint(chain: &str) -> Result<String, String> {
+    let leaf = hutong_acme::chain::leaf(chain).map_err(|error| error.to_string())?;
+    Ok(hutong_core::tree::hex(&sha2::Sha256::digest(&leaf)))
 }
 
 /// Whether a certificate for `pattern` is good for `host` (RFC 9525 §6.3).

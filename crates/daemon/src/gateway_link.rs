@@ -8,6 +8,7 @@ use hutong_ipc::{channel, fail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
+use crate::certs::NotKept;
 use crate::{Control, lock};
 
 /// A gateway that was restarted is found again within this time.
@@ -90,7 +91,17 @@ fn take(control: &Control, event: Event) {
                 }
             }
             Event::Certificates(held) => control.certs.note_held(held),
-            Event::BadCertificate { name, reason } => control.certs.note_refused(name, reason),
+            Event::BadCertificate {
+                name,
+                reason,
+                passing,
+            } => {
+                let why = match passing {
+                    true => NotKept::Unwritten(reason),
+                    false => NotKept::Refused(reason),
+                };
+                control.certs.note_refused(name, why);
+            }
             Event::Wanted { app } => {
                 observed.idle.remove(&app);
                 observed.awake.insert(app);

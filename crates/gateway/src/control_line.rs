@@ -17,6 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::limits::Ban;
 use crate::probe::Probes;
 use crate::table::Table;
+use crate::tls::Unkept;
 use crate::{News, Shared, admin};
 
 /// Events on their way to control; what does not fit is told when it asks again.
@@ -259,6 +260,7 @@ impl ControlLine {
                 }
                 Ok(Nudge::Forget { name }) => {
                     let gone = self.shared.tls.forget(&name);
+                    let gone = gone.map_err(Unkept::Refused);
                     self.say_certificates(&name, gone).await;
                 }
                 Ok(Nudge::Challenges(list)) => {
@@ -279,10 +281,17 @@ impl ControlLine {
         true
     }
 
-    async fn say_certificates(&mut self, name: &str, outcome: Result<(), String>) {
-        if let Err(reason) = outcome {
+    async fn say_certificates(&mut self, name: &str, outcome: Result<(), Unkept>) {
+        if let Err(why) = outcome {
+            let passing = matches!(why, Unkept::Unwritten(_));
+            let (Unkept::Refused(reason) | Unkept::Unwritten(reason)) = why;
             let name = name.to_owned();
-            self.say(&Event::BadCertificate { name, reason }).await;
+            let event = Event::BadCertificate {
+                name,
+                reason,
+                passing,
+            };
+            self.say(&event).await;
         }
         let held = self.shared.tls.held();
         self.say(&Event::Certificates(held)).await;

@@ -22,6 +22,7 @@ mod pipeline;
 mod probe;
 mod proxy;
 mod queue;
+mod retries;
 mod standing;
 mod stats;
 mod status;

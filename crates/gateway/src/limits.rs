@@ -28,8 +28,6 @@ use crate::visitor::{Peer, TOO_LARGE};
 
 /// Buckets in sets of four: 16 bytes each, a megabyte in all.
 const SETS: usize = 16 << 10;
-/// Half a megabyte.
-const CELLS: usize = 128 << 10;
 
 /// What all apps share.
 pub struct Limits {
@@ -47,7 +45,7 @@ impl Limits {
         Limits {
             keys: Keys::default(),
             buckets: Buckets::new(SETS),
-            open: Arc::new(counts::Counts::new(CELLS)),
+            open: Arc::new(counts::Counts::default()),
             checks: auth::Checks::default(),
             bans: Bans::default(),
         }
@@ -101,8 +99,6 @@ pub struct Terms {
     pub max_body: Option<u64>,
     /// How much its visitor may still ask for: `RateLimit`.
     pub left: Option<String>,
-    /// It needs no password, whatever the app says.
-    pub is_open: bool,
     /// Its places among those that are open at once.
     _held: [Option<Held>; 2],
 }
@@ -150,19 +146,13 @@ impl Guard {
     /// Lets a request in, or says why not.
     pub fn admit(&self, limits: &Limits, peer: &Peer, head: &RequestHead) -> Result<Terms, Page> {
         self.admit_address(limits, peer.ip)?;
-        // As an app reads it: many take `%2F` for a slash.
-        let path = hutong_http::path::as_decoded(head.path());
-        let route = self
-            .routes
-            .iter()
-            .find(|route| wire::covers(&route.prefix, &path));
+        let routes = self.routes_of(head.path());
         let mut terms = Terms::default();
-        if let Some(route) = route {
+        if let Some(route) = routes.first() {
             terms.class = route.class;
-            terms.is_open = route.open;
             terms.response_timeout = route.response_timeout;
-            terms.max_body = route.rules.max_body;
         }
+        terms.max_body = routes.iter().filter_map(|route| route.rules.max_body).min();
         terms.max_body = terms.max_body.or(self.rules.max_body);
         if let (Framing::Length(length), Some(most)) = (head.framing, terms.max_body)
             && length > most
@@ -170,7 +160,7 @@ impl Guard {
             return Err(Page::rejected(TOO_LARGE));
         }
         // The narrower rule first: what it refuses costs the wider one nothing.
-        for rules in route.iter().map(|route| &route.rules).chain([&self.rules]) {
+        for rules in routes.iter().map(|route| &route.rules).chain([&self.rules]) {
             if let Some((rule, rate)) = &rules.rate_per_ip {
                 let verdict = limits.take(*rule, Some(peer.ip), rate);
                 terms.left = Some(describe(&verdict));
@@ -187,9 +177,36 @@ impl Guard {
         Ok(terms)
     }
 
-    /// What asks its visitors who they are, if anything does.
-    pub fn auth(&self, terms: &Terms) -> Option<&Auth> {
-        self.auth.as_ref().filter(|_| !terms.is_open)
+    /// The routes with rules for a path, in whatever way the app reads it; none twice.
+    fn routes_of(&self, path: &str) -> Vec<&Route> {
+        let mut found: Vec<&Route> = Vec::new();
+        if self.routes.is_empty() {
+            return found;
+        }
+        for reading in hutong_http::path::readings(path) {
+            if let Some(route) = self.route_of(&reading)
+                && !found.iter().any(|known| known.prefix == route.prefix)
+            {
+                found.push(route);
+            }
+        }
+        found
+    }
+
+    fn route_of(&self, path: &str) -> Option<&Route> {
+        let mut routes = self.routes.iter();
+        routes.find(|route| wire::covers(&route.prefix, path))
+    }
+
+    /// What asks the app's visitors who they are, if anything does.
+    pub fn auth(&self) -> Option<&Auth> {
+        self.auth.as_ref()
+    }
+
+    /// Whether a path needs no password, in whatever way the app reads it.
+    pub fn is_open(&self, path: &str) -> bool {
+        let mut readings = hutong_http::path::readings(path).into_iter();
+        readings.all(|path| self.route_of(&path).is_some_and(|route| route.open))
     }
 
     fn admit_address(&self, limits: &Limits, ip: IpAddr) -> Result<(), Page> {
@@ -270,6 +287,11 @@ impl Limits {
 
     fn take(&self, rule: u64, ip: Option<IpAddr>, rate: &Rate) -> Verdict {
         self.buckets.take(self.keys.of(rule, ip), rate, now_us())
+    }
+
+    /// What [`Limits::take`] would say.
+    fn look(&self, rule: u64, ip: Option<IpAddr>, rate: &Rate) -> Verdict {
+        self.buckets.look(self.keys.of(rule, ip), rate, now_us())
     }
 }
 

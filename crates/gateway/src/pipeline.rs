@@ -15,13 +15,13 @@ use hutong_ipc::gateway::Serve;
 use crate::access::{Log, Record};
 use crate::activity::{Activity, UnderWay};
 use crate::balance::Nothing;
-use crate::limits::Terms;
+use crate::limits::{Auth, Terms};
 use crate::pages::{Page, capital};
 use crate::proxy::{self, Failure, Upstreams};
 use crate::queue::{Queue, Waiting};
 use crate::table::{App, Match, Table};
 use crate::visitor::{Answer, Download, Ended, Peer, Upload};
-use crate::{Shared, balance, date, files, https, limits};
+use crate::{Shared, balance, files, https, limits};
 
 /// How many requests of one app wait at once; the next one is told to come back.
 const MAX_HELD: usize = 4096;
@@ -57,6 +57,8 @@ pub struct Exchange<'a, 'b> {
     pub extras: Extras,
     /// Who it is, where the app's owner wants a password.
     pub user: Option<String>,
+    /// Its `Authorization` was meant for us.
+    pub drops_password: bool,
     /// How long the app may take to begin its answer.
     pub patience: Duration,
     terms: Terms,
@@ -125,6 +127,7 @@ pub async fn handle<'v>(
         deaths: 0,
         extras: Extras::default(),
         user: None,
+        drops_password: false,
         patience: GRACE,
         terms: Terms::default(),
         under_way: None,
@@ -179,6 +182,16 @@ impl Exchange<'_, '_> {
         self.download.answer(answer, bodiless).await
     }
 
+    /// A file; one behind a password is for nobody's shared cache (RFC 9111 §3.5).
+    async fn answer_file(&mut self, mut answer: Answer) -> Result<(), Ended> {
+        if self.user.is_some() {
+            let said = answer.fields.text(Name::CacheControl).unwrap_or_default();
+            let private = said.replacen("public", "private", 1);
+            answer.fields.set(Name::CacheControl, private.as_bytes());
+        }
+        self.answer(answer).await
+    }
+
     /// Lets the request in under the app's rules, or not.
     fn admit(&mut self, found: &Match) -> Result<(), Page> {
         let app = &found.app;
@@ -197,6 +210,23 @@ impl Exchange<'_, '_> {
         if app.guard.compress && can {
             self.download.compress_for = Some(&self.head.fields);
         }
+        Ok(())
+    }
+
+    /// Asks who it is, where that is needed.
+    async fn identify(&mut self, app: &App, auth: &Auth) -> Result<(), Stop> {
+        self.user = None;
+        self.drops_password = auth.is_for_us(self.head);
+        if app.guard.is_open(self.head.path()) {
+            return Ok(());
+        }
+        let may_leave = self.upload.is_over();
+        let check = auth.check(&self.worker.shared.limits, self.peer, self.head);
+        let user = tokio::select! {
+            user = check => user?,
+            () = self.download.gone(), if may_leave => return Err(Ended::Gone.into()),
+        };
+        self.user = Some(user);
         Ok(())
     }
 
@@ -219,12 +249,6 @@ impl Exchange<'_, '_> {
         }
     }
 
-    /// It may be sent once more, and is counted.
-    pub fn may_be_sent_again(&self) -> bool {
-        let stats = self.record.stats.as_ref();
-        self.is_replayable() && stats.is_none_or(|stats| stats.may_retry(date::second()))
-    }
-
     /// It may be sent again: nothing of it is gone, and asking twice does no harm.
     pub fn is_replayable(&self) -> bool {
         !self.upload.is_begun()
@@ -238,7 +262,8 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
     let (worker, head) = (exchange.worker, exchange.head);
     let (mut wait, mut grace) = (Wait::default(), Wait::default());
     let mut line = InLine::default();
-    let mut admitted = false;
+    let mut admitted: Option<String> = None;
+    let mut version = None;
     loop {
         if let Some(answer) = https::challenge(&worker.shared, head) {
             return Ok(exchange.answer(answer).await?);
@@ -248,7 +273,11 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
             let detail = format!("No app answers for {}.", head.host());
             return Err(Page::new(404, detail).into());
         };
-        if !std::mem::replace(&mut admitted, true) {
+        // The name may lead to another app by now, which has rules of its own.
+        if admitted.as_ref() != Some(&found.app.name) {
+            admitted = Some(found.app.name.clone());
+            (line, version) = (InLine::default(), None);
+            (exchange.user, exchange.under_way) = (None, None);
             exchange.admit(&found)?;
         }
         let app = &found.app;
@@ -257,12 +286,11 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
         if let Some(answer) = elsewhere {
             return Ok(exchange.answer(answer).await?);
         }
-        // Not before: a password is not asked for over a connection that is about to be another.
-        if exchange.user.is_none()
-            && let Some(auth) = app.guard.auth(&exchange.terms)
-        {
-            let limits = &worker.shared.limits;
-            exchange.user = Some(auth.check(limits, exchange.peer, head).await?);
+        // Not before: a password is not asked for over a connection that is about to be another. Once for each table:
+        // whoever waits may be let in no more.
+        if let Some(auth) = app.guard.auth().filter(|_| version != Some(table.version)) {
+            version = Some(table.version);
+            exchange.identify(app, auth).await?;
         }
         if exchange.under_way.is_none() {
             exchange.under_way = app.activity.as_ref().map(Activity::begin);
@@ -272,9 +300,9 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
                 let root = app.root.as_ref().ok_or_else(|| bad_gateway("no files"))?;
                 let path = &head.path()[found.strip..];
                 let fallback = if *spa { Some("index.html") } else { None };
-                exchange.download.is_public = true;
+                exchange.download.is_public = exchange.user.is_none();
                 let answer = files::serve(root, path, head, index.as_deref(), fallback)?;
-                return Ok(exchange.answer(answer).await?);
+                return Ok(exchange.answer_file(answer).await?);
             }
             Serve::Down {
                 reason,
@@ -284,7 +312,7 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
                 if let Some(files) = &app.files
                     && let Some(answer) = files::asset(files, &head.path()[found.strip..], head)
                 {
-                    return Ok(exchange.answer(answer).await?);
+                    return Ok(exchange.answer_file(answer).await?);
                 }
                 match attempt(&table, app, &found, &mut line, exchange).await? {
                     None => return Ok(()),
@@ -349,6 +377,7 @@ async fn attempt(
             );
         }
         drop(taken.in_flight);
+        app.retries.note_sent();
         match answered {
             Ok(()) => return Ok(None),
             Err(Failure::NothingSent) => tried.push(target),

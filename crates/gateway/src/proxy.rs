@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use hutong_ipc::gateway::Protocol;
 use tokio::net::TcpStream;
 
+use crate::date;
 use crate::pages::Page;
 use crate::pipeline::{Exchange, Stop, Worker, bad_gateway};
 use crate::table::App;
@@ -22,6 +23,8 @@ const MAX_IDLE: usize = 64;
 const IDLE_FOR: Duration = Duration::from_secs(30);
 /// A target on the same machine takes a connection at once or is stuck.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+const UNANSWERED: &str = "The app ended the connection before it answered.";
 
 /// Why a request was not answered by a target.
 pub enum Failure {
@@ -209,9 +212,9 @@ pub async fn forward(
                 return Err(bad_gateway("The app did not take the request.").into());
             }
             Err(Broken::Unsent) if was_reused => {}
-            Err(Broken::Unanswered) if was_reused && exchange.may_be_sent_again() => {}
+            Err(Broken::Unanswered) if was_reused && exchange.is_replayable() => {}
             Err(Broken::Unsent) => return Err(Failure::NothingSent),
-            Err(Broken::Unanswered) if exchange.may_be_sent_again() => {
+            Err(Broken::Unanswered) if exchange.is_replayable() => {
                 // It died while it had our request: another target may do better. Not a third one: the
                 // request itself may be what kills them.
                 exchange.deaths += 1;
@@ -219,12 +222,12 @@ pub async fn forward(
                     let detail = "Two instances of the app ended while they had this request.";
                     return Err(bad_gateway(detail).into());
                 }
+                if !app.retries.may(date::second()) {
+                    return Err(bad_gateway(UNANSWERED).into());
+                }
                 return Err(Failure::NothingSent);
             }
-            Err(Broken::Unanswered) => {
-                let detail = "The app ended the connection before it answered.";
-                return Err(bad_gateway(detail).into());
-            }
+            Err(Broken::Unanswered) => return Err(bad_gateway(UNANSWERED).into()),
             Err(Broken::TooSlow) => {
                 return Err(Page::new(504, "The app took too long to answer.").into());
             }

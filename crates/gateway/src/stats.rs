@@ -1,7 +1,6 @@
 //! What a route has answered, since the gateway began: counts by kind, and how long it took.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// Times are counted in steps that double: up to 256 µs, 512 µs … 1 min, and above.
@@ -14,15 +13,6 @@ pub struct Stats {
     answers: [AtomicU64; 6],
     bytes: AtomicU64,
     times: [AtomicU64; STEPS],
-    retries: Mutex<Retries>,
-}
-
-/// Requests that were sent once more within a window.
-#[derive(Default)]
-struct Retries {
-    window_s: u64,
-    count: u64,
-    answers: u64,
 }
 
 impl Stats {
@@ -39,26 +29,6 @@ impl Stats {
             .checked_ilog2()
             .map_or(0, |log| log as usize + 1);
         self.times[step.min(STEPS - 1)].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Whether one more request may be sent twice: so many in ten seconds, and a fifth of all that were answered
-    /// meanwhile. Apps that fail under their load must not get twice as much of it. `now_s`: seconds on any clock.
-    pub fn may_retry(&self, now_s: u64) -> bool {
-        const WINDOW_S: u64 = 10;
-        const ALWAYS: u64 = 256;
-        let answers = self.answers().iter().sum();
-        let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
-        if now_s.abs_diff(retries.window_s) >= WINDOW_S {
-            *retries = Retries {
-                window_s: now_s,
-                count: 0,
-                answers,
-            };
-        }
-        let meanwhile = answers.saturating_sub(retries.answers);
-        let may = retries.count < ALWAYS + meanwhile / 5;
-        retries.count += u64::from(may);
-        may
     }
 
     pub fn answers(&self) -> [u64; 6] {
@@ -100,20 +70,6 @@ impl Stats {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_fifth_may_be_sent_twice() {
-        let stats = Stats::default();
-        let in_a_row = |now_s| (0..).take_while(|_| stats.may_retry(now_s)).count();
-        assert_eq!(in_a_row(100), 256);
-        for _ in 0..500 {
-            stats.note(200, 0, Duration::ZERO);
-        }
-        assert_eq!(in_a_row(109), 100);
-        assert_eq!(in_a_row(110), 256);
-        // A clock that was set back is no reason to wait for it.
-        assert_eq!(in_a_row(50), 256);
-    }
 
     #[test]
     fn times_fall_into_steps_that_double() {

@@ -15,6 +15,7 @@ use crate::activity::Activity;
 use crate::files::Root;
 use crate::limits::Guard;
 use crate::queue::Queue;
+use crate::retries::Retries;
 use crate::stats::Stats;
 use crate::target::Target;
 
@@ -56,6 +57,8 @@ pub struct App {
     /// Requests that wait for a place at a target; kept across tables.
     pub queue: Arc<Queue>,
     pub guard: Guard,
+    /// Kept across tables.
+    pub retries: Arc<Retries>,
     /// Its scripts' files, for what is no script.
     pub files: Option<Root>,
 }
@@ -228,6 +231,7 @@ impl App {
             slow_start: Duration::from_millis(wire.balance.slow_start_ms),
             balance: wire.balance,
             queue: before.map_or_else(Arc::default, |app| app.queue.clone()),
+            retries: before.map_or_else(Arc::default, |app| app.retries.clone()),
             guard: Guard::new(&name, &wire.traffic, before.map(|app| &app.guard)),
             name,
             serve: wire.serve,

@@ -24,6 +24,13 @@ pub const ACME: &[u8] = b"acme-tls/1";
 /// Certificates that are kept at most.
 const MAX_HELD: usize = 10_000;
 
+/// Why a certificate is not served.
+pub enum Unkept {
+    Refused(String),
+    /// The disk, not the certificate.
+    Unwritten(String),
+}
+
 /// Everything about TLS that workers share.
 pub struct Tls {
     folder: PathBuf,
@@ -128,14 +135,15 @@ impl Tls {
     }
 
     /// Keeps a certificate, if it is one, and serves it from the next handshake on.
-    pub fn keep(&self, name: &str, pem: &Pem) -> Result<(), String> {
-        read(name, pem.chain.as_bytes(), pem.key.0.as_bytes())?;
+    pub fn keep(&self, name: &str, pem: &Pem) -> Result<(), Unkept> {
+        read(name, pem.chain.as_bytes(), pem.key.0.as_bytes()).map_err(Unkept::Refused)?;
         let mut text = pem.chain.trim_end().to_owned();
         text.push('\n');
         text.push_str(pem.key.0.trim_end());
         text.push('\n');
-        let path = self.path(name)?;
-        atomic_write(&path, text.as_bytes(), 0o600).map_err(|error| error.to_string())?;
+        let path = self.path(name).map_err(Unkept::Refused)?;
+        let written = atomic_write(&path, text.as_bytes(), 0o600);
+        written.map_err(|error| Unkept::Unwritten(error.to_string()))?;
         self.load();
         Ok(())
     }

@@ -215,13 +215,14 @@ mod tests {
     fn https_and_files_are_told_if_there_are_any() {
         let request = Request {
             scheme: "https",
-            remote_user: None,
+            remote_user: Some(b"ann"),
             document_root: Some(b"/srv"),
             script_filename: Some(b"/srv/index.php"),
             ..request(&[])
         };
         let expected = [
             "HTTPS=on",
+            "REMOTE_USER=ann",
             "DOCUMENT_ROOT=/srv",
             "SCRIPT_FILENAME=/srv/index.php",
         ];

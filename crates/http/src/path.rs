@@ -59,24 +59,46 @@ fn unescape(path: &str) -> Cow<'_, str> {
     Cow::Owned(plain)
 }
 
-/// A normalised path as an app may read it that decodes before it looks for slashes, and takes many for one:
-/// what holds for `/login` holds for `/x%2F..%2Flogin` and `//login`. Bytes that are no UTF-8 are replaced.
-pub fn as_decoded(path: &str) -> Cow<'_, str> {
-    if !path.contains('%') && !path.contains("//") {
-        return Cow::Borrowed(path);
+/// A normalised path as apps may read it: as it is; decoded before slashes are looked for, and many of those taken for
+/// one; the same with dot segments resolved; and with what follows a `;` in each segment cut off before. What is to hold
+/// for a path must hold in every reading. Bytes that are no UTF-8 are replaced.
+pub fn readings(path: &str) -> Vec<Cow<'_, str>> {
+    let mut all = vec![Cow::Borrowed(path)];
+    if !path.contains(['%', ';']) && !path.contains("//") {
+        return all;
     }
     let decoded = percent_decode_str(path).decode_utf8_lossy();
+    let read = [
+        collapse(decoded.split('/'), false),
+        collapse(decoded.split('/'), true),
+        collapse(decoded.split('/').map(without_parameters), true),
+    ];
+    for reading in read {
+        if !all.iter().any(|known| **known == *reading) {
+            all.push(Cow::Owned(reading));
+        }
+    }
+    all
+}
+
+fn without_parameters(segment: &str) -> &str {
+    segment.split(';').next().unwrap_or_default()
+}
+
+fn collapse<'a>(path: impl Iterator<Item = &'a str>, resolve: bool) -> String {
     let mut segments: Vec<&str> = Vec::new();
     let mut folder = false;
-    for segment in decoded.split('/') {
-        folder = matches!(segment, "" | "." | "..");
+    for segment in path {
+        let dots = resolve && matches!(segment, "." | "..");
+        folder = segment.is_empty() || dots;
         match segment {
-            "" | "." => {}
-            ".." => drop(segments.pop()),
+            "" => {}
+            "." if resolve => {}
+            ".." if resolve => drop(segments.pop()),
             name => segments.push(name),
         }
     }
-    let mut out = String::with_capacity(decoded.len());
+    let mut out = String::new();
     for segment in &segments {
         out.push('/');
         out.push_str(segment);
@@ -84,7 +106,7 @@ pub fn as_decoded(path: &str) -> Cow<'_, str> {
     if folder || segments.is_empty() {
         out.push('/');
     }
-    Cow::Owned(out)
+    out
 }
 
 fn is_visible(byte: u8) -> bool {
@@ -183,22 +205,30 @@ mod tests {
     }
 
     #[test]
-    fn rules_see_what_the_app_sees() {
-        for (given, seen) in [
-            ("/", "/"),
-            ("/login", "/login"),
-            ("/login/", "/login/"),
-            ("//login", "/login"),
-            ("/%2Flogin", "/login"),
-            ("/x%2F..%2Flogin", "/login"),
-            ("/login%2F", "/login/"),
-            ("/x/%2e%2e%2Flogin%2F.", "/login/"),
-            ("/..%2F..%2Flogin", "/login"),
-            ("/%ff", "/\u{fffd}"),
-            ("/a%2F..", "/"),
-            ("/%E4%BD%A0", "/你"),
-        ] {
-            assert_eq!(as_decoded(given), seen, "{given}");
+    fn an_app_may_read_a_path_in_more_than_one_way() {
+        let all: [(&str, &[&str]); 10] = [
+            ("/", &["/"]),
+            ("/login/x", &["/login/x"]),
+            ("//login", &["//login", "/login"]),
+            ("/%2Flogin", &["/%2Flogin", "/login"]),
+            (
+                "/x%2F..%2Flogin",
+                &["/x%2F..%2Flogin", "/x/../login", "/login"],
+            ),
+            ("/login%2F.", &["/login%2F.", "/login/.", "/login/"]),
+            (
+                "/..%2F..%2Flogin",
+                &["/..%2F..%2Flogin", "/../../login", "/login"],
+            ),
+            ("/%ff", &["/%ff", "/\u{fffd}"]),
+            ("/open/..;/admin;v=1", &["/open/..;/admin;v=1", "/admin"]),
+            (
+                "/a.php/..%2F..%2Fopen",
+                &["/a.php/..%2F..%2Fopen", "/a.php/../../open", "/open"],
+            ),
+        ];
+        for (given, seen) in all {
+            assert_eq!(readings(given), seen, "{given}");
         }
     }
 

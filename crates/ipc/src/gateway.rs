@@ -235,6 +235,9 @@ pub enum Event {
     BadCertificate {
         name: String,
         reason: String,
+        /// It is not its own fault: it may be taken later.
+        #[serde(default)]
+        passing: bool,
     },
     /// The challenges are in place at every worker.
     Challenged,

@@ -45,18 +45,15 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
 }
 
 fn read() -> std::io::Result<String> {
-    let mut line = String::new();
-    match terminal::Silent::new() {
-        Some(_silent) => {
-            let mut stderr = std::io::stderr();
-            write!(stderr, "Password: ")?;
-            stderr.flush()?;
-            std::io::stdin().read_line(&mut line)?;
-            writeln!(stderr)?;
-        }
-        None => {
-            std::io::stdin().read_line(&mut line)?;
-        }
-    }
-    Ok(line)
+    let Some(silent) = terminal::Silent::new() else {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
+        return Ok(line);
+    };
+    let mut stderr = std::io::stderr();
+    write!(stderr, "Password: ")?;
+    stderr.flush()?;
+    let line = silent.line();
+    writeln!(stderr)?;
+    line
 }

@@ -21,7 +21,7 @@ use hutong_runtime::paths::atomic_write;
 
 use super::renewal;
 use super::solver::Show;
-use super::{NotKept, Source, covers};
+use super::{NotKept, Source, covers, fingerprint};
 use crate::store::Attempt;
 use crate::{Control, lock, publish};
 
@@ -108,6 +108,7 @@ async fn pass(control: &Arc<Control>) -> u64 {
         .map(|host| (source_of(acme, host) == Source::Acme, host))
         .collect();
     list.sort();
+    forget_kept(control, &held, &hosts);
     let mut asking = renewal::Asking::new(control, &held);
     for (by_acme, host) in list {
         let own = held.iter().any(|one| {
@@ -132,7 +133,10 @@ async fn pass(control: &Arc<Control>) -> u64 {
             due_s = due_s.min(until);
             continue;
         }
-        lock(&control.certs.forced).remove(host);
+        if lock(&control.certs.forced).remove(host) {
+            // Another key is wanted, not one that was signed before.
+            lock(&control.certs.unkept).remove(host);
+        }
         let next_s = attempt(control, host, source, before).await;
         due_s = due_s.min(next_s.unwrap_or_else(|error| {
             tracing::error!("no certificate for {host}: {error}");
@@ -141,6 +145,19 @@ async fn pass(control: &Arc<Control>) -> u64 {
     }
     tidy(control, &held, &hosts);
     due_s
+}
+
+/// What was signed and not delivered, as far as we knew: the gateway may have heard of it all the same.
+fn forget_kept(control: &Control, held: &[Held], hosts: &BTreeSet<String>) {
+    let mut unkept = lock(&control.certs.unkept);
+    unkept.retain(|host, pem| {
+        let arrived = fingerprint(&pem.chain)
+            .is_ok_and(|one| held.iter().any(|held| held.fingerprint == one));
+        if arrived && let Err(error) = control.store.forget_attempt(host) {
+            tracing::warn!("{error}");
+        }
+        !arrived && hosts.contains(host)
+    });
 }
 
 /// Throws away what nobody asks for any more: local ones at once, others when they have ended.
@@ -174,7 +191,7 @@ async fn keep(control: &Control, source: Source, host: &str, pem: Pem) -> Result
     let kept = control.certs.keep(&source.name(host), pem).await;
     let kept = kept.map_err(|reason| Failed {
         whose: match reason {
-            NotKept::Undelivered => Whose::Gateway,
+            NotKept::Undelivered | NotKept::Unwritten(_) => Whose::Gateway,
             NotKept::Refused(_) => Whose::Other,
         },
         ..Failed::plain(reason.to_string())
@@ -353,6 +370,9 @@ async fn attempt(
                 .forget_attempt(done)
                 .map_err(|error| error.to_string())?;
         }
+        if source == Source::Acme {
+            rest_after_wish(control, host, before)?;
+        }
         return Ok(u64::MAX);
     };
     tracing::warn!("no certificate for {host}: {}", failed.problem);
@@ -397,6 +417,26 @@ async fn attempt(
         problem: failed.problem,
     })?;
     Ok(next_s)
+}
+
+/// An authority that would like every certificate renewed at once must not have us ask it without end: behind a renewal
+/// that only its wish was the reason for, the name is left alone for a while.
+fn rest_after_wish(control: &Control, host: &str, before: Option<&Held>) -> Result<(), String> {
+    const REST_S: u64 = 86_400;
+    let due_s = |held: &&Held| schedule::renew_at(host, life(held), None);
+    let Some(before) = before.filter(|held| due_s(held) > now()) else {
+        return Ok(());
+    };
+    let life = life(before);
+    let rest_s = REST_S.min(life.not_after.saturating_sub(life.not_before) / 3);
+    let rest = Attempt {
+        host: host.to_owned(),
+        failures: 0,
+        next_s: now() + rest_s,
+        problem: String::new(),
+    };
+    let noted = control.store.note_attempt(&rest);
+    noted.map_err(|error| error.to_string())
 }
 
 async fn obtain(control: &Arc<Control>, host: &str, before: Option<&Held>) -> Result<(), Failed> {

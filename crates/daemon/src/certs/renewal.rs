@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use hutong_acme::account::Account;
-use hutong_acme::renewal::{identifier, window};
+use hutong_acme::error::Error;
+use hutong_acme::renewal::{CertificateIdentifier, identifier, window};
+use hutong_acme::schedule::Window;
 use hutong_ipc::gateway::Held;
 
 use super::Wish;
@@ -70,12 +72,17 @@ impl Asking {
             Ok(None) => wish.window = None,
             Err(problem) => {
                 tracing::debug!("when to renew {} was not told: {problem}", held.name);
-                // Others would wait for it in vain, too.
-                let until_s = now() + QUIET_S;
-                control
-                    .certs
-                    .quiet_until_s
-                    .store(until_s, Ordering::Relaxed);
+                if matches!(
+                    problem,
+                    Error::Unreachable { .. } | Error::RateLimited { .. }
+                ) {
+                    // Others would wait for it in vain, too.
+                    let until_s = now() + QUIET_S;
+                    control
+                        .certs
+                        .quiet_until_s
+                        .store(until_s, Ordering::Relaxed);
+                }
             }
         }
         lock(&control.certs.wishes).insert(held.fingerprint.clone(), wish);
@@ -85,19 +92,18 @@ impl Asking {
     async fn ask(
         &mut self,
         control: &Arc<Control>,
-        id: &hutong_acme::renewal::CertificateIdentifier<'static>,
-    ) -> Result<Option<(hutong_acme::schedule::Window, u64)>, String> {
+        id: &CertificateIdentifier<'static>,
+    ) -> Result<Option<(Window, u64)>, Error> {
         let account = match &self.account {
             Some(account) => account,
             None => {
-                let acme = control.certs.acme.as_ref().ok_or("no authority is set")?;
-                let known = account_of(control, acme).await;
-                self.account
-                    .insert(known.map_err(|error| error.to_string())?)
+                let Some(acme) = &control.certs.acme else {
+                    return Ok(None);
+                };
+                self.account.insert(account_of(control, acme).await?)
             }
         };
-        let answer = window(account, id).await;
-        let answer = answer.map_err(|error| error.to_string())?;
+        let answer = window(account, id).await?;
         Ok(answer.map(|(window, again)| (window, again.as_secs())))
     }
 }

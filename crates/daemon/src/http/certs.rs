@@ -87,8 +87,8 @@ pub async fn add(
     };
     let kept = control.certs.keep(&own(&name)?, pem).await;
     let kept = kept.map_err(|reason| match reason {
-        NotKept::Undelivered => ApiError::new(503, reason.to_string()),
         NotKept::Refused(reason) => ApiError::bad(reason),
+        NotKept::Undelivered | NotKept::Unwritten(_) => ApiError::new(503, reason.to_string()),
     })?;
     Ok(Json(shown(&control, &kept)))
 }

@@ -1,48 +1,53 @@
 //! Names and passwords before an app (RFC 7617). Passwords are kept as bcrypt: to check one takes a good part of
-//! a second by design, so it is done aside, one at a time, each address may try only so often, and what was found
-//! right is remembered.
+//! a second by design. So it is done aside, one at a time and after everything else; the same word is checked once
+//! however many requests bring it; each address may be wrong only so often; and what was right is remembered.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hutong_http::fields::Name;
 use hutong_http::request::RequestHead;
 use hutong_ipc::gateway as wire;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::buckets::Rate;
+use super::counts::Counts;
 use super::{Limits, refuse_if};
 use crate::pages::Page;
 use crate::visitor::Peer;
 
-/// Tries of one address that are not known to be right.
-const TRIES: Rate = Rate {
+/// How often an address may be wrong.
+const WRONG: Rate = Rate {
     interval_ns: 6_000_000_000,
     burst: 10,
 };
-/// Checks that wait for the one that is under way, and for how long.
-const MAX_WAITING: usize = 16;
+/// Words that wait to be checked, of all and of one address, and for how long.
+const MAX_WAITING: u32 = 64;
+const MAX_WAITING_PER_IP: u32 = 16;
 const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_KNOWN: usize = 4096;
 /// Longer ones bcrypt cuts off.
 const MAX_PASSWORD: usize = 72;
+/// How much a check steps back behind what serves visitors.
+const NICE: i32 = 10;
 
 /// An app's users.
 pub struct Auth {
     realm: String,
     users: Vec<wire::User>,
-    /// Of the app, for counting tries.
+    /// Of the app, for counting what was wrong.
     rule: u64,
 }
 
 /// What all apps share.
 pub struct Checks {
+    /// Which is under way; the others wait in the order of coming.
     place: Semaphore,
-    waiting: Semaphore,
+    waiting: Arc<Counts>,
     known: Known,
 }
 
@@ -50,36 +55,71 @@ impl Default for Checks {
     fn default() -> Self {
         Checks {
             place: Semaphore::new(1),
-            waiting: Semaphore::new(MAX_WAITING),
+            waiting: Arc::default(),
             known: Known::default(),
         }
     }
 }
 
-/// Digests of names with passwords that were right, under keys that nobody knows.
+/// A name, its password and what is kept of it, under keys that nobody knows.
+type Digest = [u64; 2];
+
 #[derive(Default)]
 struct Known {
     keys: [RandomState; 2],
-    right: Mutex<HashSet<[u64; 2]>>,
+    right: Mutex<HashSet<Digest>>,
+    /// Those that are being checked: whoever brings the same waits for that.
+    checked: Mutex<HashMap<Digest, watch::Receiver<()>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Known {
-    fn digest(&self, kept: &str, given: &Given) -> [u64; 2] {
+    fn digest(&self, kept: &str, given: &Given) -> Digest {
         let all = (kept, &given.name, &given.password);
         [self.keys[0].hash_one(all), self.keys[1].hash_one(all)]
     }
 
-    fn has(&self, digest: [u64; 2]) -> bool {
-        let right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
-        right.contains(&digest)
+    fn has(&self, digest: Digest) -> bool {
+        lock(&self.right).contains(&digest)
     }
 
-    fn add(&self, digest: [u64; 2]) {
-        let mut right = self.right.lock().unwrap_or_else(PoisonError::into_inner);
+    fn add(&self, digest: Digest) {
+        let mut right = lock(&self.right);
         if right.len() >= MAX_KNOWN {
             right.clear();
         }
         right.insert(digest);
+    }
+
+    /// The check of this word that is under way, or leave to make it.
+    fn claim(&self, digest: Digest) -> Result<Claim<'_>, watch::Receiver<()>> {
+        let mut checked = lock(&self.checked);
+        if let Some(other) = checked.get(&digest) {
+            return Err(other.clone());
+        }
+        let (done, other) = watch::channel(());
+        checked.insert(digest, other);
+        Ok(Claim {
+            known: self,
+            digest,
+            _done: done,
+        })
+    }
+}
+
+/// Dropped when the check is over, however it ended: those who wait for it look again.
+struct Claim<'a> {
+    known: &'a Known,
+    digest: Digest,
+    _done: watch::Sender<()>,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        lock(&self.known.checked).remove(&self.digest);
     }
 }
 
@@ -97,6 +137,15 @@ impl Auth {
         }
     }
 
+    /// Whether a request brings a word for us, which is none of the app's business.
+    pub fn is_for_us(&self, head: &RequestHead) -> bool {
+        given(head).is_some_and(|given| self.find(&given.name).is_some())
+    }
+
+    fn find(&self, name: &str) -> Option<&wire::User> {
+        self.users.iter().find(|user| user.name == name)
+    }
+
     /// The visitor's name, or a page that asks for it.
     pub async fn check(
         &self,
@@ -105,27 +154,37 @@ impl Auth {
         head: &RequestHead,
     ) -> Result<String, Page> {
         let given = given(head).ok_or_else(|| self.ask())?;
-        let user = self.users.iter().find(|user| user.name == given.name);
+        let user = self.find(&given.name);
         // Whether there is such a user is not told by the time it takes.
         let kept = user.or(self.users.first()).ok_or_else(|| self.ask())?;
-        let checks = &limits.checks;
-        let digest = checks.known.digest(&kept.hash.0, &given);
-        if user.is_some() && checks.known.has(digest) {
+        let known = &limits.checks.known;
+        let digest = known.digest(&kept.hash.0, &given);
+        if user.is_some() && known.has(digest) {
             return Ok(given.name);
         }
-        self.let_try(limits, peer.ip)?;
+        let claim = match known.claim(digest) {
+            Ok(claim) => claim,
+            Err(mut other) => {
+                // It ends with an error: nothing is ever sent.
+                let _ = tokio::time::timeout(2 * PATIENCE, other.changed()).await;
+                return match user.is_some() && known.has(digest) {
+                    true => Ok(given.name),
+                    false => Err(self.ask()),
+                };
+            }
+        };
+        let verdict = limits.look(self.rule, Some(peer.ip), &WRONG);
+        refuse_if(&verdict, "with a wrong password from your address", &WRONG)?;
         let (name, password) = (given.name, given.password);
-        let right = checks.verify(password, kept.hash.0.clone()).await?;
-        if !right || user.is_none() {
+        let hash = kept.hash.0.clone();
+        let right = limits.checks.verify(peer.ip, limits, password, hash);
+        if !right.await? || user.is_none() {
+            limits.take(self.rule, Some(peer.ip), &WRONG);
             return Err(self.ask());
         }
-        checks.known.add(digest);
+        known.add(digest);
+        drop(claim);
         Ok(name)
-    }
-
-    fn let_try(&self, limits: &Limits, ip: IpAddr) -> Result<(), Page> {
-        let verdict = limits.take(self.rule, Some(ip), &TRIES);
-        refuse_if(&verdict, "with a password from your address", &TRIES)
     }
 
     fn ask(&self) -> Page {
@@ -140,14 +199,31 @@ impl Auth {
 }
 
 impl Checks {
-    async fn verify(&self, password: Vec<u8>, hash: String) -> Result<bool, Page> {
+    async fn verify(
+        &self,
+        ip: IpAddr,
+        limits: &Limits,
+        password: Vec<u8>,
+        hash: String,
+    ) -> Result<bool, Page> {
         let busy = || Page::unavailable("Too many passwords are being checked.", 2);
-        let _waiting = self.waiting.try_acquire().map_err(|_| busy())?;
+        let own = limits.keys.of(1, Some(ip));
+        let _own = self
+            .waiting
+            .take(own, MAX_WAITING_PER_IP)
+            .ok_or_else(busy)?;
+        let _waiting = self.waiting.take(0, MAX_WAITING).ok_or_else(busy)?;
         let place = tokio::time::timeout(PATIENCE, self.place.acquire()).await;
         let _place = place.ok().and_then(Result::ok).ok_or_else(busy)?;
-        // Dropped half-way, it goes on, and the next one begins beside it: the tries of each address are counted.
-        let check = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash));
-        Ok(matches!(check.await, Ok(Ok(true))))
+        let (tell, told) = tokio::sync::oneshot::channel();
+        let check = move || {
+            // Linux: of this thread alone. If it may not, it does not.
+            let _ = rustix::process::setpriority_process(None, NICE);
+            let _ = tell.send(matches!(bcrypt::verify(password, &hash), Ok(true)));
+        };
+        let thread = std::thread::Builder::new().name("password".into());
+        thread.spawn(check).map_err(|_| busy())?;
+        told.await.map_err(|_| busy())
     }
 }
 
@@ -162,4 +238,124 @@ fn given(head: &RequestHead) -> Option<Given> {
     let name = String::from_utf8(decoded[..colon].to_vec()).ok()?;
     let password = decoded[colon + 1..].to_vec();
     (password.len() <= MAX_PASSWORD).then_some(Given { name, password })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hutong_http::request::Scan;
+
+    fn request(pair: &str) -> RequestHead {
+        let mut head = RequestHead::default();
+        let word = BASE64_STANDARD.encode(pair);
+        let text = format!("GET / HTTP/1.1\r\nHost: a.test\r\nAuthorization: Basic {word}\r\n\r\n");
+        head.parse(text.as_bytes(), &mut Scan::default())
+            .expect("sound");
+        head
+    }
+
+    fn peer(ip: &str) -> Peer {
+        Peer {
+            ip: ip.parse().expect("an address"),
+            text: ip.to_owned(),
+            port: 1,
+            tls: false,
+            proxied: None,
+        }
+    }
+
+    fn auth() -> Auth {
+        let hash = bcrypt::hash("sesame", 4).expect("a hash");
+        let user = wire::User {
+            name: "ann".into(),
+            hash: wire::Secret(hash),
+        };
+        let wire = wire::Auth {
+            realm: "Staff".into(),
+            users: vec![user],
+        };
+        Auth::new("a", &wire)
+    }
+
+    #[tokio::test]
+    async fn many_with_the_right_word_are_no_guesses() {
+        let (limits, auth, peer) = (Limits::new(), auth(), peer("10.0.0.1"));
+        let head = request("ann:sesame");
+        let mut all = Vec::new();
+        for _ in 0..100 {
+            all.push(auth.check(&limits, &peer, &head));
+        }
+        for one in futures_in_turn(all).await {
+            assert_eq!(one.expect("let in"), "ann");
+        }
+        // It cost none of the tries of its address.
+        let left = limits.look(auth.rule, Some(peer.ip), &WRONG).remaining;
+        assert_eq!(left, WRONG.burst - 1);
+    }
+
+    #[tokio::test]
+    async fn who_is_wrong_too_often_waits_and_who_is_known_does_not() {
+        let (limits, auth, peer) = (Limits::new(), auth(), peer("10.0.0.1"));
+        assert!(
+            auth.check(&limits, &peer, &request("ann:sesame"))
+                .await
+                .is_ok()
+        );
+        let mut statuses = Vec::new();
+        for guess in 0..12 {
+            let head = request(&format!("ann:{guess}"));
+            let refused = auth.check(&limits, &peer, &head).await;
+            statuses.push(refused.expect_err("wrong").status);
+        }
+        assert_eq!(statuses[..10], [401; 10]);
+        assert_eq!(statuses[10..], [429; 2]);
+        assert!(
+            auth.check(&limits, &peer, &request("ann:sesame"))
+                .await
+                .is_ok()
+        );
+        let elsewhere = self::peer("10.0.0.2");
+        let head = request("bob:sesame");
+        let nobody = auth.check(&limits, &elsewhere, &head).await;
+        assert_eq!(nobody.expect_err("wrong").status, 401);
+        assert!(auth.is_for_us(&request("ann:x")) && !auth.is_for_us(&request("bob:x")));
+    }
+
+    #[tokio::test]
+    async fn one_address_does_not_fill_the_line() {
+        let (limits, auth) = (Limits::new(), auth());
+        let held: Vec<_> = (0..MAX_WAITING_PER_IP)
+            .filter_map(|_| {
+                let own = limits.keys.of(1, Some(peer("10.0.0.1").ip));
+                limits.checks.waiting.take(own, MAX_WAITING_PER_IP)
+            })
+            .collect();
+        let head = request("ann:sesame");
+        let refused = auth.check(&limits, &peer("10.0.0.1"), &head).await;
+        let page = refused.expect_err("too many");
+        assert_eq!((page.status, page.retry_after_s), (503, Some(2)));
+        assert!(auth.check(&limits, &peer("10.0.0.2"), &head).await.is_ok());
+        drop(held);
+    }
+
+    /// All at once, each polled in turn.
+    async fn futures_in_turn<T>(all: Vec<impl Future<Output = T>>) -> Vec<T> {
+        let mut all: Vec<_> = all.into_iter().map(Box::pin).collect();
+        let mut done: Vec<Option<T>> = all.iter().map(|_| None).collect();
+        std::future::poll_fn(|context| {
+            for (one, done) in all.iter_mut().zip(&mut done) {
+                if done.is_none()
+                    && let std::task::Poll::Ready(value) = one.as_mut().poll(context)
+                {
+                    *done = Some(value);
+                }
+            }
+            match done.iter().all(Option::is_some) {
+                true => std::task::Poll::Ready(()),
+                false => std::task::Poll::Pending,
+            }
+        })
+        .await;
+        done.into_iter().flatten().collect()
+    }
 }

@@ -102,6 +102,13 @@ impl Buckets {
         shape.take(before, now_ns).1
     }
 
+    /// What [`Buckets::take`] would say; nothing is taken.
+    pub fn look(&self, key: u64, rate: &Rate, now_us: u64) -> Verdict {
+        let now_ns = now_us.saturating_mul(1000).min(u64::MAX / 2);
+        let full_at_ns = self.slot(key.max(1)).full_at_ns.load(Relaxed);
+        Shape::of(rate).take(full_at_ns, now_ns).1
+    }
+
     /// The slot of `key`, or the one it gets.
     fn slot(&self, key: u64) -> &Slot {
         let (sets, _) = self.slots.as_chunks::<WAYS>();

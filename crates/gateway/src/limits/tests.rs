@@ -70,9 +70,46 @@ fn each_address_has_a_bucket_and_each_path_its_own() {
     assert!(ask("10.0.0.1", "/loginx").is_ok());
     assert_eq!(ask("10.0.0.1", "/").expect_err("the fourth").status, 429);
     assert!(ask("10.0.0.2", "/login").is_ok());
-    // However it is written, it is the same path to the app.
-    for path in ["/%2Flogin", "//login", "/x%2F..%2Flogin", "/%6Cogin"] {
+    // However it is written, it may be the same path to the app.
+    for path in [
+        "/%2Flogin",
+        "//login",
+        "/x%2F..%2Flogin",
+        "/%6Cogin",
+        "/login/..%2Fx",
+        "/login;a",
+    ] {
         assert_eq!(ask("10.0.0.2", path).expect_err(path).status, 429);
+    }
+}
+
+#[test]
+fn an_open_path_is_open_in_every_reading() {
+    let traffic = Traffic {
+        routes: vec![TrafficRoute {
+            prefix: "/open".into(),
+            class: Class::Normal,
+            response_timeout_ms: None,
+            open: true,
+            rules: WireRules::default(),
+        }],
+        ..Traffic::default()
+    };
+    let guard = Guard::new("a", &traffic, None);
+    let is_open = |path: &str| guard.is_open(request(path, "").path());
+    assert!(is_open("/open") && is_open("/open/x%20y") && is_open("/open/%2Fx"));
+    for path in [
+        "/",
+        "/openx",
+        "/admin/..%2Fopen",
+        "/a.php/..%2F..%2Fopen",
+        "/open/..%2Fadmin",
+        "/open/..;/admin",
+        "/open%2F..%2Fadmin",
+        "//open/../admin",
+        "/x;/open",
+    ] {
+        assert!(!is_open(path), "{path}");
     }
 }
 

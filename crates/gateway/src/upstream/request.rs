@@ -16,6 +16,8 @@ pub struct Onward<'a> {
     pub strip: usize,
     /// Who it is, where we asked for a password.
     pub user: Option<&'a str>,
+    /// The password is for us.
+    pub drops_password: bool,
 }
 
 impl<'a> Onward<'a> {
@@ -25,13 +27,13 @@ impl<'a> Onward<'a> {
             peer: exchange.peer,
             strip,
             user: exchange.user.as_deref(),
+            drops_password: exchange.drops_password,
         }
     }
 
     /// Whether an app gets a visitor's field.
     pub fn passes(&self, field: Field<'_>) -> bool {
-        // A password is for us.
-        passes(self.head, field) && (field.known != Name::Authorization || self.user.is_none())
+        passes(self.head, field) && !(self.drops_password && field.known == Name::Authorization)
     }
 
     /// The path and query that the app sees: without `strip` bytes, but with a slash in front.
@@ -174,6 +176,7 @@ mod tests {
             peer: &peer,
             strip,
             user,
+            drops_password: user.is_some(),
         }
         .write(&mut out);
         String::from_utf8(out).expect("text")

@@ -32,6 +32,8 @@ const IDLE: Duration = Duration::from_secs(75);
 const BODY_STALLED: Duration = Duration::from_secs(30);
 /// How much of a body is looked at before anybody gets it.
 const LOOK_AHEAD: usize = 64 << 10;
+/// In so many pieces: the library has a bound of its own on what waits in many small ones.
+const MAX_AHEAD: usize = 32;
 const MAX_STREAMS: u32 = 128;
 /// What may be under way in either direction, of a stream and of a connection.
 const STREAM_WINDOW: u32 = 256 << 10;
@@ -152,8 +154,12 @@ async fn stream(
         pace: None,
         tunnel: head.websocket,
     };
-    if upload.look_ahead().is_err() {
-        // The library has reset it, and nobody but us saw any of it.
+    if let Err(error) = upload.look_ahead() {
+        // Nobody but us saw any of it.
+        if error.is_remote() {
+            // The visitor took it back.
+            return;
+        }
         let reject = hutong_http::Reject::bad("the request's body is not what its head says");
         pipeline::refuse(worker, peer, &Page::rejected(reject), &mut download).await;
         return;
@@ -205,10 +211,10 @@ pub struct Upload {
 impl Upload {
     /// Takes in what is there of the body, up to a bound: most that are malformed, such as those that are not as long
     /// as they say, are found before an app sees any of it.
-    fn look_ahead(&mut self) -> Result<(), Ended> {
+    fn look_ahead(&mut self) -> Result<(), h2::Error> {
         let mut length = 0;
         let mut context = Context::from_waker(Waker::noop());
-        while length < LOOK_AHEAD && !self.body.is_end_stream() {
+        while length < LOOK_AHEAD && self.ahead.len() < MAX_AHEAD && !self.body.is_end_stream() {
             match self.body.poll_data(&mut context) {
                 Poll::Ready(Some(Ok(data))) => {
                     length += data.len();
@@ -216,7 +222,7 @@ impl Upload {
                         self.ahead.push_back(data);
                     }
                 }
-                Poll::Ready(Some(Err(_))) => return Err(Ended::Gone),
+                Poll::Ready(Some(Err(error))) => return Err(error),
                 Poll::Ready(None) | Poll::Pending => break,
             }
         }

@@ -55,9 +55,69 @@ fn nobody_asks_and_then_many_do() {
     assert_eq!(get(&server.http, "lazy.test", "/slow?4").status, 200);
     assert_eq!(instances_started(&server, "lazy"), before + 1);
     eventually("it sleeps again", 20, || sleeps(&server, "lazy"));
-    // Its owner may wake it, too.
+    the_owner_wants_it_up(&server);
+}
+
+/// Whoever starts it or runs something in it finds it awake, and for a while.
+fn the_owner_wants_it_up(server: &Server) {
+    let stays = |what: &str, before: usize| {
+        let until = Instant::now() + Duration::from_millis(700);
+        eventually(what, 20, || state(server, "lazy") == "running");
+        while Instant::now() < until {
+            assert_eq!(state(server, "lazy"), "running", "{what}");
+        }
+        assert_eq!(instances_started(server, "lazy"), before + 1, "{what}");
+    };
+    let before = instances_started(server, "lazy");
     server.ok(&["start", "lazy"]);
-    eventually("it runs", 20, || state(&server, "lazy") == "running");
+    stays("it was started", before);
+    server.ok(&["stop", "lazy"]);
+    eventually("it is stopped", 20, || {
+        server.app("lazy")["instances"]
+            .as_array()
+            .is_some_and(Vec::is_empty)
+    });
+    // Nobody has asked for it for long.
+    let since = Instant::now();
+    eventually("a while", 10, || since.elapsed() > Duration::from_secs(2));
+    let before = instances_started(server, "lazy");
+    server.ok(&["start", "lazy"]);
+    stays("it was stopped and started", before);
+    eventually("it sleeps", 20, || sleeps(server, "lazy"));
+    let before = instances_started(server, "lazy");
+    // Longer than it would be awake for nobody.
+    assert_eq!(
+        server.ok(&["exec", "lazy", "--", "sh", "-c", "sleep 4; echo done"]),
+        "done\n"
+    );
+    assert_eq!(instances_started(server, "lazy"), before + 1);
+    eventually("it sleeps", 20, || sleeps(server, "lazy"));
+}
+
+/// Who comes at the very moment in which it falls asleep.
+#[test]
+fn on_the_edge_of_sleep() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    let more = "data=true\ninstances=1\n[sleep]\nafter='1s'\n[timeouts]\ndrain='0s'\n";
+    server.deploy(python_app("lazy", more, "hello").path());
+    for tenths in 0..16 {
+        let gap = Duration::from_millis(900 + 100 * tenths);
+        let since = Instant::now();
+        eventually("some time passes", 10, || since.elapsed() >= gap);
+        let answer = get(&server.http, "lazy.test", "/slow?0.6");
+        assert_eq!(
+            (answer.status, answer.text().as_str()),
+            (200, "slow"),
+            "{gap:?}"
+        );
+    }
+    // The gateway dies while it sleeps.
+    eventually("it sleeps", 20, || sleeps(&server, "lazy"));
+    kill(server.role("gateway"));
+    assert_eq!(get(&server.http, "lazy.test", "/").status, 200);
 }
 
 /// A WebSocket is somebody who is there; whoever is kept out is nobody.
@@ -97,7 +157,12 @@ fn who_counts() {
         "X-Forwarded-For: 10.0.0.1\r\n",
     );
     assert_eq!(kept_out.status, 403);
+    let (before, since) = (instances_started(&server, "lazy"), Instant::now());
+    eventually("it would have been woken", 10, || {
+        since.elapsed() > Duration::from_secs(2)
+    });
     assert!(sleeps(&server, "lazy"));
+    assert_eq!(instances_started(&server, "lazy"), before);
 }
 
 /// The control plane dies while somebody waits, and while the app sleeps.
@@ -154,6 +219,10 @@ fn an_app_that_does_not_wake_says_so() {
     assert!(server.ok(&["logs", "lazy"]).contains("no strength today"));
     // Nobody asks any more: it does not try for ever.
     eventually("it sleeps", 30, || sleeps(&server, "lazy"));
+    // That it failed last time is no reason not to wait for it this time.
+    let data = server.data.path().join("data/lazy/broken");
+    std::fs::remove_file(data).expect("removed");
+    assert_eq!(get(&server.http, "lazy.test", "/").status, 200);
 }
 
 #[test]
@@ -168,6 +237,30 @@ fn a_deployment_needs_nobody_to_wake_what_was_before() {
     server.deploy(python_app("lazy", "[sleep]\nafter='1s'\n", "two").path());
     assert_eq!(instances_started(&server, "lazy"), before + 1);
     assert_eq!(get(&server.http, "lazy.test", "/").text(), "two");
+    eventually("it sleeps", 20, || sleeps(&server, "lazy"));
+    // While a release is tried that never serves, the one before it is there for whoever comes.
+    let folder = python_app(
+        "lazy",
+        "[sleep]\nafter='1s'\n[timeouts]\nstart='20s'\n",
+        "three",
+    );
+    std::fs::write(
+        folder.path().join("app.py"),
+        "import time\ntime.sleep(60)\n",
+    )
+    .expect("write");
+    std::thread::scope(|scope| {
+        let path = folder.path().display().to_string();
+        let server = &server;
+        let tried = scope.spawn(move || server.run(&["deploy", &path]).status.success());
+        eventually("it is under way", 20, || {
+            server.app("lazy")["deploying"].is_object()
+        });
+        let since = Instant::now();
+        assert_eq!(get(&server.http, "lazy.test", "/").text(), "two");
+        assert!(since.elapsed() < Duration::from_secs(10));
+        assert!(!tried.join().expect("no panic"));
+    });
 }
 
 #[test]

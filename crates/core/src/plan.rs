@@ -146,6 +146,8 @@ impl fmt::Display for Step {
 
 /// Instances of one app that one plan starts.
 const STARTS_AT_ONCE: usize = 4;
+/// How long the gateway may take to say that a sleeping app is asked for after all.
+const WORD_OF_GATEWAY: Duration = Duration::from_secs(3);
 
 /// Plans one app.
 pub fn plan(desired: &Desired, seen: &[Seen], now_ms: u64) -> Plan {
@@ -342,7 +344,12 @@ impl<'a> Planner<'a> {
         if self.desired.halted.is_none() && !self.desired.asleep {
             self.restart_missing(active, &old);
         }
-        if healthy { Serve::Targets } else { Serve::Hold }
+        match (healthy, self.desired.asleep) {
+            (true, _) => Serve::Targets,
+            // Who asks now need not wait for the new release: the old one is woken.
+            (false, true) => Serve::Asleep,
+            (false, false) => Serve::Hold,
+        }
     }
 
     /// Active if it can serve; says whether it does.
@@ -373,7 +380,9 @@ impl<'a> Planner<'a> {
         }
         if self.desired.asleep {
             for instance in mine {
-                self.retire(instance, active.drain_timeout, "nobody asks for it");
+                // Somebody may have come in the meantime: the gateway says so within a second.
+                let drain = active.drain_timeout.max(WORD_OF_GATEWAY);
+                self.retire(instance, drain, "nobody asks for it");
             }
             return Serve::Asleep;
         }
@@ -411,6 +420,12 @@ impl<'a> Planner<'a> {
         }
         if self.desired.idle && starting == 0 {
             self.steps.push(Step::Sleep);
+            // The next plan says so.
+            return if healthy > 0 {
+                Serve::Targets
+            } else {
+                Serve::Hold
+            };
         }
         let pause = self.restart_missing(active, &mine);
         match (healthy, starting) {

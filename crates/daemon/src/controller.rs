@@ -33,7 +33,7 @@ const ENDING_MS: u64 = 20;
 /// How long the gateway's word is taken for it that an instance is dying.
 const DYING_MS: u64 = 5_000;
 /// The gateway says every second that nobody asks for an app, as long as it is so.
-const IDLE_MS: u64 = 3_000;
+const IDLE_MS: u64 = 1_500;
 /// The pause behind a pass that failed grows to this.
 const TROUBLE: Duration = Duration::from_secs(5);
 /// Trees that no release uses are kept so long: one may be about to be deployed.
@@ -255,7 +255,7 @@ fn observe(control: &Control) -> Result<(), String> {
     if first {
         // What runs was awake when the control plane before us was.
         let apps: Vec<String> = observed.instances.values().map(|i| i.app.clone()).collect();
-        observed.awake.extend(apps);
+        apps.iter().for_each(|app| observed.wake(app));
     }
     drop(observed);
     if first && control.rebooted {
@@ -446,9 +446,10 @@ impl Loaded {
 fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
     let name = &loaded.app.name;
     let active = loaded.active.as_ref().map(|(_, _, spec)| spec);
-    let may_sleep = active.is_some_and(|spec| spec.sleep_after.is_some());
+    let sleep_after = active.and_then(|spec| spec.sleep_after);
     let known = failures_of(control, &loaded.app);
     let observed = lock(&control.observed);
+    let awake = observed.awake.get(name).copied();
     let rollout = loaded.rollout.as_ref().map(|rollout| Rollout {
         version: loaded.version(rollout),
         failure: observed.rollout_failures.get(&rollout.0.id).cloned(),
@@ -459,6 +460,8 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
         rollout,
         // When it failed is not known any more after a restart: then it need not wait long.
         failures: match observed.failed_at.get(&loaded.app.name) {
+            // Before it was woken: whoever woke it waits for this time.
+            Some(at) if sleep_after.is_some() && awake.is_some_and(|since| *at < since) => 0,
             Some(_) => known,
             None => known.min(1),
         },
@@ -468,8 +471,13 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
             .copied()
             .unwrap_or(0),
         halted: loaded.app.halted.clone(),
-        asleep: may_sleep && !observed.awake.contains(name),
-        idle: may_sleep && observed.idle.get(name).is_some_and(|at| now < at + IDLE_MS),
+        asleep: sleep_after.is_some() && awake.is_none(),
+        idle: sleep_after.is_some_and(|after| {
+            let told = observed.idle.get(name);
+            let rested = awake.is_some_and(|since| now >= since + after.as_millis() as u64);
+            let alone = !observed.sessions.contains_key(name);
+            rested && alone && told.is_some_and(|at| now < at + IDLE_MS)
+        }),
     }
 }
 
@@ -530,6 +538,10 @@ fn publish_all(
         let (mut app, warnings) = publish::app(spec, plan, &around, own);
         if removed {
             app.routes.clear();
+        }
+        if loaded.app.goal != Goal::Running || loaded.app.halted.is_some() {
+            // It does not run anyway.
+            app.sleep_after_ms = None;
         }
         apps.insert(name.clone(), app);
         let mut observed = lock(&control.observed);
@@ -670,7 +682,7 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                 Ok(()) => {
                     let mut observed = lock(&control.observed);
                     observed.failures.remove(app);
-                    observed.awake.insert(app.clone());
+                    observed.wake(app);
                     drop(observed);
                     let text = format!("deployment {deployment} serves");
                     control.logs.note(app, "", &text);

@@ -103,12 +103,15 @@ fn take(control: &Control, event: Event) {
                 control.certs.note_refused(name, why);
             }
             Event::Wanted { app } => {
-                observed.idle.remove(&app);
-                observed.awake.insert(app);
+                observed.want(&app);
             }
             Event::Idle { apps } => {
                 let now = hutong_runtime::processes::steady_ms();
+                let news = apps.iter().any(|app| observed.awake.contains_key(app));
                 observed.idle.extend(apps.into_iter().map(|app| (app, now)));
+                if !news {
+                    return;
+                }
             }
             Event::Banned(ban) => lock(&control.banned).push(ban),
             Event::Status(status) => {

@@ -38,8 +38,11 @@ pub struct Observed {
     pub warnings: HashMap<String, Vec<String>>,
     /// What the gateway does with each app.
     pub serving: HashMap<String, hutong_core::plan::Serve>,
-    /// Apps that may sleep and do not. Not stored: after a restart those are awake that have instances.
-    pub awake: HashSet<String>,
+    /// Apps that may sleep and do not, and since when they were wanted last. Not stored: after a restart those are
+    /// awake that have instances.
+    pub awake: HashMap<String, u64>,
+    /// Programs that owners run beside an app's own.
+    pub sessions: HashMap<String, usize>,
     /// When the gateway last said that nobody asks for an app.
     pub idle: HashMap<String, u64>,
     /// Since when the gateway could have told us of health.
@@ -53,6 +56,19 @@ pub struct Observed {
 }
 
 impl Observed {
+    /// The owner wants an app up, for as long as one is that a visitor wants.
+    pub fn wake(&mut self, app: &str) {
+        self.awake.remove(app);
+        self.want(app);
+    }
+
+    /// A visitor wants an app up.
+    pub fn want(&mut self, app: &str) {
+        self.idle.remove(app);
+        let now = hutong_runtime::processes::steady_ms();
+        self.awake.entry(app.to_owned()).or_insert(now);
+    }
+
     pub fn health_of(&self, instance: &str) -> Health {
         let unknown = || Health::Starting("it was not probed yet".into());
         self.health.get(instance).cloned().unwrap_or_else(unknown)

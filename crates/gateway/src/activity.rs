@@ -43,6 +43,10 @@ impl Activity {
         self.after_ms.store(ms, Ordering::Relaxed);
     }
 
+    pub fn is_used(&self) -> bool {
+        self.under_way.load(Ordering::SeqCst) > 0
+    }
+
     /// Nobody has asked for the app for so long that it may sleep.
     pub fn is_idle(&self) -> bool {
         let after = self.after_ms.load(Ordering::Relaxed);

@@ -143,7 +143,10 @@ pub async fn run(
             Ok((stream, _)) = listener.accept() => line.greet(stream).await,
             Some(event) = heard.recv() => line.say(&event).await,
             Some(app) = news.wishes.recv() => line.say(&Event::Wanted { app }).await,
-            _ = look.tick() => line.report_idle().await,
+            _ = look.tick() => {
+                line.report_used().await;
+                line.report_idle().await;
+            }
             Some((app, ban)) = news.bans.recv() => {
                 let Ban { ip, until_s, reason } = ban;
                 let app = Some(app);
@@ -304,6 +307,7 @@ impl ControlLine {
                 for event in self.probes.known() {
                     self.say(&event).await;
                 }
+                self.report_used().await;
                 self.report_drained().await;
                 let held = self.shared.tls.held();
                 self.say(&Event::Certificates(held)).await;
@@ -316,6 +320,18 @@ impl ControlLine {
         let version = load(&self.shared)?;
         self.probes.follow(&self.shared.table.load());
         Ok(version)
+    }
+
+    /// Says which apps fell asleep although somebody is there: who came at that very moment.
+    async fn report_used(&mut self) {
+        let table = self.shared.table.load_full();
+        for app in table.apps.iter().filter(|app| app.serve == Serve::Asleep) {
+            let activity = app.activity.as_ref();
+            if activity.is_some_and(|one| one.is_used() && one.is_to_be_told()) {
+                let app = app.name.clone();
+                self.say(&Event::Wanted { app }).await;
+            }
+        }
     }
 
     /// Says which apps may fall asleep. What a gateway before us still serves is not known here.

@@ -32,10 +32,10 @@ const SETS: usize = 16 << 10;
 /// What all apps share.
 pub struct Limits {
     keys: Keys,
-    buckets: Buckets,
+    buckets: Arc<Buckets>,
     /// Connections and requests that are open.
     open: Arc<counts::Counts>,
-    checks: auth::Checks,
+    checks: Arc<auth::Checks>,
     /// By the owner's own hand; for every app.
     pub bans: Bans,
 }
@@ -44,9 +44,9 @@ impl Limits {
     pub fn new() -> Self {
         Limits {
             keys: Keys::default(),
-            buckets: Buckets::new(SETS),
+            buckets: Arc::new(Buckets::new(SETS)),
             open: Arc::new(counts::Counts::default()),
-            checks: auth::Checks::default(),
+            checks: Arc::default(),
             bans: Bans::default(),
         }
     }

@@ -324,6 +324,11 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
                 }
             }
             Serve::Hold => wait.next(app, app.hold_timeout, exchange).await?,
+            // Nobody hears a gateway that was replaced; on another connection the visitor reaches the one that is heard.
+            Serve::Asleep if worker.is_closing() => {
+                let page = Page::unavailable("The app is asleep. Please try again.", 1);
+                return Err(page.closing().into());
+            }
             Serve::Asleep => {
                 let activity = app.activity.as_ref();
                 if activity.is_none_or(|activity| activity.is_to_be_told()) {

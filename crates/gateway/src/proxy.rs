@@ -212,6 +212,7 @@ pub async fn forward(
                 return Err(bad_gateway("The app did not take the request.").into());
             }
             Err(Broken::Unsent) if was_reused => {}
+            // Not out of the budget: that the app closed it and we did not know is nobody's failure.
             Err(Broken::Unanswered) if was_reused && exchange.is_replayable() => {}
             Err(Broken::Unsent) => return Err(Failure::NothingSent),
             Err(Broken::Unanswered) if exchange.is_replayable() => {

@@ -157,16 +157,15 @@ pub fn median(mut values: Vec<f64>) -> f64 {
 /// or to compare two versions.
 pub const BINARY: &str = "HUTONG_BENCH_BINARY";
 
-/// The release binary, built if need be; or the one that [`BINARY`] names.
+/// The binary as it is given to others (`--profile dist`), built if need be; or the one that [`BINARY`] names.
 pub fn release_binary() -> anyhow::Result<std::path::PathBuf> {
     if let Some(path) = std::env::var_os(BINARY) {
         return Ok(std::path::PathBuf::from(path).canonicalize()?);
     }
     let status = std::process::Command::new(env!("CARGO"))
-        .args(["build", "--release", "--package", "hutong"])
+        .args(["build", "--profile", "dist", "--package", "hutong"])
         .status()?;
-    anyhow::ensure!(status.success(), "the release build failed");
-    let target =
-        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/release/hutong");
+    anyhow::ensure!(status.success(), "the build failed");
+    let target = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/dist/hutong");
     Ok(target.canonicalize()?)
 }

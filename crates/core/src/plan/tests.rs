@@ -349,6 +349,19 @@ fn a_sleeping_app_is_deployed_without_being_woken() {
     desired.asleep = true;
     assert_eq!(
         show(&desired, &[], 5000),
-        "serve: Hold\nstart an instance of deployment 2"
+        "serve: Asleep\nstart an instance of deployment 2"
     );
+    // Somebody asks nevertheless: what was before serves until the new one does.
+    desired.asleep = false;
+    assert_eq!(
+        show(&desired, &[], 5000),
+        "serve: Hold\nstart an instance of deployment 2\nstart an instance of deployment 1"
+    );
+}
+
+#[test]
+fn what_falls_asleep_is_not_started() {
+    let mut desired = wanted(Some(version(1, 1, Rolling)), None);
+    desired.idle = true;
+    assert_eq!(show(&desired, &[], 5000), "serve: Hold\nfall asleep");
 }

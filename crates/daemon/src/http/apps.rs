@@ -209,7 +209,7 @@ pub async fn start(
     }
     control.store.set_goal(&name, Goal::Running, false)?;
     // Whoever says so wants it up.
-    lock(&control.observed).awake.insert(name.clone());
+    lock(&control.observed).wake(&name);
     next_pass(&control).await;
     show(State(control), Path(name)).await
 }

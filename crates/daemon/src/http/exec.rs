@@ -1,16 +1,19 @@
 //! A program beside an app, in its own sandbox: frames over an upgraded connection, pipes or a
 //! terminal on the other side.
 
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hutong_api::{ExecRequest, Problem, frame};
+use hutong_core::plan::Serve;
 use hutong_ipc::channel;
 use hutong_ipc::shim::{self, Answer, Exit};
 use hyper_util::rt::TokioIo;
@@ -18,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::{ApiError, Result, apps};
-use crate::Control;
+use crate::{Control, lock};
 
 /// Sessions at once, on the whole server.
 static SESSIONS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(64);
@@ -41,7 +44,9 @@ pub async fn exec(
     if wanted.command.is_empty() || wanted.command.iter().any(|word| word.contains('\0')) {
         return Err(ApiError::bad("a command is needed").hint("hutong exec APP -- ls /app"));
     }
-    let instance = apps::any_instance(&control, &name).ok_or_else(|| {
+    // From here on it is not put to sleep.
+    let open = Open::new(&control, &name);
+    let instance = awake_instance(&control, &name).await.ok_or_else(|| {
         ApiError::conflict(format!("no instance of {name} runs"))
             .hint(format!("hutong start {name}"))
     })?;
@@ -52,7 +57,7 @@ pub async fn exec(
         .await
         .map_err(|error| ApiError::new(500, error.to_string()))??;
     tokio::spawn(async move {
-        let _place = place;
+        let (_place, _open) = (place, open);
         if let Ok(upgraded) = upgrade.await {
             session.run(TokioIo::new(upgraded)).await;
         }
@@ -62,6 +67,64 @@ pub async fn exec(
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("hutong-exec"));
     Ok(response)
+}
+
+/// A program beside an app's own, for as long as it runs.
+struct Open {
+    control: Arc<Control>,
+    app: String,
+}
+
+impl Open {
+    fn new(control: &Arc<Control>, app: &str) -> Self {
+        let mut observed = lock(&control.observed);
+        *observed.sessions.entry(app.to_owned()).or_insert(0) += 1;
+        drop(observed);
+        Open {
+            control: control.clone(),
+            app: app.to_owned(),
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let mut observed = lock(&self.control.observed);
+        if let Entry::Occupied(mut count) = observed.sessions.entry(self.app.clone()) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
+/// An instance to run a program in; one that sleeps is woken.
+async fn awake_instance(control: &Control, app: &str) -> Option<String> {
+    const PATIENCE: Duration = Duration::from_secs(30);
+    let mut passes = control.passes.subscribe();
+    let asleep = {
+        let mut observed = lock(&control.observed);
+        let asleep = observed.serving.get(app) == Some(&Serve::Asleep);
+        if asleep {
+            observed.want(app);
+        }
+        asleep
+    };
+    if !asleep {
+        return apps::any_instance(control, app);
+    }
+    control.wake.notify_one();
+    let woken = async {
+        loop {
+            let serves = lock(&control.observed).serving.get(app) == Some(&Serve::Targets);
+            let instance = apps::any_instance(control, app).filter(|_| serves);
+            if instance.is_some() || passes.changed().await.is_err() {
+                return instance;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, woken).await.ok().flatten()
 }
 
 /// The same variables as the app's own.

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use hutong_http::fields::Name;
@@ -46,7 +46,7 @@ pub struct Auth {
 /// What all apps share.
 pub struct Checks {
     /// Which is under way; the others wait in the order of coming.
-    place: Semaphore,
+    place: Arc<Semaphore>,
     waiting: Arc<Counts>,
     known: Known,
 }
@@ -54,7 +54,7 @@ pub struct Checks {
 impl Default for Checks {
     fn default() -> Self {
         Checks {
-            place: Semaphore::new(1),
+            place: Arc::new(Semaphore::new(1)),
             waiting: Arc::default(),
             known: Known::default(),
         }
@@ -64,12 +64,15 @@ impl Default for Checks {
 /// A name, its password and what is kept of it, under keys that nobody knows.
 type Digest = [u64; 2];
 
+/// What came of a check; none as long as it is under way.
+type Verdict = Option<bool>;
+
 #[derive(Default)]
 struct Known {
     keys: [RandomState; 2],
     right: Mutex<HashSet<Digest>>,
     /// Those that are being checked: whoever brings the same waits for that.
-    checked: Mutex<HashMap<Digest, watch::Receiver<()>>>,
+    checked: Mutex<HashMap<Digest, watch::Receiver<Verdict>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -93,33 +96,37 @@ impl Known {
         }
         right.insert(digest);
     }
+}
 
-    /// The check of this word that is under way, or leave to make it.
-    fn claim(&self, digest: Digest) -> Result<Claim<'_>, watch::Receiver<()>> {
-        let mut checked = lock(&self.checked);
+/// One check. It goes on to its end when the visitor leaves who brought the word: others may wait for it, and what was
+/// wrong counts.
+struct Claim {
+    checks: Arc<Checks>,
+    digest: Digest,
+    verdict: watch::Sender<Verdict>,
+}
+
+impl Claim {
+    /// Leave to check this word, or the check of it that is under way.
+    fn new(checks: &Arc<Checks>, digest: Digest) -> Result<Self, watch::Receiver<Verdict>> {
+        let mut checked = lock(&checks.known.checked);
         if let Some(other) = checked.get(&digest) {
             return Err(other.clone());
         }
-        let (done, other) = watch::channel(());
+        let (verdict, other) = watch::channel(None);
         checked.insert(digest, other);
         Ok(Claim {
-            known: self,
+            checks: checks.clone(),
             digest,
-            _done: done,
+            verdict,
         })
     }
 }
 
-/// Dropped when the check is over, however it ended: those who wait for it look again.
-struct Claim<'a> {
-    known: &'a Known,
-    digest: Digest,
-    _done: watch::Sender<()>,
-}
-
-impl Drop for Claim<'_> {
+impl Drop for Claim {
     fn drop(&mut self) {
-        lock(&self.known.checked).remove(&self.digest);
+        // One that was never begun leaves the others to begin it.
+        lock(&self.checks.known.checked).remove(&self.digest);
     }
 }
 
@@ -159,32 +166,70 @@ impl Auth {
         let kept = user.or(self.users.first()).ok_or_else(|| self.ask())?;
         let known = &limits.checks.known;
         let digest = known.digest(&kept.hash.0, &given);
-        if user.is_some() && known.has(digest) {
-            return Ok(given.name);
-        }
-        let claim = match known.claim(digest) {
-            Ok(claim) => claim,
-            Err(mut other) => {
-                // It ends with an error: nothing is ever sent.
-                let _ = tokio::time::timeout(2 * PATIENCE, other.changed()).await;
-                return match user.is_some() && known.has(digest) {
-                    true => Ok(given.name),
-                    false => Err(self.ask()),
-                };
+        let deadline = Instant::now() + 2 * PATIENCE;
+        while Instant::now() < deadline {
+            if user.is_some() && known.has(digest) {
+                return Ok(given.name);
             }
-        };
-        let verdict = limits.look(self.rule, Some(peer.ip), &WRONG);
-        refuse_if(&verdict, "with a wrong password from your address", &WRONG)?;
-        let (name, password) = (given.name, given.password);
-        let hash = kept.hash.0.clone();
-        let right = limits.checks.verify(peer.ip, limits, password, hash);
-        if !right.await? || user.is_none() {
-            limits.take(self.rule, Some(peer.ip), &WRONG);
-            return Err(self.ask());
+            let mut verdict = match Claim::new(&limits.checks, digest) {
+                Err(other) => other,
+                Ok(claim) => {
+                    let verdict = claim.verdict.subscribe();
+                    let word = Word {
+                        password: given.password.clone(),
+                        hash: kept.hash.0.clone(),
+                        is_user: user.is_some(),
+                    };
+                    self.begin(limits, peer.ip, claim, word).await?;
+                    verdict
+                }
+            };
+            let over = verdict.wait_for(Option::is_some);
+            match tokio::time::timeout_at(deadline.into(), over).await {
+                Ok(Ok(right)) if *right == Some(true) => return Ok(given.name),
+                Ok(Ok(_)) => return Err(self.ask()),
+                // Whoever was about to check it did not.
+                Ok(Err(_)) => {}
+                Err(_) => break,
+            }
         }
-        known.add(digest);
-        drop(claim);
-        Ok(name)
+        Err(busy())
+    }
+
+    /// Has a word checked by a thread of its own, once it is its turn.
+    async fn begin(
+        &self,
+        limits: &Limits,
+        ip: IpAddr,
+        claim: Claim,
+        word: Word,
+    ) -> Result<(), Page> {
+        let verdict = limits.look(self.rule, Some(ip), &WRONG);
+        refuse_if(&verdict, "with a wrong password from your address", &WRONG)?;
+        let checks = limits.checks.clone();
+        let own = limits.keys.of(1, Some(ip));
+        let own = checks.waiting.take(own, MAX_WAITING_PER_IP);
+        let waiting = checks.waiting.take(0, MAX_WAITING);
+        let places = own.zip(waiting).ok_or_else(busy)?;
+        let turn = checks.place.clone().acquire_owned();
+        let turn = tokio::time::timeout(PATIENCE, turn).await;
+        let turn = turn.ok().and_then(Result::ok).ok_or_else(busy)?;
+        let (buckets, key) = (limits.buckets.clone(), limits.keys.of(self.rule, Some(ip)));
+        let check = move || {
+            // Linux: of this thread alone. If it may not, it does not.
+            let _ = rustix::process::setpriority_process(None, NICE);
+            let right = matches!(bcrypt::verify(word.password, &word.hash), Ok(true));
+            let right = right && word.is_user;
+            if right {
+                checks.known.add(claim.digest);
+            } else {
+                buckets.take(key, &WRONG, super::now_us());
+            }
+            claim.verdict.send_replace(Some(right));
+            drop((claim, places, turn));
+        };
+        let thread = std::thread::Builder::new().name("password".into());
+        thread.spawn(check).map(drop).map_err(|_| busy())
     }
 
     fn ask(&self) -> Page {
@@ -198,33 +243,16 @@ impl Auth {
     }
 }
 
-impl Checks {
-    async fn verify(
-        &self,
-        ip: IpAddr,
-        limits: &Limits,
-        password: Vec<u8>,
-        hash: String,
-    ) -> Result<bool, Page> {
-        let busy = || Page::unavailable("Too many passwords are being checked.", 2);
-        let own = limits.keys.of(1, Some(ip));
-        let _own = self
-            .waiting
-            .take(own, MAX_WAITING_PER_IP)
-            .ok_or_else(busy)?;
-        let _waiting = self.waiting.take(0, MAX_WAITING).ok_or_else(busy)?;
-        let place = tokio::time::timeout(PATIENCE, self.place.acquire()).await;
-        let _place = place.ok().and_then(Result::ok).ok_or_else(busy)?;
-        let (tell, told) = tokio::sync::oneshot::channel();
-        let check = move || {
-            // Linux: of this thread alone. If it may not, it does not.
-            let _ = rustix::process::setpriority_process(None, NICE);
-            let _ = tell.send(matches!(bcrypt::verify(password, &hash), Ok(true)));
-        };
-        let thread = std::thread::Builder::new().name("password".into());
-        thread.spawn(check).map_err(|_| busy())?;
-        told.await.map_err(|_| busy())
-    }
+/// What is to be checked.
+struct Word {
+    password: Vec<u8>,
+    hash: String,
+    /// It is not another user's hash, for the time that it takes.
+    is_user: bool,
+}
+
+fn busy() -> Page {
+    Page::unavailable("Too many passwords are being checked.", 2)
 }
 
 fn given(head: &RequestHead) -> Option<Given> {
@@ -336,6 +364,39 @@ mod tests {
         assert_eq!((page.status, page.retry_after_s), (503, Some(2)));
         assert!(auth.check(&limits, &peer("10.0.0.2"), &head).await.is_ok());
         drop(held);
+    }
+
+    /// Whoever leaves in the middle of it pays all the same, and others get what they came for.
+    #[tokio::test]
+    async fn who_leaves_is_counted_and_in_nobody_s_way() {
+        let (limits, auth, peer) = (Limits::new(), auth(), peer("10.0.0.1"));
+        for guess in 0..5 {
+            let head = request(&format!("ann:{guess}"));
+            let mut check = Box::pin(auth.check(&limits, &peer, &head));
+            // To behind the thread's beginning.
+            let polled = std::future::poll_fn(|context| {
+                let _ = check.as_mut().poll(context);
+                std::task::Poll::Ready(())
+            });
+            polled.await;
+            drop(check);
+            while limits.checks.place.available_permits() == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        let left = limits.look(auth.rule, Some(peer.ip), &WRONG).remaining;
+        assert_eq!(left, WRONG.burst - 1 - 5);
+        let head = request("ann:sesame");
+        let mut first = Box::pin(auth.check(&limits, &peer, &head));
+        let mut second = Box::pin(auth.check(&limits, &peer, &head));
+        let both = std::future::poll_fn(|context| {
+            let polled = (first.as_mut().poll(context), second.as_mut().poll(context));
+            assert!(polled.0.is_pending() && polled.1.is_pending());
+            std::task::Poll::Ready(())
+        });
+        both.await;
+        drop(first);
+        assert_eq!(second.await.expect("let in"), "ann");
     }
 
     /// All at once, each polled in turn.

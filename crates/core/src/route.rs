@@ -3,23 +3,27 @@
 //! A host belongs to the app that lists it without a path. A route to a path of a host holds only
 //! while the host's owner shares that path with the app; until then it waits. Deny by default.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 
 use crate::spec::{AppSpec, Domain};
 
 /// The app that lists `host` without a path, if any.
-fn owner<'a>(apps: &'a BTreeMap<String, AppSpec>, host: &str) -> Option<(&'a str, &'a AppSpec)> {
+fn owner<'a, S: Borrow<AppSpec>>(
+    apps: &'a BTreeMap<String, S>,
+    host: &str,
+) -> Option<(&'a str, &'a AppSpec)> {
     apps.iter()
+        .map(|(name, spec)| (name.as_str(), spec.borrow()))
         .find(|(_, spec)| {
             spec.domains
                 .iter()
                 .any(|d| d.host == host && d.prefix == "/")
         })
-        .map(|(name, spec)| (name.as_str(), spec))
 }
 
 /// What stands against `spec` beside the other `apps`: a host that another one owns.
-pub fn conflict(apps: &BTreeMap<String, AppSpec>, spec: &AppSpec) -> Option<String> {
+pub fn conflict<S: Borrow<AppSpec>>(apps: &BTreeMap<String, S>, spec: &AppSpec) -> Option<String> {
     spec.domains
         .iter()
         .filter(|domain| domain.prefix == "/")
@@ -35,7 +39,11 @@ pub fn conflict(apps: &BTreeMap<String, AppSpec>, spec: &AppSpec) -> Option<Stri
 }
 
 /// Whether a route of `name` holds now, and if not, what it waits for.
-pub fn holds(apps: &BTreeMap<String, AppSpec>, name: &str, domain: &Domain) -> Result<(), String> {
+pub fn holds<S: Borrow<AppSpec>>(
+    apps: &BTreeMap<String, S>,
+    name: &str,
+    domain: &Domain,
+) -> Result<(), String> {
     match owner(apps, &domain.host) {
         Some((owner, _)) if owner == name => Ok(()),
         Some((_, spec)) if consents(spec, &domain.prefix, name) => Ok(()),

@@ -134,15 +134,17 @@ struct Outcome {
 /// An app with what belongs to it, read once per pass.
 struct Loaded {
     app: App,
-    active: Option<(Deployment, Release, AppSpec)>,
-    rollout: Option<(Deployment, Release, AppSpec)>,
+    active: VersionOf,
+    rollout: VersionOf,
+    /// A deployment is being built or rolled out.
+    deploying: bool,
 }
 
 fn pass(control: &Control, published: &mut Snapshot) -> Result<Outcome, String> {
     fail::point("observe");
     observe(control)?;
     let (loaded, broken) = load(control).map_err(|error| error.to_string())?;
-    let specs: BTreeMap<String, AppSpec> = loaded
+    let specs: BTreeMap<String, Arc<AppSpec>> = loaded
         .iter()
         .filter(|l| l.app.goal != Goal::Removed)
         .filter_map(|l| Some((l.app.name.clone(), l.routing_spec()?.clone())))
@@ -360,7 +362,9 @@ fn halts(control: &Control, app: &App, end: &End) -> Result<bool, StoreError> {
     })
 }
 
-type VersionOf = Option<(Deployment, Release, AppSpec)>;
+/// A deployment with its release, and what that says.
+type Made = (Deployment, Release, Arc<AppSpec>);
+type VersionOf = Option<Made>;
 
 fn version_of(control: &Control, deployment: Option<u64>) -> Result<VersionOf, StoreError> {
     let Some(id) = deployment else {
@@ -372,7 +376,7 @@ fn version_of(control: &Control, deployment: Option<u64>) -> Result<VersionOf, S
     let Some(release) = control.store.release(&deployment.app, deployment.release)? else {
         return Ok(None);
     };
-    let spec = release.parse()?;
+    let spec = control.specs.of(&release)?;
     Ok(Some((deployment, release, spec)))
 }
 
@@ -401,21 +405,21 @@ fn load_one(control: &Control, app: App) -> Result<Loaded, StoreError> {
         Err(StoreError::Spec { .. }) if app.goal == Goal::Removed => None,
         other => other?,
     };
-    let rolling = control
-        .store
-        .under_way(&app.name)?
-        .filter(|deployment| deployment.state == "rolling");
+    let under_way = control.store.under_way(&app.name)?;
+    let deploying = under_way.is_some();
+    let rolling = under_way.filter(|deployment| deployment.state == "rolling");
     let rollout = version_of(control, rolling.map(|d| d.id))?;
     Ok(Loaded {
         app,
         active,
         rollout,
+        deploying,
     })
 }
 
 impl Loaded {
     /// Whose domains hold: the version that serves, before the first one the one that will.
-    fn routing_spec(&self) -> Option<&AppSpec> {
+    fn routing_spec(&self) -> Option<&Arc<AppSpec>> {
         let chosen = self.active.as_ref().or(self.rollout.as_ref());
         chosen.map(|(_, _, spec)| spec)
     }
@@ -429,7 +433,7 @@ impl Loaded {
         })
     }
 
-    fn version(&self, of: &(Deployment, Release, AppSpec)) -> Version {
+    fn version(&self, of: &Made) -> Version {
         let (deployment, _, spec) = of;
         Version {
             deployment: deployment.id,
@@ -503,7 +507,7 @@ fn publish_all(
     control: &Control,
     loaded: &[Loaded],
     plans: &[Plan],
-    specs: &BTreeMap<String, AppSpec>,
+    specs: &BTreeMap<String, Arc<AppSpec>>,
     broken: &BTreeMap<String, String>,
     published: &mut Snapshot,
     now: u64,
@@ -607,7 +611,7 @@ fn publish_all(
 }
 
 /// Where a static version's files are, below the data folder.
-fn static_root((_, release, spec): &(Deployment, Release, AppSpec)) -> Option<String> {
+fn static_root((_, release, spec): &Made) -> Option<String> {
     let Run::Static { folder, .. } = &spec.run else {
         return None;
     };
@@ -872,7 +876,9 @@ fn tidy(control: &Control, loaded: &Loaded, now: u64) -> bool {
     }
     if loaded.rollout.is_none() {
         forgive(control, loaded, now);
-        retain(control, loaded);
+        if has_changed(control, loaded) {
+            retain(control, loaded);
+        }
     }
     false
 }
@@ -933,9 +939,27 @@ fn forget(control: &Control, app: &str) -> bool {
     observed.serving.remove(app);
     observed.awake.remove(app);
     observed.idle.remove(app);
+    observed.retained.remove(app);
     drop(observed);
     drop_unused_trees(control);
     true
+}
+
+/// Whether there may be releases to forget: something was deployed, or what ran of an old one has ended.
+fn has_changed(control: &Control, loaded: &Loaded) -> bool {
+    let mut observed = lock(&control.observed);
+    let mine = observed.instances.values();
+    let mine = mine.filter(|instance| instance.app == loaded.app.name);
+    let mut running: Vec<u64> = mine.map(|instance| instance.deployment).collect();
+    running.sort_unstable();
+    running.dedup();
+    let now = (loaded.app.active, running);
+    let name = loaded.app.name.clone();
+    if loaded.deploying {
+        observed.retained.remove(&name);
+        return false;
+    }
+    observed.retained.insert(name, now.clone()) != Some(now)
 }
 
 fn retain(control: &Control, loaded: &Loaded) {

@@ -12,6 +12,7 @@ mod ids;
 mod logs;
 mod observed;
 mod publish;
+mod specs;
 mod store;
 mod unpack;
 
@@ -30,9 +31,9 @@ pub use http::openapi;
 
 /// What every part of the control plane shares.
 struct Control {
-    /// Who waits for what the gateway has to show.
     /// Bans that are not written down yet.
     banned: Mutex<Vec<hutong_ipc::gateway::Banned>>,
+    /// Who waits for what the gateway has to show.
     status_asked: Mutex<Vec<tokio::sync::oneshot::Sender<hutong_ipc::gateway::Status>>>,
     /// Where apps may name servers that Hutong does not run.
     upstreams: hutong_core::networks::Networks,
@@ -46,6 +47,7 @@ struct Control {
     token: Option<String>,
     gateway_gid: Option<u32>,
     store: store::Store,
+    specs: specs::Specs,
     warden: WardenClient,
     observed: Mutex<observed::Observed>,
     logs: logs::Logs,
@@ -123,6 +125,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         banned: Mutex::default(),
         certs: certs::Certs::new(setup.https.is_some(), acme),
         store: store::Store::open(&own.join("state.db"), cipher).map_err(|e| e.to_string())?,
+        specs: specs::Specs::default(),
         warden: WardenClient::new(&run_dir),
         observed: Mutex::default(),
         logs: logs::Logs::new(&own),

@@ -41,6 +41,8 @@ pub struct Observed {
     /// Apps that may sleep and do not, and since when they were wanted last. Not stored: after a restart those are
     /// awake that have instances.
     pub awake: HashMap<String, u64>,
+    /// What served and ran of each app when its releases were last looked through.
+    pub retained: HashMap<String, (Option<u64>, Vec<u64>)>,
     /// Programs that owners run beside an app's own.
     pub sessions: HashMap<String, usize>,
     /// When the gateway last said that nobody asks for an app.

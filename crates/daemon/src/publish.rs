@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hutong_core::networks::Networks;
@@ -19,7 +20,7 @@ pub struct Around<'a> {
     /// The folder of a static app.
     pub static_root: Option<&'a str>,
     /// The specifications of every app, for consents.
-    pub specs: &'a BTreeMap<String, AppSpec>,
+    pub specs: &'a BTreeMap<String, Arc<AppSpec>>,
     /// Where apps may send requests to that Hutong does not run.
     pub upstreams: &'a Networks,
 }

@@ -697,7 +697,7 @@ fn http2_stalls() {
             assert_eq!(attacker.heard().count(DATA), 100 * window as usize);
         });
     }
-    // Opens every window and reads nothing: 256 KB for each stream are what h2 keeps at most.
+    // Opens every window and reads nothing: 128 KB for each stream are what h2 keeps at most, and as much may be on the way there.
     site.survives("windows open, unread", 40, || {
         let settings = setting(INITIAL_WINDOW_SIZE, ALL);
         let mut attacker = Attacker::with(&site, &settings, false);

@@ -12,11 +12,17 @@ use crate::store::{Release, Result};
 /// Two for each of many apps; then it begins anew.
 const MAX: usize = 4096;
 
-/// By app and number of the release, with a digest of the text that was parsed: numbers begin again when an app is made anew.
 #[derive(Default)]
 pub struct Specs {
-    known: Mutex<HashMap<(String, u64), (u64, Arc<AppSpec>)>>,
+    /// By app and number of the release.
+    known: Mutex<HashMap<(String, u64), Parsed>>,
     key: RandomState,
+}
+
+struct Parsed {
+    /// A digest: numbers begin again when an app is made anew.
+    text: u64,
+    spec: Arc<AppSpec>,
 }
 
 impl Specs {
@@ -24,16 +30,18 @@ impl Specs {
         let key = (release.app.clone(), release.number);
         let text = self.key.hash_one(&release.spec);
         let mut specs = lock(&self.known);
-        if let Some((known, spec)) = specs.get(&key)
-            && *known == text
-        {
-            return Ok(spec.clone());
+        if let Some(known) = specs.get(&key).filter(|known| known.text == text) {
+            return Ok(known.spec.clone());
         }
         let spec = Arc::new(release.parse()?);
+        let parsed = Parsed {
+            text,
+            spec: spec.clone(),
+        };
         if specs.len() >= MAX {
             specs.clear();
         }
-        specs.insert(key, (text, spec.clone()));
+        specs.insert(key, parsed);
         Ok(spec)
     }
 }

@@ -290,7 +290,8 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
         // whoever waits may be let in no more.
         if let Some(auth) = app.guard.auth().filter(|_| version != Some(table.version)) {
             version = Some(table.version);
-            exchange.identify(app, auth).await?;
+            // Apart: what few requests need is not to make all of them larger.
+            Box::pin(exchange.identify(app, auth)).await?;
         }
         if exchange.under_way.is_none() {
             exchange.under_way = app.activity.as_ref().map(Activity::begin);

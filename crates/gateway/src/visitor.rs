@@ -16,7 +16,7 @@ use crate::compress::{self, Encoder};
 use crate::files::FileStream;
 
 /// What is asked for at once of an HTTP/2 stream's window.
-const WINDOW: usize = 256 << 10;
+const WINDOW: usize = 128 << 10;
 /// What is compressed in one go.
 const PIECE: usize = 64 << 10;
 

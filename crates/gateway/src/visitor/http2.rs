@@ -38,6 +38,8 @@ const MAX_STREAMS: u32 = 128;
 /// What may be under way in either direction, of a stream and of a connection.
 const STREAM_WINDOW: u32 = 256 << 10;
 const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What waits in a stream for a visitor who does not read.
+const SEND_BUFFER: usize = 128 << 10;
 /// Resets by a visitor that were not looked at yet, before the connection is ended (rapid reset).
 const MAX_RESETS: usize = 32;
 
@@ -54,7 +56,7 @@ pub async fn serve(
         .max_header_list_size(MAX_HEAD as u32)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buffer_size(STREAM_WINDOW as usize)
+        .max_send_buffer_size(SEND_BUFFER)
         .max_concurrent_reset_streams(MAX_RESETS)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(Some(MAX_RESETS))

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// How often control is told again that a sleeping app is wanted: it may be restarting.
 const ASK_AGAIN_MS: u64 = 500;
@@ -38,8 +38,7 @@ impl Activity {
         UnderWay(self.clone())
     }
 
-    pub fn sleep_after(&self, time: Duration) {
-        let ms = time.as_millis() as u64;
+    pub fn sleep_after_ms(&self, ms: u64) {
         self.after_ms.store(ms, Ordering::Relaxed);
     }
 
@@ -88,13 +87,13 @@ mod tests {
     fn idle_is_what_nobody_asks_for() {
         let activity = Arc::new(Activity::default());
         assert!(!activity.is_idle());
-        activity.sleep_after(Duration::ZERO);
+        activity.sleep_after_ms(0);
         assert!(activity.is_idle());
         let request = activity.begin();
         assert!(!activity.is_idle());
         drop(request);
         assert!(activity.is_idle());
-        activity.sleep_after(Duration::from_secs(3600));
+        activity.sleep_after_ms(3_600_000);
         assert!(!activity.is_idle());
     }
 

@@ -262,7 +262,6 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
     let (worker, head) = (exchange.worker, exchange.head);
     let (mut wait, mut grace) = (Wait::default(), Wait::default());
     let mut line = InLine::default();
-    let mut admitted: Option<String> = None;
     let mut version = None;
     loop {
         if let Some(answer) = https::challenge(&worker.shared, head) {
@@ -274,10 +273,11 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
             return Err(Page::new(404, detail).into());
         };
         // The name may lead to another app by now, which has rules of its own.
-        if admitted.as_ref() != Some(&found.app.name) {
-            admitted = Some(found.app.name.clone());
+        let before = exchange.record.app.as_ref();
+        if before.is_none_or(|app| app.name != found.app.name) {
             (line, version) = (InLine::default(), None);
             (exchange.user, exchange.under_way) = (None, None);
+            exchange.drops_password = false;
             exchange.admit(&found)?;
         }
         let app = &found.app;

@@ -222,12 +222,7 @@ impl App {
             });
         App {
             files: scripts.map(|files| Root::new(data_dir, files)),
-            activity: wire.sleep_after_ms.map(|ms| {
-                let known = before.and_then(|app| app.activity.clone());
-                let activity = known.unwrap_or_default();
-                activity.sleep_after(Duration::from_millis(ms));
-                activity
-            }),
+            activity: activity(before, wire.sleep_after_ms),
             slow_start: Duration::from_millis(wire.balance.slow_start_ms),
             balance: wire.balance,
             queue: before.map_or_else(Arc::default, |app| app.queue.clone()),
@@ -244,6 +239,17 @@ impl App {
             held: before.map_or_else(Arc::default, |app| app.held.clone()),
         }
     }
+}
+
+/// What is under way stays known, also while the app is stopped and does not sleep.
+fn activity(before: Option<&Arc<App>>, sleep_after_ms: Option<u64>) -> Option<Arc<Activity>> {
+    let known = before.and_then(|app| app.activity.clone());
+    let activity = match sleep_after_ms {
+        Some(_) => known.unwrap_or_default(),
+        None => known?,
+    };
+    activity.sleep_after_ms(sleep_after_ms.unwrap_or(u64::MAX));
+    Some(activity)
 }
 
 #[cfg(test)]

@@ -41,6 +41,18 @@ pub struct Proxied {
 }
 
 impl Peer {
+    /// One who came over plain TCP.
+    #[cfg(test)]
+    pub fn plain(ip: &str) -> Self {
+        Peer {
+            ip: ip.parse().expect("an address"),
+            text: ip.to_owned(),
+            port: 1,
+            tls: false,
+            proxied: None,
+        }
+    }
+
     pub fn forwarded_for(&self) -> &str {
         self.proxied.as_ref().map_or(&self.text, |one| &one.chain)
     }

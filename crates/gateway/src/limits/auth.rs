@@ -80,8 +80,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Known {
-    fn digest(&self, kept: &str, given: &Given) -> Digest {
-        let all = (kept, &given.name, &given.password);
+    /// Whether there is such a user is part of it: another app may keep the same for another name.
+    fn digest(&self, kept: &str, is_user: bool, given: &Given) -> Digest {
+        let all = (kept, is_user, &given.name, &given.password);
         [self.keys[0].hash_one(all), self.keys[1].hash_one(all)]
     }
 
@@ -165,7 +166,7 @@ impl Auth {
         // Whether there is such a user is not told by the time it takes.
         let kept = user.or(self.users.first()).ok_or_else(|| self.ask())?;
         let known = &limits.checks.known;
-        let digest = known.digest(&kept.hash.0, &given);
+        let digest = known.digest(&kept.hash.0, user.is_some(), &given);
         let deadline = Instant::now() + 2 * PATIENCE;
         while Instant::now() < deadline {
             if user.is_some() && known.has(digest) {
@@ -196,6 +197,11 @@ impl Auth {
         Err(busy())
     }
 
+    fn may_try(&self, limits: &Limits, ip: IpAddr) -> Result<(), Page> {
+        let verdict = limits.look(self.rule, Some(ip), &WRONG);
+        refuse_if(&verdict, "with a wrong password from your address", &WRONG)
+    }
+
     /// Has a word checked by a thread of its own, once it is its turn.
     async fn begin(
         &self,
@@ -204,8 +210,7 @@ impl Auth {
         claim: Claim,
         word: Word,
     ) -> Result<(), Page> {
-        let verdict = limits.look(self.rule, Some(ip), &WRONG);
-        refuse_if(&verdict, "with a wrong password from your address", &WRONG)?;
+        self.may_try(limits, ip)?;
         let checks = limits.checks.clone();
         let own = limits.keys.of(1, Some(ip));
         let own = checks.waiting.take(own, MAX_WAITING_PER_IP);
@@ -214,6 +219,8 @@ impl Auth {
         let turn = checks.place.clone().acquire_owned();
         let turn = tokio::time::timeout(PATIENCE, turn).await;
         let turn = turn.ok().and_then(Result::ok).ok_or_else(busy)?;
+        // Those before it may have been wrong meanwhile.
+        self.may_try(limits, ip)?;
         let (buckets, key) = (limits.buckets.clone(), limits.keys.of(self.rule, Some(ip)));
         let check = move || {
             // Linux: of this thread alone. If it may not, it does not.
@@ -282,16 +289,6 @@ mod tests {
         head
     }
 
-    fn peer(ip: &str) -> Peer {
-        Peer {
-            ip: ip.parse().expect("an address"),
-            text: ip.to_owned(),
-            port: 1,
-            tls: false,
-            proxied: None,
-        }
-    }
-
     fn auth() -> Auth {
         let hash = bcrypt::hash("sesame", 4).expect("a hash");
         let user = wire::User {
@@ -307,7 +304,7 @@ mod tests {
 
     #[tokio::test]
     async fn many_with_the_right_word_are_no_guesses() {
-        let (limits, auth, peer) = (Limits::new(), auth(), peer("10.0.0.1"));
+        let (limits, auth, peer) = (Limits::new(), auth(), Peer::plain("10.0.0.1"));
         let head = request("ann:sesame");
         let mut all = Vec::new();
         for _ in 0..100 {
@@ -323,7 +320,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_is_wrong_too_often_waits_and_who_is_known_does_not() {
-        let (limits, auth, peer) = (Limits::new(), auth(), peer("10.0.0.1"));
+        let (limits, auth, peer) = (Limits::new(), auth(), Peer::plain("10.0.0.1"));
         assert!(
             auth.check(&limits, &peer, &request("ann:sesame"))
                 .await
@@ -342,7 +339,7 @@ mod tests {
                 .await
                 .is_ok()
         );
-        let elsewhere = self::peer("10.0.0.2");
+        let elsewhere = Peer::plain("10.0.0.2");
         let head = request("bob:sesame");
         let nobody = auth.check(&limits, &elsewhere, &head).await;
         assert_eq!(nobody.expect_err("wrong").status, 401);
@@ -350,26 +347,64 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn guesses_side_by_side_are_counted_one_by_one() {
+        let (limits, auth, peer) = (Limits::new(), auth(), Peer::plain("10.0.0.1"));
+        let heads: Vec<_> = (0..16).map(|n| request(&format!("ann:{n}"))).collect();
+        let all = heads.iter().map(|head| auth.check(&limits, &peer, head));
+        let statuses: Vec<u16> = futures_in_turn(all.collect())
+            .await
+            .into_iter()
+            .map(|one| one.expect_err("wrong").status)
+            .collect();
+        let checked = statuses.iter().filter(|status| **status == 401).count();
+        assert_eq!(checked as u32, WRONG.burst, "{statuses:?}");
+    }
+
+    /// Another app keeps the same for another name: what is right there says nothing here.
+    #[tokio::test]
+    async fn a_name_of_another_app_is_no_name_here() {
+        let (limits, here, peer) = (Limits::new(), auth(), Peer::plain("10.0.0.1"));
+        let mut there = auth();
+        there.users = vec![wire::User {
+            name: "admin".into(),
+            hash: here.users[0].hash.clone(),
+        }];
+        let head = request("admin:sesame");
+        let both = vec![
+            there.check(&limits, &peer, &head),
+            here.check(&limits, &peer, &head),
+        ];
+        let both = futures_in_turn(both).await;
+        assert_eq!(both[0].as_deref().ok(), Some("admin"));
+        assert!(both[1].is_err());
+        assert!(here.check(&limits, &peer, &head).await.is_err());
+    }
+
+    #[tokio::test]
     async fn one_address_does_not_fill_the_line() {
         let (limits, auth) = (Limits::new(), auth());
         let held: Vec<_> = (0..MAX_WAITING_PER_IP)
             .filter_map(|_| {
-                let own = limits.keys.of(1, Some(peer("10.0.0.1").ip));
+                let own = limits.keys.of(1, Some(Peer::plain("10.0.0.1").ip));
                 limits.checks.waiting.take(own, MAX_WAITING_PER_IP)
             })
             .collect();
         let head = request("ann:sesame");
-        let refused = auth.check(&limits, &peer("10.0.0.1"), &head).await;
+        let refused = auth.check(&limits, &Peer::plain("10.0.0.1"), &head).await;
         let page = refused.expect_err("too many");
         assert_eq!((page.status, page.retry_after_s), (503, Some(2)));
-        assert!(auth.check(&limits, &peer("10.0.0.2"), &head).await.is_ok());
+        assert!(
+            auth.check(&limits, &Peer::plain("10.0.0.2"), &head)
+                .await
+                .is_ok()
+        );
         drop(held);
     }
 
     /// Whoever leaves in the middle of it pays all the same, and others get what they came for.
     #[tokio::test]
     async fn who_leaves_is_counted_and_in_nobody_s_way() {
-        let (limits, auth, peer) = (Limits::new(), auth(), peer("10.0.0.1"));
+        let (limits, auth, peer) = (Limits::new(), auth(), Peer::plain("10.0.0.1"));
         for guess in 0..5 {
             let head = request(&format!("ann:{guess}"));
             let mut check = Box::pin(auth.check(&limits, &peer, &head));

@@ -2,16 +2,6 @@ use super::*;
 use hutong_http::request::Scan;
 use hutong_ipc::gateway::{Rules as WireRules, Traffic, TrafficRoute};
 
-fn peer(ip: &str) -> Peer {
-    Peer {
-        ip: ip.parse().expect("an address"),
-        text: ip.to_owned(),
-        port: 1,
-        tls: false,
-        proxied: None,
-    }
-}
-
 fn request(path: &str, fields: &str) -> RequestHead {
     request_of_bytes(path, fields.as_bytes())
 }
@@ -53,7 +43,7 @@ fn each_address_has_a_bucket_and_each_path_its_own() {
     };
     crate::date::tick();
     let (limits, guard) = (Limits::new(), Guard::new("a", &traffic, None));
-    let ask = |ip: &str, path: &str| guard.admit(&limits, &peer(ip), &request(path, ""));
+    let ask = |ip: &str, path: &str| guard.admit(&limits, &Peer::plain(ip), &request(path, ""));
     let terms = ask("10.0.0.1", "/login/x").expect("the first");
     assert_eq!(terms.class, Class::Core);
     assert_eq!(terms.response_timeout, Some(Duration::from_millis(800)));
@@ -122,7 +112,11 @@ fn addresses_are_let_in_or_not() {
     };
     crate::date::tick();
     let (limits, guard) = (Limits::new(), Guard::new("a", &traffic, None));
-    let is_let_in = |ip: &str| guard.admit(&limits, &peer(ip), &request("/", "")).is_ok();
+    let is_let_in = |ip: &str| {
+        guard
+            .admit(&limits, &Peer::plain(ip), &request("/", ""))
+            .is_ok()
+    };
     assert!(is_let_in("10.1.2.3") && is_let_in("2001:db8::1"));
     assert!(!is_let_in("10.9.0.1") && !is_let_in("11.0.0.1") && !is_let_in("::1"));
 }
@@ -145,12 +139,12 @@ fn bad_answers_make_a_ban_that_another_table_keeps() {
     }
     assert!(guard.note(ip, 429).is_some());
     let next = Guard::new("a", &traffic, Some(&guard));
-    let refused = next.admit(&limits, &peer("10.0.0.1"), &request("/", ""));
+    let refused = next.admit(&limits, &Peer::plain("10.0.0.1"), &request("/", ""));
     let page = refused.expect_err("banned");
     assert_eq!(page.status, 403);
     assert!(page.retry_after_s.is_some_and(|s| (590..=600).contains(&s)) && page.close);
     assert!(
-        next.admit(&limits, &peer("10.0.0.2"), &request("/", ""))
+        next.admit(&limits, &Peer::plain("10.0.0.2"), &request("/", ""))
             .is_ok()
     );
 }
@@ -160,7 +154,7 @@ fn only_trusted_proxies_say_who_the_visitor_is() {
     let trusted = Networks::parse(&["10.0.0.0/8".into()]).expect("networks");
     let seen = |from: &str, fields: &str| {
         let head = request("/", fields);
-        let found = behind(&trusted, &peer(from), &head)?;
+        let found = behind(&trusted, &Peer::plain(from), &head)?;
         Some((
             found.text.clone(),
             found.forwarded_for().to_owned(),
@@ -189,7 +183,7 @@ fn only_trusted_proxies_say_who_the_visitor_is() {
     }
     // What is no text spoils itself, not what a trusted proxy adds to it.
     let head = request_of_bytes("/", b"X-Forwarded-For: \xff, 1.2.3.4\r\n");
-    let found = behind(&trusted, &peer("10.0.0.1"), &head).expect("a proxy");
+    let found = behind(&trusted, &Peer::plain("10.0.0.1"), &head).expect("a proxy");
     assert_eq!(found.text, "1.2.3.4");
     assert_eq!(found.forwarded_for(), "1.2.3.4, 10.0.0.1");
 }

@@ -163,13 +163,7 @@ mod tests {
         let mut head = RequestHead::default();
         let end = head.parse(text.as_bytes(), &mut Scan::default());
         assert_eq!(end, Ok(Some(text.len())));
-        let peer = Peer {
-            ip: [127, 0, 0, 1].into(),
-            text: "127.0.0.1".into(),
-            port: 1,
-            tls: false,
-            proxied: None,
-        };
+        let peer = Peer::plain("127.0.0.1");
         let mut out = Vec::new();
         Onward {
             head: &head,

@@ -307,3 +307,25 @@ fn a_single_writer_is_never_two_and_a_removed_app_forgets_its_domains() {
         "with its old data"
     );
 }
+
+/// Two releases that failed are kept, and no more, however quickly they failed.
+#[test]
+fn failed_releases_do_not_pile_up() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    let folder = python_app("a", "", "hello");
+    server.deploy(folder.path());
+    let path = folder.path().display().to_string();
+    for attempt in 0..4 {
+        let program = format!("raise SystemExit({attempt})");
+        std::fs::write(folder.path().join("app.py"), program).expect("write");
+        server.fails(&["deploy", &path]);
+    }
+    eventually("one that serves and two that failed are left", 10, || {
+        let releases = server.json(&["releases", "a"]);
+        releases.as_array().map(Vec::len) == Some(3)
+    });
+    assert_eq!(get(&server.http, "a.test", "/").text(), "hello");
+}

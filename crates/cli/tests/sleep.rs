@@ -148,6 +148,14 @@ fn who_counts() {
         assert_eq!(state(&server, "lazy"), "running");
         Instant::now() > until
     });
+    // Stopped and started before it was cut: it is still there, and counts.
+    server.ok(&["stop", "lazy"]);
+    server.ok(&["start", "lazy"]);
+    let until = Instant::now() + Duration::from_secs(3);
+    eventually("a while passes, and it is still awake", 10, || {
+        assert_ne!(state(&server, "lazy"), "asleep");
+        Instant::now() > until
+    });
     drop(socket);
     eventually("it sleeps", 20, || sleeps(&server, "lazy"));
     let kept_out = ask(

@@ -715,8 +715,11 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
         }
         Step::Sleep => {
             let mut observed = lock(&control.observed);
+            // Somebody may have come since it was planned: who wants it takes that word back.
+            if observed.sessions.contains_key(app) || observed.idle.remove(app).is_none() {
+                return true;
+            }
             observed.awake.remove(app);
-            observed.idle.remove(app);
             drop(observed);
             control
                 .logs
@@ -953,7 +956,7 @@ fn has_changed(control: &Control, loaded: &Loaded) -> bool {
     let mut running: Vec<u64> = mine.map(|instance| instance.deployment).collect();
     running.sort_unstable();
     running.dedup();
-    let now = (loaded.app.active, running);
+    let now = (loaded.app.active, loaded.app.next_release, running);
     let name = loaded.app.name.clone();
     if loaded.deploying {
         observed.retained.remove(&name);
@@ -996,7 +999,10 @@ fn retain(control: &Control, loaded: &Loaded) {
         return;
     }
     for number in &gone {
-        let _ = control.store.forget_release(name, *number);
+        if control.store.forget_release(name, *number).is_err() {
+            // A full disk, most likely: once more in the next pass.
+            lock(&control.observed).retained.remove(name);
+        }
     }
     let kept: Vec<&Release> = releases
         .iter()

@@ -38,11 +38,11 @@ pub struct Observed {
     pub warnings: HashMap<String, Vec<String>>,
     /// What the gateway does with each app.
     pub serving: HashMap<String, hutong_core::plan::Serve>,
-    /// Apps that may sleep and do not, and since when they were wanted last. Not stored: after a restart those are
+    /// Apps that may sleep and do not, and since when they do not. Not stored: after a restart those are
     /// awake that have instances.
     pub awake: HashMap<String, u64>,
-    /// What served and ran of each app when its releases were last looked through.
-    pub retained: HashMap<String, (Option<u64>, Vec<u64>)>,
+    /// How each app stood when its releases were last looked through.
+    pub retained: HashMap<String, Stand>,
     /// Programs that owners run beside an app's own.
     pub sessions: HashMap<String, usize>,
     /// When the gateway last said that nobody asks for an app.
@@ -57,8 +57,12 @@ pub struct Observed {
     pub gateway_version: u64,
 }
 
+/// What decides which releases of an app are of use: the one that serves, the number of the next, and the deployments
+/// that run.
+pub type Stand = (Option<u64>, u64, Vec<u64>);
+
 impl Observed {
-    /// The owner wants an app up, for as long as one is that a visitor wants.
+    /// The owner wants an app up: it does not fall asleep before its time has passed once more.
     pub fn wake(&mut self, app: &str) {
         self.awake.remove(app);
         self.want(app);

@@ -158,6 +158,8 @@ pub struct App {
     pub halted: Option<String>,
     /// How long ago it was removed, in time that the server ran.
     pub removed_ms: u64,
+    /// The number of its next release.
+    pub next_release: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -731,6 +733,7 @@ fn app_from(row: &Row<'_>) -> rusqlite::Result<App> {
         last_failure: row.get("last_failure")?,
         halted: row.get("halted")?,
         removed_ms: row.get("removed_ms")?,
+        next_release: row.get("next_release")?,
     })
 }
 

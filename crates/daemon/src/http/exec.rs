@@ -79,6 +79,7 @@ impl Open {
     fn new(control: &Arc<Control>, app: &str) -> Self {
         let mut observed = lock(&control.observed);
         *observed.sessions.entry(app.to_owned()).or_insert(0) += 1;
+        observed.want(app);
         drop(observed);
         Open {
             control: control.clone(),
@@ -103,23 +104,17 @@ impl Drop for Open {
 async fn awake_instance(control: &Control, app: &str) -> Option<String> {
     const PATIENCE: Duration = Duration::from_secs(30);
     let mut passes = control.passes.subscribe();
-    let asleep = {
-        let mut observed = lock(&control.observed);
-        let asleep = observed.serving.get(app) == Some(&Serve::Asleep);
-        if asleep {
-            observed.want(app);
-        }
-        asleep
-    };
-    if !asleep {
-        return apps::any_instance(control, app);
-    }
     control.wake.notify_one();
     let woken = async {
         loop {
-            let serves = lock(&control.observed).serving.get(app) == Some(&Serve::Targets);
-            let instance = apps::any_instance(control, app).filter(|_| serves);
-            if instance.is_some() || passes.changed().await.is_err() {
+            let serve = lock(&control.observed).serving.get(app).cloned();
+            let instance = apps::any_instance(control, app);
+            let is_coming = match serve {
+                Some(Serve::Asleep) => true,
+                Some(Serve::Hold) => instance.is_none(),
+                _ => false,
+            };
+            if !is_coming || passes.changed().await.is_err() {
                 return instance;
             }
         }

@@ -28,7 +28,8 @@ http.server.HTTPServer(("127.0.0.1", int(os.environ["PORT"])), H).serve_forever(
 const APPS: usize = 200;
 const VISITS: usize = 1010;
 const PERIOD: Duration = Duration::from_millis(200);
-const KILL: Duration = Duration::from_secs(30);
+/// Every thirty seconds.
+const VISITS_TO_A_KILL: usize = 150;
 
 /// How long each visit took, by kind of app.
 type Took = BTreeMap<&'static str, Vec<Duration>>;
@@ -72,12 +73,17 @@ fn asleep(server: &Server) -> usize {
     list.iter().filter(|app| app["state"] == "asleep").count()
 }
 
-fn visit_all(server: &Server) -> (Took, Vec<String>) {
+fn visit_all(server: &Server) -> (Took, Vec<String>, usize) {
+    let mut kills = 0;
     let http = server.http.clone();
     let began = Instant::now();
     std::thread::scope(|scope| {
         let visits: Vec<_> = (0..VISITS)
             .map(|visit| {
+                if visit % VISITS_TO_A_KILL == VISITS_TO_A_KILL - 1 {
+                    kill(server.role("control"));
+                    kills += 1;
+                }
                 let due = PERIOD * visit as u32;
                 std::thread::sleep(due.saturating_sub(began.elapsed()));
                 let http = http.clone();
@@ -100,7 +106,7 @@ fn visit_all(server: &Server) -> (Took, Vec<String>) {
                 Err(_) => failed.push("no answer".into()),
             }
         }
-        (took, failed)
+        (took, failed, kills)
     })
 }
 
@@ -117,24 +123,7 @@ fn a_thousand_visitors_wake_two_hundred_apps() {
         list.iter().filter_map(memory).sum()
     });
     println!("{APPS} apps asleep; our own processes: {} MB", own >> 20);
-    let over = std::sync::atomic::AtomicBool::new(false);
-    let (took, failed, kills) = std::thread::scope(|scope| {
-        let killer = scope.spawn(|| {
-            let (mut kills, mut last) = (0, Instant::now());
-            while !over.load(std::sync::atomic::Ordering::SeqCst) {
-                std::thread::sleep(Duration::from_millis(100));
-                if last.elapsed() >= KILL {
-                    last = Instant::now();
-                    kill(server.role("control"));
-                    kills += 1;
-                }
-            }
-            kills
-        });
-        let (took, failed) = visit_all(&server);
-        over.store(true, std::sync::atomic::Ordering::SeqCst);
-        (took, failed, killer.join().expect("no panic"))
-    });
+    let (took, failed, kills) = visit_all(&server);
     println!(
         "control was killed {kills} times; {} visits failed",
         failed.len()

@@ -1,7 +1,7 @@
 //! The corpus of malformed requests through us, nginx and HAProxy, each with a server behind it that records what it
 //! is sent: what is refused, what reaches the app, and what reaches it in two different readings.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use hutong_testkit::eventually;
 use hutong_testkit::server::{Server, app_folder};
 use hutong_testkit::visitor::get;
 
+use crate::gateway::certificate;
 use crate::gateway::rivals::{Ground, free_port, haproxy, nginx};
 use crate::{Report, Row, release_binary};
 
@@ -31,7 +32,11 @@ struct Tally {
 pub fn run() -> anyhow::Result<Report> {
     let binary = release_binary()?;
     let folder = tempfile::tempdir()?;
-    let (cert, key) = certificate(folder.path())?;
+    let (cert, key) = (
+        folder.path().join("cert.pem"),
+        folder.path().join("key.pem"),
+    );
+    certificate(&cert, &key)?;
     let mut table = vec![("Hutong", ours(&binary, &cert, &key)?)];
     for (name, start) in [
         ("nginx", nginx as fn(&Ground<'_>) -> anyhow::Result<_>),
@@ -213,30 +218,4 @@ impl Drop for Recorder {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn certificate(folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let (cert, key) = (folder.join("cert.pem"), folder.join("key.pem"));
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-        ])
-        .args(["-nodes", "-days", "5", "-subj", "/CN=corpus.test"])
-        .args([
-            "-addext",
-            "subjectAltName=DNS:corpus.test,DNS:localhost",
-            "-keyout",
-        ])
-        .arg(&key)
-        .arg("-out")
-        .arg(&cert)
-        .stderr(Stdio::null())
-        .status()?;
-    anyhow::ensure!(made.success(), "openssl failed");
-    Ok((cert, key))
 }

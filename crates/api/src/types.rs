@@ -29,8 +29,11 @@ pub struct App {
     pub release: Option<u64>,
     /// Instances that run now.
     pub instances: Vec<Instance>,
-    /// `command` or `static`.
+    /// `command`, `static`, `upstream` or `background`.
     pub kind: String,
+    /// What runs beside the program that serves: workers and timed jobs.
+    #[serde(default)]
+    pub processes: Vec<Process>,
     /// How many instances are wanted.
     pub wanted_instances: u32,
     /// What the app's processes use now.
@@ -74,12 +77,79 @@ impl std::fmt::Display for AppState {
     }
 }
 
+/// A worker or a timed job.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Process {
+    pub name: String,
+    /// `worker` or `cron`.
+    pub kind: String,
+    pub command: Vec<String>,
+    /// How many are wanted; 0 for timed jobs.
+    pub wanted: u32,
+    pub running: u32,
+    /// The cron expression of a timed job, and its time zone.
+    pub schedule: Option<String>,
+    pub zone: Option<String>,
+    /// When a timed job runs next.
+    pub next_at: Option<u64>,
+    /// The last time it ran, or should have.
+    pub last: Option<Run>,
+    /// Failures in a row, and why the last one was.
+    pub failures: u32,
+    pub problem: Option<String>,
+}
+
+/// A program that runs once.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Run {
+    pub id: u64,
+    pub app: String,
+    /// The timed job that it is; none if somebody asked for it.
+    pub name: Option<String>,
+    /// Empty: the timed job's own.
+    pub command: Vec<String>,
+    /// `wanted`, `running`, `ok`, `failed`, `stopped`; `missed` while the server did not run, `skipped` because the
+    /// run before it went on.
+    pub state: String,
+    pub detail: Option<String>,
+    /// 128 + N for a program that signal N ended.
+    pub exit_code: Option<i32>,
+    pub instance: Option<String>,
+    /// When it was due or asked for.
+    pub due_at: u64,
+    pub started_at: Option<u64>,
+    pub ended_at: Option<u64>,
+}
+
+impl Run {
+    pub fn is_over(&self) -> bool {
+        !matches!(self.state.as_str(), "wanted" | "running")
+    }
+}
+
+/// Asks for a program to be run once, beside the app and like it; or for a timed job now.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct RunRequest {
+    /// The program and its arguments.
+    #[serde(default)]
+    pub command: Vec<String>,
+    /// The name of a timed job.
+    #[serde(default)]
+    pub cron: Option<String>,
+    /// How long it may take; default an hour, or what the timed job says.
+    #[serde(default)]
+    pub timeout_ms: Option<u64>,
+}
+
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Instance {
     pub id: String,
+    /// `web`, `run`, or the name of a worker or timed job.
+    #[serde(default)]
+    pub process: String,
     pub deployment: u64,
     pub release: Option<u64>,
-    /// `starting`, `healthy`, `failing`, `draining` or `stopping`.
+    /// `starting`, `healthy`, `failing`, `draining` or `stopping`; `running` for what serves no visitors.
     pub state: String,
     pub started_at: u64,
     pub memory_bytes: u64,

@@ -26,7 +26,7 @@ use output::Output;
   hutong logs my-app -f               follow its output
 
 Exit codes: 0 done; 1 it failed, the reason is on stderr; 2 wrong usage; 3 no server answers;
-4 a file is wrong (file:line:column on stderr); `exec` gives the program's own code."
+4 a file is wrong (file:line:column on stderr); `exec` and `run` give the program's own code."
 )]
 struct Cli {
     /// Where the server is: unix:PATH or IP:PORT. Default: the system's socket, then the user's.
@@ -89,8 +89,12 @@ enum Command {
     Ban(verbs::ban::Verb),
     /// Make a user's line for `[traffic.auth]` of hutong.toml
     Password(verbs::password::Args),
-    /// Run a program inside an app's sandbox
+    /// Run a program inside an app's running sandbox
     Exec(verbs::exec::Args),
+    /// Run a program once, in a sandbox of its own beside the app; or a timed job now
+    Run(verbs::run::Args),
+    /// List what was run once: timed jobs, and what was asked for
+    Runs(verbs::run::ListArgs),
     /// Show our own processes: role, pid, uid, memory
     System,
     /// Replace the running server by the program installed in its place; apps run on, no request is lost
@@ -168,6 +172,8 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Env(verb) => server.block_on(verbs::env::run(verb, &server))?,
         Command::Password(args) => verbs::password::run(&args, server.output)?,
         Command::Exec(args) => return server.block_on(verbs::exec::run(&args, &server)),
+        Command::Run(args) => return server.block_on(verbs::run::run(&args, &server)),
+        Command::Runs(args) => server.block_on(verbs::run::list(&args, &server))?,
         Command::System => server.block_on(verbs::system::run(&server))?,
         Command::Upgrade => server.block_on(verbs::upgrade::run(&server))?,
         Command::Version => server.block_on(verbs::version::run(&server))?,

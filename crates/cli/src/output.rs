@@ -34,6 +34,15 @@ impl Output {
         self.text(&serde_json::to_string_pretty(value).unwrap_or_default());
     }
 
+    /// JSON where asked for, else a line of text.
+    pub fn result<T: Serialize>(&self, value: &T, text: &str) {
+        if self.json {
+            self.value(value);
+        } else {
+            self.text(text);
+        }
+    }
+
     /// JSON where asked for, else a table with these columns.
     pub fn table<T: Serialize>(
         &self,

@@ -9,6 +9,7 @@ pub mod networks;
 pub mod plan;
 pub mod retention;
 pub mod route;
+pub mod schedule;
 pub mod spec;
 pub mod tree;
 pub mod units;

@@ -45,6 +45,23 @@ pub fn is_instance_id(text: &str) -> bool {
         && !text.starts_with('-')
 }
 
+/// The longest name of a worker or timed job: instance ids carry it.
+pub const MAX_PROCESS: usize = 16;
+
+/// Checks the name of a worker or timed job.
+pub fn check_process(text: &str) -> Result<(), String> {
+    let plain = text
+        .bytes()
+        .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let letter_first = text.bytes().next().is_some_and(|c| c.is_ascii_lowercase());
+    if plain && letter_first && text.len() <= MAX_PROCESS && text != "web" {
+        return Ok(());
+    }
+    Err(format!(
+        "`{text}` cannot name a process: lower-case letters and digits, a letter first, at most {MAX_PROCESS} characters, and not `web`"
+    ))
+}
+
 /// Whether `text` is a SHA-256 digest in hex, as trees are named.
 pub fn is_digest(text: &str) -> bool {
     text.len() == 64

@@ -25,6 +25,20 @@ pub struct Desired {
     pub asleep: bool,
     /// It may sleep, and nobody has asked for it for so long that it should.
     pub idle: bool,
+    /// What the active version runs beside the program that serves.
+    pub workers: Vec<Group>,
+}
+
+/// The instances of one kind of worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Group {
+    pub name: String,
+    pub instances: u32,
+    /// In a row.
+    pub failures: u32,
+    pub last_failure_ms: u64,
+    /// One ended, and the restart policy says to leave it.
+    pub halted: bool,
 }
 
 /// One deployment's facts that the planner needs.
@@ -52,6 +66,8 @@ pub struct Rollout {
 pub struct Seen {
     pub id: String,
     pub deployment: u64,
+    /// Which kind of worker it is; `None` for one that serves visitors.
+    pub worker: Option<String>,
     pub started_ms: u64,
     pub health: Health,
     /// SIGTERM was sent, or it is dead and not gone yet.
@@ -97,6 +113,7 @@ pub enum Serve {
 pub enum Step {
     Start {
         deployment: u64,
+        worker: Option<String>,
     },
     Stop {
         instance: String,
@@ -105,21 +122,13 @@ pub enum Step {
         sick: bool,
     },
     /// The rollout is what serves from now on.
-    Promote {
-        deployment: u64,
-    },
+    Promote { deployment: u64 },
     /// The rollout is given up.
-    Fail {
-        deployment: u64,
-        reason: String,
-    },
+    Fail { deployment: u64, reason: String },
     /// Nobody needs it: its instances go, until somebody asks.
     Sleep,
     /// Nothing to do before `until_ms`, or before something changes.
-    Wait {
-        what: String,
-        until_ms: Option<u64>,
-    },
+    Wait { what: String, until_ms: Option<u64> },
 }
 
 #[derive(Clone, Debug)]
@@ -132,7 +141,14 @@ pub struct Plan {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Step::Start { deployment } => write!(f, "start an instance of deployment {deployment}"),
+            Step::Start {
+                deployment,
+                worker: None,
+            } => write!(f, "start an instance of deployment {deployment}"),
+            Step::Start {
+                deployment,
+                worker: Some(worker),
+            } => write!(f, "start a worker {worker} of deployment {deployment}"),
             Step::Stop { instance, why, .. } => write!(f, "stop {instance}: {why}"),
             Step::Promote { deployment } => write!(f, "deployment {deployment} takes over"),
             Step::Fail { deployment, reason } => {
@@ -151,14 +167,17 @@ const WORD_OF_GATEWAY: Duration = Duration::from_secs(3);
 
 /// Plans one app.
 pub fn plan(desired: &Desired, seen: &[Seen], now_ms: u64) -> Plan {
+    let (workers, serving) = seen.iter().partition(|seen| seen.worker.is_some());
     let mut planner = Planner {
         desired,
-        seen,
+        seen: serving,
+        workers,
         now_ms,
         steps: Vec::new(),
         roles: Vec::new(),
     };
     let serve = planner.run();
+    planner.look_after_workers();
     Plan {
         steps: planner.steps,
         serve,
@@ -168,7 +187,9 @@ pub fn plan(desired: &Desired, seen: &[Seen], now_ms: u64) -> Plan {
 
 struct Planner<'a> {
     desired: &'a Desired,
-    seen: &'a [Seen],
+    /// Those that serve.
+    seen: Vec<&'a Seen>,
+    workers: Vec<&'a Seen>,
     now_ms: u64,
     steps: Vec<Step>,
     roles: Vec<(String, Role)>,
@@ -183,11 +204,12 @@ impl<'a> Planner<'a> {
             desired.active.as_ref().is_some_and(is) || rollout.is_some_and(|r| is(&r.version))
         };
         let drain = self.drain_timeout();
-        for old in self.seen.iter().filter(|seen| !wanted(seen)) {
+        let (mine, old): (Vec<_>, Vec<_>) = self.seen.iter().partition(|seen| wanted(seen));
+        for old in old {
             self.retire(old, drain, "its deployment is over");
         }
         if !desired.running {
-            for instance in self.seen.iter().filter(|seen| wanted(seen)) {
+            for instance in mine {
                 self.retire(instance, drain, "the app is stopped");
             }
             return down("the app is stopped", 60);
@@ -207,10 +229,8 @@ impl<'a> Planner<'a> {
     }
 
     fn of(&self, deployment: u64) -> Vec<&'a Seen> {
-        self.seen
-            .iter()
-            .filter(|seen| seen.deployment == deployment)
-            .collect()
+        let seen = self.seen.iter().copied();
+        seen.filter(|seen| seen.deployment == deployment).collect()
     }
 
     /// Lets an instance finish what it has, then stops it.
@@ -270,11 +290,9 @@ impl<'a> Planner<'a> {
         }
         let active = self.desired.active.as_ref();
         if version.strategy == Strategy::Recreate {
-            let old: Vec<_> = self
-                .seen
-                .iter()
-                .filter(|seen| seen.deployment != version.deployment)
-                .collect();
+            let is_old = |seen: &&Seen| seen.deployment != version.deployment;
+            let old: Vec<&Seen> = self.seen.iter().copied().filter(is_old).collect();
+            let works = self.workers.iter().copied().any(|seen| is_old(&seen));
             let drain = self.drain_timeout();
             for instance in &old {
                 // Those of no deployment were retired already.
@@ -282,7 +300,7 @@ impl<'a> Planner<'a> {
                     self.retire(instance, drain, "the new release takes its place");
                 }
             }
-            if !old.is_empty() {
+            if !old.is_empty() || works {
                 return Serve::Hold;
             }
         }
@@ -310,6 +328,7 @@ impl<'a> Planner<'a> {
         for _ in (running..version.instances as usize).take(STARTS_AT_ONCE) {
             self.steps.push(Step::Start {
                 deployment: version.deployment,
+                worker: None,
             });
         }
     }
@@ -446,7 +465,7 @@ impl<'a> Planner<'a> {
             return Duration::ZERO;
         }
         let another = |seen: &Seen| seen.stopping || seen.deployment != active.deployment;
-        if active.strategy == Strategy::Recreate && self.seen.iter().any(another) {
+        if active.strategy == Strategy::Recreate && self.seen.iter().copied().any(another) {
             self.wait("the instance before it to end".into(), None);
             return Duration::ZERO;
         }
@@ -462,6 +481,78 @@ impl<'a> Planner<'a> {
         }
         self.start_missing(active, mine);
         Duration::ZERO
+    }
+
+    /// Workers run with the version that serves. They have no visitors to wait for: they are told to end, and
+    /// have the stop time-out to finish what they are at.
+    fn look_after_workers(&mut self) {
+        let desired = self.desired;
+        let makes_room = |rollout: &Rollout| {
+            let version = &rollout.version;
+            version.strategy == Strategy::Recreate && !version.without_instances
+        };
+        let given_up = |rollout: &Rollout| rollout.failure.is_some();
+        let recreating = desired
+            .rollout
+            .as_ref()
+            .is_some_and(|rollout| makes_room(rollout) && !given_up(rollout));
+        let active = desired.active.as_ref();
+        let active = active.filter(|_| desired.running && !recreating);
+        let is_of = |seen: &Seen, group: &Group| seen.worker.as_ref() == Some(&group.name);
+        let is_wanted = |seen: &Seen| {
+            let serves = active.is_some_and(|active| active.deployment == seen.deployment);
+            serves && desired.workers.iter().any(|group| is_of(seen, group))
+        };
+        let (mine, old): (Vec<&Seen>, Vec<&Seen>) =
+            self.workers.iter().partition(|seen| is_wanted(seen));
+        for seen in &old {
+            let why = match (desired.running, recreating) {
+                (false, _) => "the app is stopped",
+                (_, true) => "the new release takes its place",
+                _ => "its deployment is over",
+            };
+            self.stop_worker(seen, why);
+        }
+        let Some(active) = active else { return };
+        if active.strategy == Strategy::Recreate && !old.is_empty() {
+            return;
+        }
+        for group in &desired.workers {
+            let mut mine: Vec<&Seen> = mine.iter().copied().filter(|s| is_of(s, group)).collect();
+            mine.retain(|seen| !seen.stopping);
+            mine.sort_by_key(|seen| seen.started_ms);
+            let wanted = if group.halted { 0 } else { group.instances };
+            for seen in mine.split_off(mine.len().min(wanted as usize)) {
+                self.stop_worker(seen, "fewer workers are wanted");
+            }
+            let pause = backoff::pause(group.failures);
+            let at = group.last_failure_ms + pause.as_millis() as u64;
+            if mine.len() < wanted as usize && group.failures > 0 && at > self.now_ms {
+                let what = format!(
+                    "the pause after failure {} of worker {}",
+                    group.failures, group.name
+                );
+                self.wait(what, Some(at));
+                continue;
+            }
+            for _ in (mine.len()..wanted as usize).take(STARTS_AT_ONCE) {
+                self.steps.push(Step::Start {
+                    deployment: active.deployment,
+                    worker: Some(group.name.clone()),
+                });
+            }
+        }
+    }
+
+    fn stop_worker(&mut self, seen: &Seen, why: &str) {
+        if seen.stopping {
+            return self.wait(format!("{} to end", seen.id), None);
+        }
+        self.steps.push(Step::Stop {
+            instance: seen.id.clone(),
+            why: why.to_owned(),
+            sick: false,
+        });
     }
 
     fn overdue(&self, seen: &Seen, version: &Version) -> Option<String> {

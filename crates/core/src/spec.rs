@@ -1,5 +1,6 @@
 //! `hutong.toml`: text in, a checked [`AppSpec`] or every mistake with its place out.
 
+mod processes;
 mod traffic;
 mod upstream;
 
@@ -13,6 +14,8 @@ use toml::Spanned;
 use crate::name::{self, AppName};
 use crate::units;
 
+pub use processes::{Caps, Cron, ReleaseCommand, Worker};
+use processes::{RawCron, RawReleaseCommand, RawWorker};
 use traffic::RawTraffic;
 pub use traffic::{Auth, Ban, Class, Rate, Rules, Traffic, TrafficRoute, User};
 use upstream::{AnyUpstream, RawBalance, RawFastCgi};
@@ -34,9 +37,13 @@ pub struct AppSpec {
     pub port: u16,
     pub env: BTreeMap<String, String>,
     pub instances: u32,
-    pub memory_bytes: u64,
-    pub cpu_millis: u32,
-    pub pids: u32,
+    /// Of each instance.
+    pub caps: Caps,
+    /// By name.
+    pub workers: BTreeMap<String, Worker>,
+    /// By name.
+    pub cron: BTreeMap<String, Cron>,
+    pub release: Option<ReleaseCommand>,
     pub health: HealthCheck,
     pub start_timeout: Duration,
     pub stop_timeout: Duration,
@@ -92,12 +99,21 @@ pub enum Run {
     },
     /// Somebody else runs it.
     Upstream(Vec<Upstream>),
+    /// It has no visitors: workers and timed jobs only.
+    Background,
 }
 
 impl Run {
     /// Whether Hutong starts processes for it.
     pub fn has_instances(&self) -> bool {
         matches!(self, Run::Command(_))
+    }
+}
+
+impl AppSpec {
+    /// Whether programs of it run in sandboxes: visitors', workers' or timed ones.
+    pub fn has_programs(&self) -> bool {
+        matches!(self.run, Run::Command(_) | Run::Background)
     }
 }
 
@@ -245,6 +261,15 @@ struct RawSpec {
     #[serde(default)]
     https: RawHttps,
     sleep: Option<RawSleep>,
+    /// Programs that run all the time beside the app's own, by name: `[workers.mail]`.
+    #[schemars(with = "BTreeMap<String, RawWorker>")]
+    #[serde(default)]
+    workers: BTreeMap<Spanned<String>, RawWorker>,
+    /// Programs that run at times, by name: `[cron.report]`.
+    #[schemars(with = "BTreeMap<String, RawCron>")]
+    #[serde(default)]
+    cron: BTreeMap<Spanned<String>, RawCron>,
+    release: Option<RawReleaseCommand>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -509,18 +534,13 @@ impl Check<'_> {
             self.wrong(protocol.span().start, "`protocol` goes with `command`");
         }
         self.check_protocol(&raw, &run, protocol);
-        let memory_bytes = match &raw.limits.memory {
-            None => 256 << 20,
-            Some(text) => self.size(text, 4 << 20, 1 << 40),
+        let default = Caps {
+            memory_bytes: 256 << 20,
+            cpu_millis: 1000,
+            pids: 128,
         };
-        let cpu_millis = match &raw.limits.cpu {
-            None => 1000,
-            Some(number) => self.cpu(number),
-        };
-        let pids = match &raw.limits.pids {
-            None => 128,
-            Some(count) => self.bounded(count, 1, 32768, "limits.pids") as u32,
-        };
+        let caps = self.caps(&raw.limits, default);
+        self.check_processes(&raw, &run);
         let health = self.health(&raw.health);
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
         let timeouts = &raw.timeouts;
@@ -530,6 +550,9 @@ impl Check<'_> {
             drain_timeout: self.time(&timeouts.drain, s(15), ms(0), s(3600)),
             response_timeout: self.time(&timeouts.response, s(60), ms(10), s(3600)),
             sleep_after: self.sleep(&raw),
+            workers: self.workers(&raw, caps),
+            cron: self.cron(&raw, caps),
+            release: self.release_command(&raw),
             strip_prefix: raw.strip_prefix,
             data: raw.data,
             restart: raw.restart.unwrap_or(Restart::Always),
@@ -551,12 +574,33 @@ impl Check<'_> {
             port,
             env,
             instances,
-            memory_bytes,
-            cpu_millis,
-            pids,
+            caps,
             health,
             strategy,
             share,
+        }
+    }
+
+    /// Programs beside an app's own are for apps that have programs.
+    fn check_processes(&mut self, raw: &RawSpec, run: &Run) {
+        if matches!(run, Run::Command(_) | Run::Background) {
+            return;
+        }
+        let workers = raw
+            .workers
+            .keys()
+            .next()
+            .map(|name| ("workers", name.span()));
+        let cron = raw.cron.keys().next().map(|name| ("cron", name.span()));
+        let release = raw
+            .release
+            .as_ref()
+            .map(|raw| ("release", raw.command.span()));
+        for (what, span) in workers.into_iter().chain(cron).chain(release) {
+            self.wrong(
+                span.start,
+                format!("`{what}` goes with `command`; give these programs an app of their own"),
+            );
         }
     }
 
@@ -620,6 +664,15 @@ impl Check<'_> {
                     "an app has `command` or `static`, not both",
                 );
                 Run::Command(Vec::new())
+            }
+            (None, None) if !(raw.workers.is_empty() && raw.cron.is_empty()) => {
+                if let Some(domain) = raw.domains.first() {
+                    self.wrong(
+                        domain.span().start,
+                        "`domains` goes with `command`: nothing of this app would answer",
+                    );
+                }
+                Run::Background
             }
             (None, None) => {
                 self.wrong(

@@ -1,19 +1,21 @@
-//! Builds: what a folder needs before it can run, done in a sandbox of its own with the app's ids,
-//! capped, one at a time. The result is kept by what went in, so the same input is not built twice.
+//! What is done before a release rolls out. Builds: what a folder needs before it can run, done in a sandbox of its own
+//! with the app's ids, capped, one at a time.  Then the release command, if there is one. The result is kept by what went in, so the same input is not built twice.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hutong_core::spec::{AppSpec, Run};
+use hutong_core::spec::{AppSpec, ReleaseCommand};
 use hutong_core::tree::digest_of;
+use hutong_core::units::{show_size, show_time};
 use hutong_ipc::fail;
 use hutong_ipc::shim::Exit;
 use hutong_ipc::warden::{Build, Limits, ServerSettings};
 use hutong_runtime::client::{Driver, DriverError};
 
+use crate::launch::{NotStarted, What, launch};
 use crate::store::{Deployment, Release, StoreError};
-use crate::{Control, controller, ids};
+use crate::{Control, controller, ids, lock};
 
 /// Caps of a build: it must not freeze a machine of 2 cores and 4 GB.
 const MEMORY: u64 = 1536 << 20;
@@ -36,7 +38,7 @@ pub fn recipe(spec: &AppSpec, tree: &Path) -> Vec<Recipe> {
     let step = |argv, network| Recipe { argv, network };
     let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let mut steps = Vec::new();
-    let is_program = matches!(spec.run, Run::Command(_));
+    let is_program = spec.has_programs();
     if is_program && tree.join("requirements.txt").is_file() {
         steps.push(step(words("python3 -m venv /app/.venv"), false));
         steps.push(step(words(
@@ -62,7 +64,7 @@ pub fn recipe(spec: &AppSpec, tree: &Path) -> Vec<Recipe> {
 /// What a person should know about a folder that looks as if it needed a build and gets none.
 pub fn advice(spec: &AppSpec, tree: &Path) -> Option<String> {
     let has = |name: &str| tree.join(name).exists();
-    let is_program = matches!(spec.run, Run::Command(_));
+    let is_program = spec.has_programs();
     let locked = has("package-lock.json") || has("npm-shrinkwrap.json");
     (is_program && has("package.json") && !locked && !has("node_modules")).then(|| {
         "package.json has no package-lock.json beside it, so no packages are installed; run `npm install` and deploy the lock file too".to_owned()
@@ -82,7 +84,7 @@ pub async fn resume(control: &Arc<Control>) {
         .logs
         .spooled()
         .into_iter()
-        .filter(|name| ids::is_build(name));
+        .filter(|name| ids::is_of_deployment(name));
     for name in build_spools {
         let alive = ids::parse(&name).is_some_and(|(_, id)| under_way.iter().any(|d| d.id == id));
         if !alive {
@@ -115,6 +117,7 @@ pub fn start(control: &Arc<Control>, deployment: Deployment) {
         let (id, app) = (deployment.id, deployment.app.clone());
         let work = tokio::task::spawn_blocking(move || build(&ours, &deployment));
         let result = work.await.unwrap_or_else(|error| Err(Broken::plain(error)));
+        lock(&control.observed).building.remove(&id);
         // Also what a control plane before us left of it, in whichever step.
         let own = format!("{}-s", ids::build(&app, id));
         for name in control.logs.spooled() {
@@ -123,8 +126,10 @@ pub fn start(control: &Arc<Control>, deployment: Deployment) {
             }
         }
         match result {
-            Ok(Some(key)) => settle(&control, |c| c.store.built(id, Some(&key))).await,
-            Ok(None) => {}
+            Ok(Outcome::Ready(key)) => {
+                settle(&control, |c| c.store.built(id, key.as_deref())).await;
+            }
+            Ok(Outcome::Superseded) => {}
             Err(broken) => {
                 let ours = control.clone();
                 let step = ids::build_step(&app, id, 0);
@@ -166,25 +171,64 @@ fn patiently<T>(ask: impl Fn() -> Result<T, DriverError>) -> Result<T, DriverErr
     }
 }
 
-/// The key that the result is kept by; none if nobody wants it any more.
-fn build(control: &Control, deployment: &Deployment) -> Result<Option<String>, Broken> {
-    let app = &deployment.app;
+enum Outcome {
+    /// The key that the result is kept by, if there was something to build.
+    Ready(Option<String>),
+    /// Nobody wants it any more.
+    Superseded,
+}
+
+/// Whether something is to be done before a release can roll out.
+pub fn is_needed(spec: &AppSpec, steps: &[Recipe]) -> bool {
+    !steps.is_empty() || spec.release.is_some()
+}
+
+fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> {
     let release = control
         .store
-        .release(app, deployment.release)
+        .release(&deployment.app, deployment.release)
         .map_err(Broken::plain)?
         .ok_or_else(|| Broken::plain("its release is gone"))?;
     let spec = release.parse().map_err(Broken::plain)?;
     let tree = control.data_dir.join("trees").join(&release.digest);
     let steps = recipe(&spec, &tree);
-    let key = key(&release, &steps);
+    let mut ready = release;
+    if !steps.is_empty() {
+        match make(control, deployment, &ready, &steps)? {
+            Some(key) => ready.built = Some(key),
+            None => return Ok(Outcome::Superseded),
+        }
+    }
+    // What a release did to the data is not undone by a rollback, nor done again by a restart.
+    if let Some(command) = spec
+        .release
+        .as_ref()
+        .filter(|_| deployment.kind == "deploy")
+    {
+        run_release(control, deployment, &ready, &spec, command)?;
+        if is_superseded(control, deployment.id) {
+            return Ok(Outcome::Superseded);
+        }
+    }
+    Ok(Outcome::Ready(ready.built))
+}
+
+/// The key that the result is kept by; none if nobody wants it any more.
+fn make(
+    control: &Control,
+    deployment: &Deployment,
+    release: &Release,
+    steps: &[Recipe],
+) -> Result<Option<String>, Broken> {
+    let app = &deployment.app;
+    let key = key(release, steps);
     let there = patiently(|| control.warden.has_built(app, &key)).map_err(Broken::plain)?;
     if !there {
         for (index, step) in steps.iter().enumerate() {
             if is_superseded(control, deployment.id) {
                 break;
             }
-            run_step(control, deployment, &release, index, step)?;
+            run_step(control, deployment, release, index, step)?;
         }
         let last = ids::build_step(app, deployment.id, steps.len() - 1);
         if is_superseded(control, deployment.id) {
@@ -223,6 +267,10 @@ fn run_step(
     wait_until_gone(control, &instance, deployment.id)?;
     control.logs.forget_spool(&instance);
     let line = step.argv.join(" ");
+    let doing = format!("building: {line}");
+    lock(&control.observed)
+        .building
+        .insert(deployment.id, doing);
     control.logs.note(app, &instance, &format!("$ {line}"));
     let build = Build {
         instance: instance.clone(),
@@ -241,25 +289,112 @@ fn run_step(
     patiently(|| control.warden.build(build.clone(), index > 0))
         .map_err(|error| Broken::plain(format!("the build `{line}` cannot start: {error}")))?;
     wait_until_gone(control, &instance, deployment.id)?;
-    let end = control.logs.end_of(&instance);
-    control.logs.forget_spool(&instance);
-    let why = match (end.exit, end.out_of_memory) {
-        (Some(Exit::Code(0)), false) => return Ok(()),
-        (_, true) => format!(
-            "ran out of memory (a build has {})",
-            hutong_core::units::show_size(MEMORY)
-        ),
-        (Some(exit), _) => exit.to_string(),
-        (None, _) => "was killed".into(),
+    match how_it_ended(control, &instance, MEMORY) {
+        None => Ok(()),
+        Some(why) => Err(Broken {
+            reason: format!("the build `{line}` {why}"),
+            log: controller::last_words(control, app, deployment.id),
+        }),
+    }
+}
+
+/// What went wrong with one that is gone; `None` if it succeeded.
+fn how_it_ended(control: &Control, instance: &str, memory: u64) -> Option<String> {
+    let end = control.logs.end_of(instance);
+    control.logs.forget_spool(instance);
+    match (end.exit, end.out_of_memory) {
+        (Some(Exit::Code(0)), false) => None,
+        (_, true) => Some(format!("ran out of memory (it had {})", show_size(memory))),
+        (Some(exit), _) => Some(exit.to_string()),
+        (None, _) => Some("was killed".into()),
+    }
+}
+
+/// Runs what must succeed before the release serves; again if a control plane before us died meanwhile.
+fn run_release(
+    control: &Control,
+    deployment: &Deployment,
+    release: &Release,
+    spec: &AppSpec,
+    command: &ReleaseCommand,
+) -> Result<(), Broken> {
+    let line = command.command.join(" ");
+    let doing = format!("running `{line}`");
+    lock(&control.observed)
+        .building
+        .insert(deployment.id, doing);
+    let began = Instant::now();
+    let instance = loop {
+        end_releases(control, deployment)?;
+        let instance = ids::instance(&deployment.app, deployment.id, ids::Kind::Release);
+        let what = What {
+            deployment: deployment.id,
+            release,
+            spec,
+            kind: ids::Kind::Release,
+            argv: &command.command,
+            caps: spec.caps,
+        };
+        fail::point("release command");
+        match launch(control, &instance, &what) {
+            Ok(()) => break instance,
+            Err(NotStarted::Unknown(_)) if began.elapsed() < PATIENCE => std::thread::sleep(LOOK),
+            Err(NotStarted::Unknown(reason) | NotStarted::Because(reason)) => {
+                return Err(Broken::plain(format!(
+                    "the release command `{line}` cannot start: {reason}"
+                )));
+            }
+        }
     };
-    Err(Broken {
-        reason: format!("the build `{line}` {why}"),
-        log: controller::last_words(control, app, deployment.id),
-    })
+    let time = show_time(command.timeout);
+    let late = format!("the release command `{line}` took over {time}");
+    let ended = wait_for(control, &instance, deployment.id, command.timeout, &late);
+    let log = |reason| Broken {
+        reason,
+        log: controller::last_words(control, &deployment.app, deployment.id),
+    };
+    if let Err(broken) = ended {
+        control.logs.end_of(&instance);
+        control.logs.forget_spool(&instance);
+        return Err(log(broken.reason));
+    }
+    match how_it_ended(control, &instance, spec.caps.memory_bytes) {
+        None => Ok(()),
+        Some(why) => Err(log(format!("the release command `{line}` {why}"))),
+    }
+}
+
+/// Ends release commands of a deployment that somebody before us began.
+fn end_releases(control: &Control, deployment: &Deployment) -> Result<(), Broken> {
+    let listed = patiently(|| control.warden.list()).map_err(Broken::plain)?;
+    let listed = listed.into_iter().map(|found| found.instance);
+    let spooled = control.logs.spooled().into_iter();
+    let is_mine = |name: &String| {
+        let of = ids::parse(name);
+        ids::kind(name) == ids::Kind::Release && of.is_some_and(|(_, id)| id == deployment.id)
+    };
+    for name in listed.chain(spooled).filter(is_mine) {
+        let _ = control.warden.kill(&name);
+        wait_until_gone(control, &name, deployment.id)?;
+        control.logs.forget_spool(&name);
+    }
+    Ok(())
 }
 
 fn wait_until_gone(control: &Control, instance: &str, deployment: u64) -> Result<(), Broken> {
-    let deadline = Instant::now() + TIMEOUT;
+    let late = "the build took over 15 minutes";
+    wait_for(control, instance, deployment, TIMEOUT, late)
+}
+
+/// Waits until an instance is gone; kills it when that takes too long, or when nobody wants it any more.
+fn wait_for(
+    control: &Control,
+    instance: &str,
+    deployment: u64,
+    timeout: Duration,
+    late_words: &str,
+) -> Result<(), Broken> {
+    let deadline = Instant::now() + timeout;
     loop {
         let late = Instant::now() > deadline;
         match control.warden.list() {
@@ -271,7 +406,7 @@ fn wait_until_gone(control: &Control, instance: &str, deployment: u64) -> Result
         if late || is_superseded(control, deployment) {
             let _ = control.warden.kill(instance);
             if late {
-                return Err(Broken::plain("the build took over 15 minutes"));
+                return Err(Broken::plain(late_words));
             }
         }
         std::thread::sleep(LOOK);

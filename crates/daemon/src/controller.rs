@@ -5,19 +5,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hutong_core::plan::{self, Desired, Plan, Role, Rollout, Seen, Serve, Step, Version};
-use hutong_core::spec::{AppSpec, Egress, Restart, Run};
+use hutong_core::plan::{self, Desired, Group, Plan, Role, Rollout, Seen, Serve, Step, Version};
+use hutong_core::spec::{AppSpec, Restart, Run};
 use hutong_core::{backoff, retention};
 use hutong_ipc::fail;
 use hutong_ipc::gateway::{self as wire, Snapshot};
 use hutong_ipc::shim::Exit;
-use hutong_ipc::warden::{Instance, Limits, Start, Tree};
+use hutong_ipc::warden::Instance;
 use hutong_runtime::client::{Driver, DriverError};
 use hutong_runtime::processes::steady_ms;
 
-use crate::logs::{End, Query};
+use crate::launch::{NotStarted, What, launch};
+use crate::logs::{End, Only, Query};
 use crate::store::{App, Deployment, Goal, Release, StoreError};
-use crate::{Control, ids, lock, publish};
+use crate::{Control, ids, jobs, lock, publish};
 
 /// Without a change, everything is looked at again this often.
 const TIMER: Duration = Duration::from_secs(5);
@@ -140,10 +141,11 @@ struct Loaded {
     deploying: bool,
 }
 
-fn pass(control: &Control, published: &mut Snapshot) -> Result<Outcome, String> {
+fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, String> {
     fail::point("observe");
     observe(control)?;
     let (loaded, broken) = load(control).map_err(|error| error.to_string())?;
+    let agenda = jobs::agenda(control).map_err(|error| error.to_string())?;
     let specs: BTreeMap<String, Arc<AppSpec>> = loaded
         .iter()
         .filter(|l| l.app.goal != Goal::Removed)
@@ -198,17 +200,30 @@ fn pass(control: &Control, published: &mut Snapshot) -> Result<Outcome, String> 
             outcome.again |= apply(control, loaded, step);
             fail::point(&format!("applied {word}"));
         }
+        let runs = loaded.app.goal == Goal::Running;
+        let active = loaded.active.as_ref().filter(|_| runs);
+        match jobs::look_after(control, &loaded.app.name, active, &agenda) {
+            Ok(looked) => {
+                outcome.again |= looked.again;
+                outcome.until_ms = [outcome.until_ms, looked.until_ms]
+                    .into_iter()
+                    .flatten()
+                    .min();
+            }
+            // A full disk: apps are looked after all the same.
+            Err(error) => tracing::warn!("jobs of {}: {error}", loaded.app.name),
+        }
         outcome.again |= tidy(control, loaded, now);
     }
     Ok(outcome)
 }
 
 /// Asks the warden what runs; takes the last words of what does not any more.
-fn observe(control: &Control) -> Result<(), String> {
+fn observe(control: &Arc<Control>) -> Result<(), String> {
     let listed = control.warden.list().map_err(|error| error.to_string())?;
     let now: BTreeMap<String, Instance> = listed
         .into_iter()
-        .filter(|instance| !instance.build)
+        .filter(|instance| !instance.build && !ids::is_of_deployment(&instance.instance))
         .map(|instance| (instance.instance.clone(), instance))
         .collect();
     let before: Vec<String> = {
@@ -219,7 +234,7 @@ fn observe(control: &Control) -> Result<(), String> {
         .logs
         .spooled()
         .into_iter()
-        .filter(|name| !ids::is_build(name))
+        .filter(|name| !ids::is_of_deployment(name))
         .chain(before)
         .filter(|instance| !now.contains_key(instance))
         .collect();
@@ -252,11 +267,17 @@ fn observe(control: &Control) -> Result<(), String> {
         );
     }
     let mut observed = lock(&control.observed);
+    for instance in now.values().filter(|i| !is_web(i) && !i.ending) {
+        if observed.watched.insert(instance.instance.clone()) {
+            tokio::spawn(watch_end(control.clone(), instance.instance.clone()));
+        }
+    }
     observed.instances = now;
     let first = !std::mem::replace(&mut observed.looked, true);
     if first {
         // What runs was awake when the control plane before us was.
-        let apps: Vec<String> = observed.instances.values().map(|i| i.app.clone()).collect();
+        let serving = observed.instances.values().filter(|i| is_web(i));
+        let apps: Vec<String> = serving.map(|i| i.app.clone()).collect();
         apps.iter().for_each(|app| observed.wake(app));
     }
     drop(observed);
@@ -265,6 +286,25 @@ fn observe(control: &Control) -> Result<(), String> {
         control.note_boot();
     }
     Ok(())
+}
+
+/// Hears when an instance ends that the gateway has no line to, which tells of all others.
+async fn watch_end(control: Arc<Control>, instance: String) {
+    let path = hutong_runtime::client::shim_socket(&control.run_dir, &instance);
+    if let Ok(line) = tokio::net::UnixStream::connect(path).await {
+        // The shim says nothing that it is not asked: this is its end.
+        let _ = line.readable().await;
+    }
+    {
+        let mut observed = lock(&control.observed);
+        if observed.instances.contains_key(&instance) {
+            observed.gone.insert(instance.clone(), steady_ms());
+        }
+    }
+    control.wake.notify_one();
+    // One that has too many lines to take ours is not asked all the time.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    lock(&control.observed).watched.remove(&instance);
 }
 
 /// An instance of a serving version that ended by itself.
@@ -290,13 +330,24 @@ fn note_end(control: &Control, instance: &str) -> Result<Option<Failure>, StoreE
     // The machine was switched off: nothing of that is the app's doing.
     let by_itself = matches!(end.exit, Some(Exit::Code(_)));
     let machine_went = !looked && control.rebooted && !by_itself;
+    let why = why(&end);
+    if matches!(ids::kind(instance), ids::Kind::Cron(_) | ids::Kind::Run) {
+        jobs::note_end(control, instance, &end, &why)?;
+        return Ok(None);
+    }
     if told || machine_went {
         return Ok(None);
     }
     let Some(app) = control.store.app(name)? else {
         return Ok(None);
     };
-    let why = why(&end);
+    if let ids::Kind::Worker(worker) = ids::kind(instance) {
+        if app.active == Some(deployment) && app.goal == Goal::Running {
+            let halt = halts(control, &app, &end)?;
+            note_worker(control, &app.name, worker, started, &why, halt);
+        }
+        return Ok(None);
+    }
     let under_way = control.store.under_way(name)?;
     if under_way.is_some_and(|d| d.id == deployment) {
         let mut observed = lock(&control.observed);
@@ -313,6 +364,31 @@ fn note_end(control: &Control, instance: &str) -> Result<Option<Failure>, StoreE
         app,
         why,
     }))
+}
+
+/// Counts a worker's failure.
+fn note_worker(
+    control: &Control,
+    app: &str,
+    worker: &str,
+    started: Option<u64>,
+    why: &str,
+    halted: bool,
+) {
+    let now = steady_ms();
+    let lived = started.map_or(0, |at| now.saturating_sub(at));
+    let mut observed = lock(&control.observed);
+    let key = (app.to_owned(), worker.to_owned());
+    let trouble = observed.workers.entry(key).or_default();
+    let steady = lived >= backoff::STEADY.as_millis() as u64;
+    trouble.failures = if steady {
+        1
+    } else {
+        trouble.failures.saturating_add(1)
+    };
+    trouble.last_ms = now;
+    trouble.why = why.to_owned();
+    trouble.halted = halted;
 }
 
 /// Counts a failure; one that cannot be written down counts in memory.
@@ -363,7 +439,7 @@ fn halts(control: &Control, app: &App, end: &End) -> Result<bool, StoreError> {
 }
 
 /// A deployment with its release, and what that says.
-type Made = (Deployment, Release, Arc<AppSpec>);
+pub type Made = (Deployment, Release, Arc<AppSpec>);
 type VersionOf = Option<Made>;
 
 fn version_of(control: &Control, deployment: Option<u64>) -> Result<VersionOf, StoreError> {
@@ -458,7 +534,21 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
         version: loaded.version(rollout),
         failure: observed.rollout_failures.get(&rollout.0.id).cloned(),
     });
+    let workers = active.map_or_else(Vec::new, |spec| {
+        let group = |(worker, one): (&String, &hutong_core::spec::Worker)| {
+            let trouble = observed.workers.get(&(name.clone(), worker.clone()));
+            Group {
+                name: worker.clone(),
+                instances: one.instances,
+                failures: trouble.map_or(0, |trouble| trouble.failures),
+                last_failure_ms: trouble.map_or(0, |trouble| trouble.last_ms),
+                halted: trouble.is_some_and(|trouble| trouble.halted),
+            }
+        };
+        spec.workers.iter().map(group).collect()
+    });
     Desired {
+        workers,
         running: loaded.app.goal == Goal::Running,
         active: loaded.active.as_ref().map(|active| loaded.version(active)),
         rollout,
@@ -491,7 +581,13 @@ fn seen(control: &Control, app: &str) -> Vec<Seen> {
         .instances
         .values()
         .filter(|instance| instance.app == app)
-        .map(|instance| Seen {
+        .filter_map(|instance| match ids::kind(&instance.instance) {
+            ids::Kind::Web => Some((instance, None)),
+            ids::Kind::Worker(name) => Some((instance, Some(name.to_owned()))),
+            _ => None,
+        })
+        .map(|(instance, worker)| Seen {
+            worker,
             id: instance.instance.clone(),
             deployment: instance.deployment,
             started_ms: instance.started_steady.max(observed.since_ms),
@@ -635,8 +731,8 @@ fn tree_of(release: &Release) -> String {
 fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
     let app = &loaded.app.name;
     match step {
-        Step::Start { deployment } => {
-            let reason = match start(control, loaded, *deployment) {
+        Step::Start { deployment, worker } => {
+            let reason = match start(control, loaded, *deployment, worker.as_deref()) {
                 Ok(()) => return true,
                 // It may have been started all the same: the next look tells. Not the app's failure.
                 Err(NotStarted::Unknown(reason)) => {
@@ -652,7 +748,9 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                 .rollout
                 .as_ref()
                 .is_some_and(|r| r.0.id == *deployment);
-            if rolling {
+            if let Some(worker) = worker {
+                note_worker(control, app, worker, None, &reason, false);
+            } else if rolling {
                 let mut observed = lock(&control.observed);
                 observed.rollout_failures.insert(*deployment, reason);
             } else {
@@ -686,6 +784,7 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                 Ok(()) => {
                     let mut observed = lock(&control.observed);
                     observed.failures.remove(app);
+                    observed.workers.retain(|(of, _), _| of != app);
                     observed.wake(app);
                     drop(observed);
                     let text = format!("deployment {deployment} serves");
@@ -730,72 +829,42 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
     }
 }
 
-enum NotStarted {
-    /// The warden could not be reached, or did not answer.
-    Unknown(String),
-    Because(String),
-}
-
-impl From<String> for NotStarted {
-    fn from(reason: String) -> Self {
-        NotStarted::Because(reason)
-    }
-}
-
-fn start(control: &Control, loaded: &Loaded, deployment: u64) -> Result<(), NotStarted> {
+fn start(
+    control: &Control,
+    loaded: &Loaded,
+    deployment: u64,
+    worker: Option<&str>,
+) -> Result<(), NotStarted> {
     let versions = loaded.rollout.iter().chain(&loaded.active);
     let (_, release, spec) = versions
         .into_iter()
         .find(|(of, _, _)| of.id == deployment)
         .ok_or_else(|| "its release is gone".to_owned())?;
-    let Run::Command(argv) = &spec.run else {
-        return Err("only an app with a `command` has instances"
-            .to_owned()
-            .into());
+    let found = match (worker, &spec.run) {
+        (Some(name), _) => spec.workers.get_key_value(name).map(|(name, worker)| {
+            let kind = ids::Kind::Worker(name);
+            (kind, &worker.command, worker.caps)
+        }),
+        (None, Run::Command(argv)) => Some((ids::Kind::Web, argv, spec.caps)),
+        (None, _) => None,
     };
-    let mut env: BTreeMap<String, String> = spec.env.clone();
-    env.extend(
-        control
-            .store
-            .env(&loaded.app.name)
-            .map_err(|e| e.to_string())?,
-    );
-    env.insert("PORT".into(), spec.port.to_string());
-    env.insert("HUTONG_RELEASE".into(), release.number.to_string());
-    let instance = ids::instance(&loaded.app.name, deployment);
-    let tree = match &release.built {
-        Some(key) => Tree::Built { key: key.clone() },
-        None => Tree::Source {
-            digest: release.digest.clone(),
-        },
-    };
-    let started = control.warden.start(Start {
-        instance: instance.clone(),
-        app: loaded.app.name.clone(),
+    let (kind, argv, caps) =
+        found.ok_or_else(|| "only an app with a `command` has instances".to_owned())?;
+    let instance = ids::instance(&loaded.app.name, deployment, kind);
+    let what = What {
         deployment,
-        tree,
-        argv: argv.clone(),
-        env: env.into_iter().collect(),
-        limits: Limits {
-            memory: spec.memory_bytes,
-            cpu_millis: spec.cpu_millis,
-            pids: spec.pids,
-        },
-        data: spec.data,
-        egress: spec.egress == Egress::Internet,
-    });
-    match started {
-        Ok(()) => {
-            let text = format!("was started (release {})", release.number);
-            control.logs.note(&loaded.app.name, &instance, &text);
-            Ok(())
-        }
-        Err(error @ DriverError::Refused(_)) => {
-            control.logs.forget_spool(&instance);
-            Err(NotStarted::Because(error.to_string()))
-        }
-        Err(error) => Err(NotStarted::Unknown(error.to_string())),
-    }
+        release,
+        spec,
+        kind,
+        argv,
+        caps,
+    };
+    launch(control, &instance, &what)
+}
+
+/// Whether visitors' requests go to it.
+fn is_web(instance: &Instance) -> bool {
+    ids::kind(&instance.instance) == ids::Kind::Web
 }
 
 /// An app that listens elsewhere is told where.
@@ -835,6 +904,7 @@ pub fn last_words(control: &Control, app: &str, deployment: u64) -> Vec<String> 
         kind: "app",
         lines: 400,
         since: None,
+        only: Only::All,
     };
     let (lines, _) = control.logs.last(app, &query);
     let mine = format!("{app}-d{deployment}-");
@@ -879,6 +949,7 @@ fn tidy(control: &Control, loaded: &Loaded, now: u64) -> bool {
     }
     if loaded.rollout.is_none() {
         forgive(control, loaded, now);
+        forgive_workers(control, loaded, now);
         if has_changed(control, loaded) {
             retain(control, loaded);
         }
@@ -900,7 +971,8 @@ fn forgive(control: &Control, loaded: &Loaded, now: u64) {
         let observed = lock(&control.observed);
         let failed = observed.failed_at.get(name).copied().unwrap_or(0);
         let is_well = |i: &&Instance| {
-            now > i.started_steady + steady
+            is_web(i)
+                && now > i.started_steady + steady
                 && observed.health_of(&i.instance) == plan::Health::Healthy
                 && !observed.stopping.contains_key(&i.instance)
         };
@@ -912,6 +984,29 @@ fn forgive(control: &Control, loaded: &Loaded, now: u64) {
     if well && control.store.clear_failures(name).is_ok() {
         lock(&control.observed).failures.remove(name);
     }
+}
+
+/// As [`forgive`], for workers.
+fn forgive_workers(control: &Control, loaded: &Loaded, now: u64) {
+    let Some((deployment, _, spec)) = &loaded.active else {
+        return;
+    };
+    let steady = backoff::STEADY.as_millis() as u64;
+    let mut observed = lock(&control.observed);
+    let observed = &mut *observed;
+    let instances = &observed.instances;
+    observed.workers.retain(|(app, name), trouble| {
+        let wanted = spec.workers.get(name).map_or(0, |worker| worker.instances);
+        let is_well = |i: &&Instance| {
+            ids::kind(&i.instance) == ids::Kind::Worker(name)
+                && now > i.started_steady + steady
+                && i.deployment == deployment.id
+        };
+        let mine = instances.values().filter(|i| i.app == *app);
+        let well =
+            now > trouble.last_ms + steady && mine.filter(is_well).count() >= wanted as usize;
+        *app != loaded.app.name || trouble.halted || !well
+    });
 }
 
 fn forget(control: &Control, app: &str) -> bool {
@@ -943,6 +1038,7 @@ fn forget(control: &Control, app: &str) -> bool {
     observed.awake.remove(app);
     observed.idle.remove(app);
     observed.retained.remove(app);
+    observed.workers.retain(|(of, _), _| of != app);
     drop(observed);
     drop_unused_trees(control);
     true

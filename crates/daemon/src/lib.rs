@@ -9,6 +9,8 @@ mod controller;
 mod gateway_link;
 mod http;
 mod ids;
+mod jobs;
+mod launch;
 mod logs;
 mod observed;
 mod publish;

@@ -20,10 +20,16 @@ pub struct Observed {
     /// Instances whose shim the gateway saw go, and when: it sees that a moment before the kernel calls the
     /// process dead.
     pub gone: HashMap<String, u64>,
+    /// Instances whose end somebody of us listens for.
+    pub watched: HashSet<String>,
     /// Failures of apps that could not be written down yet: how many in a row.
     pub failures: HashMap<String, u32>,
     /// When each app last failed.
     pub failed_at: HashMap<String, u64>,
+    /// What is done before a deployment rolls out, in words.
+    pub building: HashMap<u64, String>,
+    /// Workers that ended by themselves, by app and name.
+    pub workers: HashMap<(String, String), Trouble>,
     /// What keeps the controller from its work, for whoever waits for it.
     pub trouble: Option<String>,
     /// Instances whose end was taken note of, and whose spool could not be deleted yet.
@@ -55,6 +61,17 @@ pub struct Observed {
     pub published_version: u64,
     /// The snapshot that every worker of the gateway serves.
     pub gateway_version: u64,
+}
+
+/// A worker that does not run as it should.
+#[derive(Clone, Debug, Default)]
+pub struct Trouble {
+    /// In a row.
+    pub failures: u32,
+    pub last_ms: u64,
+    pub why: String,
+    /// Its restart policy says to leave it.
+    pub halted: bool,
 }
 
 /// What decides which releases of an app are of use: the one that serves, the number of the next, and the deployments

@@ -1,5 +1,7 @@
 //! What users declared, in SQLite (WAL, one writer). Never asked while a visitor waits.
 
+mod runs;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -15,12 +17,14 @@ use thiserror::Error;
 use crate::cipher::Cipher;
 use crate::lock;
 
+pub use runs::{NewRun, Outcome, Run};
+
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 4;
+const VERSION: i64 = 5;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -37,6 +41,29 @@ const MIGRATIONS: [&str; 3] = [
        until_s INTEGER NOT NULL,
        reason TEXT NOT NULL,
        PRIMARY KEY (app, ip)
+     ) STRICT;",
+    // Programs that run once, and up to when timed jobs were looked after.
+    "CREATE TABLE runs (
+       id INTEGER PRIMARY KEY AUTOINCREMENT,
+       app TEXT NOT NULL REFERENCES apps(name) ON DELETE CASCADE,
+       name TEXT NOT NULL,
+       command TEXT NOT NULL,
+       timeout_ms INTEGER NOT NULL,
+       state TEXT NOT NULL,
+       detail TEXT,
+       exit_code INTEGER,
+       instance TEXT,
+       due_ms INTEGER NOT NULL,
+       started_ms INTEGER,
+       ended_ms INTEGER
+     ) STRICT;
+     CREATE INDEX runs_by_app ON runs(app, id);
+     CREATE INDEX open_runs ON runs(state) WHERE state IN ('wanted', 'running');
+     CREATE TABLE cron (
+       app TEXT NOT NULL REFERENCES apps(name) ON DELETE CASCADE,
+       name TEXT NOT NULL,
+       seen_ms INTEGER NOT NULL,
+       PRIMARY KEY (app, name)
      ) STRICT;",
 ];
 

@@ -246,6 +246,11 @@ impl Driver for WardenClient {
     }
 }
 
+/// Where an instance's shim listens.
+pub fn shim_socket(run_dir: &Path, instance: &str) -> PathBuf {
+    run_dir.join("i").join(format!("{instance}.sock"))
+}
+
 /// A line to an instance's shim; its end is the instance's end.
 pub fn connect_shim(instances: &Path, instance: &str) -> Result<UnixStream, DriverError> {
     let path = instances.join(format!("{instance}.sock"));

@@ -25,6 +25,7 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     let run = match &spec.run {
         Run::Command(words) => format!("runs {}", words.join(" ")),
         Run::Static { folder, .. } => format!("serves the files of ./{folder}"),
+        Run::Background => "has no visitors".to_owned(),
         Run::Upstream(list) => {
             let list: Vec<String> = list.iter().map(|one| one.address.to_string()).collect();
             format!("sends requests to {}", list.join(", "))
@@ -37,9 +38,9 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     output.say(&format!(
         "  {} instance(s), {} memory, {} cores, {} pids each; {}",
         spec.instances,
-        show_size(spec.memory_bytes),
-        f64::from(spec.cpu_millis) / 1000.0,
-        spec.pids,
+        show_size(spec.caps.memory_bytes),
+        f64::from(spec.caps.cpu_millis) / 1000.0,
+        spec.caps.pids,
         match &spec.health.path {
             Some(path) => format!("healthy when GET {path} on port {} answers", spec.port),
             None => format!("healthy when port {} is open", spec.port),

@@ -30,6 +30,9 @@ pub struct Args {
     /// The access log instead of the output
     #[arg(long)]
     access: bool,
+    /// Only of this process: web, run, release, build, or the name of a worker or timed job
+    #[arg(long, value_name = "NAME", conflicts_with = "access")]
+    process: Option<String>,
 }
 
 pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
@@ -37,6 +40,12 @@ pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
     place.push_str(&format!("?lines={}&follow={}", args.lines, args.follow));
     if args.access {
         place.push_str("&kind=access");
+    }
+    if let Some(process) = &args.process {
+        hutong_core::name::check_process(process)
+            .or_else(|wrong| if process == "web" { Ok(()) } else { Err(wrong) })
+            .map_err(CliError::usage)?;
+        place.push_str(&format!("&process={process}"));
     }
     if let Some(since) = &args.since {
         let age = parse_time(since).map_err(CliError::usage)?;
@@ -83,6 +92,11 @@ fn show(line: &str, access: bool, output: Output) {
         (false, _) => ("", "", ""),
     };
     let instance = line.i.rsplit('-').next().unwrap_or_default();
+    // Workers and timed jobs by their name, which stands behind the number.
+    let instance = match instance.as_bytes().first() {
+        Some(b'w' | b't') => instance.get(9..).unwrap_or(instance),
+        _ => instance,
+    };
     output.text(&format!(
         "{dim}{} {instance:8} {:5}{off} {mark}{}{off}",
         clock(line.t),

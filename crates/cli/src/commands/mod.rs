@@ -17,6 +17,7 @@ pub mod releases;
 pub mod remove;
 pub mod restart;
 pub mod rollback;
+pub mod run;
 pub mod scale;
 pub mod serve;
 pub mod start;

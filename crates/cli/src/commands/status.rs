@@ -5,7 +5,7 @@ use hutong_core::units::show_size;
 
 use super::{Server, path, url};
 use crate::error::CliError;
-use crate::output::{ago, printable};
+use crate::output::{ago, printable, until};
 
 pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
     let client = server.client()?;
@@ -36,11 +36,12 @@ pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
     }
     if !app.instances.is_empty() {
         let columns = [
-            "instance", "state", "release", "started", "memory", "detail",
+            "instance", "process", "state", "release", "started", "memory", "detail",
         ];
         output.table(&app.instances, &columns, |instance| {
             vec![
                 instance.id.clone(),
+                instance.process.clone(),
                 instance.state.clone(),
                 instance.release.map_or("-".into(), |r| r.to_string()),
                 ago(instance.started_at),
@@ -50,6 +51,36 @@ pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
                     show_size(app.memory_limit_bytes)
                 ),
                 instance.detail.clone().unwrap_or_default(),
+            ]
+        });
+    }
+    if !app.processes.is_empty() {
+        let columns = ["process", "runs", "when", "next", "last", "detail"];
+        output.table(&app.processes, &columns, |process| {
+            let last = process.last.as_ref();
+            let schedule = process.schedule.as_ref().zip(process.zone.as_ref());
+            let failures = match process.failures {
+                0 => None,
+                1 => process.problem.clone(),
+                many => process
+                    .problem
+                    .as_ref()
+                    .map(|problem| format!("{problem} ({many} times in a row)")),
+            };
+            vec![
+                process.name.clone(),
+                match process.wanted {
+                    0 => process.running.to_string(),
+                    wanted => format!("{}/{wanted}", process.running),
+                },
+                schedule.map_or("always".into(), |(at, zone)| format!("{at} ({zone})")),
+                process.next_at.map_or("-".into(), until),
+                last.map_or("-".into(), |run| {
+                    format!("{}, {}", run.state, ago(run.due_at))
+                }),
+                failures
+                    .or_else(|| last.and_then(|run| run.detail.clone()))
+                    .unwrap_or_default(),
             ]
         });
     }

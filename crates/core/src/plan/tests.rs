@@ -27,6 +27,7 @@ fn wanted(active: Option<Version>, rollout: Option<Version>) -> Desired {
         halted: None,
         asleep: false,
         idle: false,
+        workers: Vec::new(),
     }
 }
 
@@ -34,6 +35,7 @@ fn seen(id: &str, deployment: u64, health: Health) -> Seen {
     Seen {
         id: id.into(),
         deployment,
+        worker: None,
         started_ms: 1000,
         health,
         stopping: false,
@@ -252,7 +254,7 @@ fn simulate(
     for now in (2000..2000 + lasts_ms).step_by(50) {
         for step in plan(desired, &world, now).steps {
             match step {
-                Step::Start { deployment } => {
+                Step::Start { deployment, .. } => {
                     starts += 1;
                     let mut fresh = seen(&format!("n{starts}"), deployment, starting());
                     fresh.started_ms = now;
@@ -364,4 +366,105 @@ fn what_falls_asleep_is_not_started() {
     let mut desired = wanted(Some(version(1, 1, Rolling)), None);
     desired.idle = true;
     assert_eq!(show(&desired, &[], 5000), "serve: Hold\nfall asleep");
+}
+
+fn worker(id: &str, deployment: u64, name: &str) -> Seen {
+    Seen {
+        worker: Some(name.into()),
+        ..seen(id, deployment, starting())
+    }
+}
+
+fn group(name: &str, instances: u32) -> Group {
+    Group {
+        name: name.into(),
+        instances,
+        failures: 0,
+        last_failure_ms: 0,
+        halted: false,
+    }
+}
+
+#[test]
+fn workers_follow_the_version_that_serves() {
+    let mut desired = wanted(Some(version(1, 1, Rolling)), Some(version(2, 1, Rolling)));
+    desired.workers = vec![group("mail", 2)];
+    let mut all = vec![
+        seen("old", 1, Health::Healthy),
+        worker("m1", 1, "mail"),
+        worker("m2", 1, "mail"),
+        worker("x", 1, "gone"),
+        seen("new", 2, Health::Healthy),
+    ];
+    insta::assert_snapshot!(show(&desired, &all, 2000), @r"
+    serve: Targets
+    new: Candidate
+    old: Active
+    deployment 2 takes over
+    stop x: its deployment is over
+    ");
+    // After that, the old ones end and the new ones begin.
+    desired.active = Some(version(2, 1, Rolling));
+    desired.rollout = None;
+    all.remove(3);
+    all[0].drained = true;
+    insta::assert_snapshot!(show(&desired, &all, 2000), @r"
+    serve: Targets
+    old: Draining
+    new: Active
+    stop old: its deployment is over
+    stop m1: its deployment is over
+    stop m2: its deployment is over
+    start a worker mail of deployment 2
+    start a worker mail of deployment 2
+    ");
+    // Where one must be gone before the other, that holds for workers, too.
+    desired.active = Some(version(2, 1, Recreate));
+    all[1].stopping = true;
+    insta::assert_snapshot!(show(&desired, &all[1..], 2000), @r"
+    serve: Targets
+    new: Active
+    wait for m1 to end
+    stop m2: its deployment is over
+    ");
+}
+
+#[test]
+fn a_recreate_waits_for_the_workers_and_takes_them_back_when_it_fails() {
+    let mut desired = wanted(Some(version(1, 1, Recreate)), Some(version(2, 1, Recreate)));
+    desired.workers = vec![group("mail", 1)];
+    let all = [worker("m1", 1, "mail")];
+    insta::assert_snapshot!(show(&desired, &all, 2000), @r"
+    serve: Hold
+    stop m1: the new release takes its place
+    ");
+    if let Some(rollout) = &mut desired.rollout {
+        rollout.failure = Some("it did not start".into());
+    }
+    insta::assert_snapshot!(show(&desired, &[], 2000), @r"
+    serve: Hold
+    give up deployment 2: it did not start
+    start a worker mail of deployment 1
+    ");
+}
+
+#[test]
+fn a_worker_that_ends_is_started_again_with_pauses_of_its_own() {
+    let mut desired = wanted(Some(version(1, 1, Rolling)), None);
+    desired.workers = vec![group("mail", 1), group("thumbs", 1)];
+    desired.workers[0].failures = 4;
+    desired.workers[0].last_failure_ms = 5000;
+    let all = [seen("a", 1, Health::Healthy)];
+    insta::assert_snapshot!(show(&desired, &all, 6000), @r"
+    serve: Targets
+    a: Active
+    wait for the pause after failure 4 of worker mail
+    start a worker thumbs of deployment 1
+    ");
+    desired.workers[0].halted = true;
+    desired.running = false;
+    insta::assert_snapshot!(show(&desired, &[worker("t", 1, "thumbs")], 6000), @r#"
+    serve: Down { reason: "the app is stopped", retry_after_s: 60 }
+    stop t: the app is stopped
+    "#);
 }

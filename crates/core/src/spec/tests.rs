@@ -15,8 +15,8 @@ fn a_small_file_has_good_defaults() {
         spec.run,
         Run::Command(vec!["python3".into(), "my app.py".into()])
     );
-    assert_eq!((spec.port, spec.instances, spec.pids), (8080, 1, 128));
-    assert_eq!(spec.memory_bytes, 256 << 20);
+    assert_eq!((spec.port, spec.instances, spec.caps.pids), (8080, 1, 128));
+    assert_eq!(spec.caps.memory_bytes, 256 << 20);
     assert_eq!(spec.strategy, Strategy::Rolling);
     assert_eq!(spec.egress, Egress::None);
     let spec = parse("t", "name='a'\ncommand=['x']\ndata=true").expect("good");
@@ -135,4 +135,31 @@ fn traffic_is_read_as_it_is_meant() {
         Some(Duration::from_millis(800))
     );
     assert!(spec.traffic.compress && spec.balance.eject);
+}
+
+#[test]
+fn workers_and_timed_jobs_are_read() {
+    let text = "name='a'\ncommand='x'\n[limits]\nmemory='64M'\n[workers.mail]\ncommand='w'\ninstances=2\n[workers.mail.limits]\npids=9\n[cron.report]\ncommand=['r', 'all']\nschedule='30 3 * * *'\nzone='Asia/Shanghai'\n[release]\ncommand='m'\n";
+    let spec = parse("t", text).expect("good");
+    let mail = &spec.workers["mail"];
+    let caps = (mail.caps.memory_bytes, mail.caps.pids);
+    assert_eq!((mail.instances, caps), (2, (64 << 20, 9)));
+    let report = &spec.cron["report"];
+    assert_eq!(report.command, ["r", "all"]);
+    assert_eq!(report.schedule.zone(), "Asia/Shanghai");
+    assert!(!report.overlap);
+    let spec = parse("t", "name='a'\n[cron.x]\ncommand='r'\nschedule='@daily'").expect("good");
+    assert_eq!(spec.run, Run::Background);
+    insta::assert_snapshot!(errors("name='a'\nstatic='.'\n[workers.Mail]\ncommand='x'\n[cron.web]\ncommand=''\nschedule='x'\n[cron.b]\ncommand='c'\nschedule='0 3 * * *'\nzone='Peking'"), @r#"
+    hutong.toml:3:10: `workers` goes with `command`; give these programs an app of their own
+    hutong.toml:3:10: `Mail` cannot name a process: lower-case letters and digits, a letter first, at most 16 characters, and not `web`
+    hutong.toml:5:7: `web` cannot name a process: lower-case letters and digits, a letter first, at most 16 characters, and not `web`
+    hutong.toml:7:10: `x` is no cron expression such as "0 3 * * *" (minute hour day month weekday): Pattern must have 5 fields when seconds are disallowed
+    hutong.toml:8:7: `cron` goes with `command`; give these programs an app of their own
+    hutong.toml:11:6: `Peking` is no time zone; write for instance Asia/Shanghai or UTC
+    "#);
+    insta::assert_snapshot!(errors("name='a'\ndomains=['a.b']\n[workers.mail]\ncommand='x'\ninstances=0"), @r"
+    hutong.toml:2:10: `domains` goes with `command`: nothing of this app would answer
+    hutong.toml:5:11: the number of instances is 1 to 64, not 0
+    ");
 }

@@ -9,7 +9,8 @@ use hutong_core::plan::{Health, Serve};
 use hutong_core::spec::{self, AppSpec, Run, Upstream};
 
 use super::deploy::{to_wire, wire_deployment};
-use super::{ApiError, Result};
+use super::{ApiError, Result, runs};
+use crate::launch::process;
 use crate::observed::Observed;
 use crate::store::{self, Goal};
 use crate::{Control, controller, ids, lock, publish};
@@ -108,7 +109,22 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
     let spec = current.as_ref().map(|(_, spec)| spec);
     let run = spec.map(|spec| &spec.run);
     let has_instances = run.is_none_or(Run::has_instances);
+    let processes = spec.map_or_else(
+        || Ok(Vec::new()),
+        |spec| runs::processes(control, spec, app),
+    )?;
+    let troubled = processes.iter().find(|process| process.failures > 1);
+    let message = message.or_else(|| {
+        let troubled = troubled.filter(|_| app.goal == Goal::Running)?;
+        let problem = troubled.problem.as_deref().unwrap_or_default();
+        Some(format!("worker {}: {problem}", troubled.name))
+    });
+    let state = match (state, run, troubled) {
+        (AppState::Running, Some(Run::Background), Some(_)) => AppState::Failing,
+        _ => state,
+    };
     Ok(App {
+        processes,
         name: app.name.clone(),
         state,
         domains: spec.map_or_else(Vec::new, |spec| {
@@ -116,11 +132,14 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         }),
         release: active.map(|deployment| deployment.release),
         memory_bytes: instances.iter().map(|i| i.memory_bytes).sum(),
-        memory_limit_bytes: spec.filter(|_| has_instances).map_or(0, |s| s.memory_bytes),
+        memory_limit_bytes: spec
+            .filter(|_| has_instances)
+            .map_or(0, |s| s.caps.memory_bytes),
         instances,
         kind: match run {
             Some(Run::Static { .. }) => "static",
             Some(Run::Upstream(_)) => "upstream",
+            Some(Run::Background) => "background",
             Some(Run::Command(_)) | None => "command",
         }
         .into(),
@@ -171,8 +190,11 @@ fn instances(control: &Control, app: &str) -> Result<Vec<Instance>> {
     };
     let mut all = Vec::new();
     for (index, instance) in list.into_iter().enumerate() {
+        let kind = ids::kind(&instance.instance);
+        let serves = kind == ids::Kind::Web;
         let (state, detail) = match (&health[index], stopping[index], draining[index]) {
             (_, true, _) => ("stopping", None),
+            _ if !serves => ("running", None),
             (_, _, true) => ("draining", None),
             (Health::Healthy, ..) => ("healthy", None),
             (Health::Starting(detail), ..) => ("starting", Some(detail.clone())),
@@ -187,6 +209,7 @@ fn instances(control: &Control, app: &str) -> Result<Vec<Instance>> {
             memory_bytes: instance.memory,
             cpu_usec: instance.cpu_usec,
             detail,
+            process: process(kind).to_owned(),
             id: instance.instance,
         });
     }
@@ -208,6 +231,9 @@ pub async fn start(
         );
     }
     control.store.set_goal(&name, Goal::Running, false)?;
+    lock(&control.observed)
+        .workers
+        .retain(|(of, _), _| *of != name);
     // Whoever says so wants it up.
     lock(&control.observed).wake(&name);
     next_pass(&control).await;
@@ -359,8 +385,7 @@ pub async fn change_env(
         .hint("wait until it is over, and try again"));
     }
     let runs = app.goal == Goal::Running && app.active.is_some();
-    let is_program =
-        current_spec(&control, &app)?.is_some_and(|(_, spec)| matches!(spec.run, Run::Command(_)));
+    let is_program = current_spec(&control, &app)?.is_some_and(|(_, spec)| spec.has_programs());
     let active = match app.active.filter(|_| runs && is_program) {
         Some(id) => control.store.deployment(id)?,
         None => None,
@@ -419,13 +444,15 @@ pub fn any_instance(control: &Control, app: &str) -> Option<String> {
         .instances
         .values()
         .filter(|i| i.app == app && !observed.stopping.contains_key(&i.instance))
-        .map(|i| {
+        .filter_map(|i| {
             let healthy = observed.health_of(&i.instance) == Health::Healthy;
-            (
-                !healthy,
-                std::cmp::Reverse(i.started_at),
-                i.instance.clone(),
-            )
+            let rank = match ids::kind(&i.instance) {
+                ids::Kind::Web if healthy => 0,
+                ids::Kind::Web => 1,
+                ids::Kind::Worker(_) => 2,
+                _ => return None,
+            };
+            Some((rank, std::cmp::Reverse(i.started_at), i.instance.clone()))
         })
         .collect();
     mine.sort();

@@ -184,16 +184,13 @@ pub async fn deploy(
             warnings,
         }));
     }
-    let state = if steps.is_empty() {
-        "rolling"
-    } else {
-        "building"
-    };
+    let prepares = builds::is_needed(&spec, &steps);
+    let state = if prepares { "building" } else { "rolling" };
     let deployment = control.store.deploy(&name, &request.digest, &text, state)?;
-    if steps.is_empty() {
-        control.wake.notify_one();
-    } else {
+    if prepares {
         builds::start(&control, deployment.clone());
+    } else {
+        control.wake.notify_one();
     }
     Ok(Json(PlanAnswer {
         deployment: Some(to_wire(&deployment)),
@@ -304,12 +301,19 @@ fn outline(
     if !there && spec.build.is_some() {
         steps.push("build as [build] says".into());
     }
+    if let Some(release) = &spec.release {
+        steps.push(format!(
+            "run `{}`, which must succeed",
+            release.command.join(" ")
+        ));
+    }
     match (&spec.run, &running, spec.strategy) {
         (Run::Static { folder, .. }, _, _) => steps.push(format!("serve the files of /{folder}")),
         (Run::Upstream(list), _, _) => {
             let list: Vec<String> = list.iter().map(|one| one.address.to_string()).collect();
             steps.push(format!("send requests to {}", list.join(", ")));
         }
+        (Run::Background, _, _) => {}
         (Run::Command(_), Some(_), Strategy::Recreate) => {
             steps.push("hold requests; let those under way finish; stop the old release".into());
             steps.push(start_words(spec));
@@ -322,6 +326,13 @@ fn outline(
                 );
             }
         }
+    }
+    for (name, worker) in &spec.workers {
+        steps.push(format!("run {} worker(s) {name}", worker.instances));
+    }
+    for (name, job) in &spec.cron {
+        let zone = job.schedule.zone();
+        steps.push(format!("run {name} at `{}` ({zone})", job.schedule));
     }
     let domains: Vec<String> = spec.domains.iter().map(ToString::to_string).collect();
     if !domains.is_empty() {
@@ -338,7 +349,7 @@ fn start_words(spec: &AppSpec) -> String {
     format!(
         "start {} instance(s) with {} of memory each; wait up to {} for {health}",
         spec.instances,
-        units::show_size(spec.memory_bytes),
+        units::show_size(spec.caps.memory_bytes),
         units::show_time(spec.start_timeout)
     )
 }
@@ -421,7 +432,10 @@ pub fn wire_deployment(control: &Control, deployment: &store::Deployment) -> Dep
     let trouble = observed.trouble.clone();
     wire.doing = match wire.state {
         DeploymentState::Building | DeploymentState::Rolling if trouble.is_some() => trouble,
-        DeploymentState::Building => Some("building".into()),
+        DeploymentState::Building => {
+            let at_work = observed.building.get(&deployment.id).cloned();
+            Some(at_work.unwrap_or_else(|| "waiting for the build before it".into()))
+        }
         DeploymentState::Rolling => observed
             .doing
             .get(&deployment.app)

@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::{ApiError, Result, apps};
-use crate::{Control, lock};
+use crate::{Control, ids, launch, lock};
 
 /// Sessions at once, on the whole server.
 static SESSIONS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(64);
@@ -134,10 +134,10 @@ fn environment(
     };
     let home = if spec.data { "/data" } else { "/tmp" };
     let mut env: Vec<(String, String)> = hutong_runtime::base_env(&app.name, instance, home);
-    env.extend(spec.env);
-    env.extend(control.store.env(&app.name)?);
-    env.push(("PORT".into(), spec.port.to_string()));
-    env.push(("HUTONG_RELEASE".into(), release.to_string()));
+    let kind = ids::kind(instance);
+    env.extend(
+        launch::environment(control, &spec, release, kind).map_err(|e| ApiError::new(500, e))?,
+    );
     if spec.data {
         env.push(("DATA_DIR".into(), "/data".into()));
     }

@@ -27,10 +27,16 @@ pub struct Wanted {
     /// `app` (default) or `access`.
     #[serde(default)]
     kind: Option<String>,
+    /// Only this instance's lines.
+    #[serde(default)]
+    instance: Option<String>,
+    /// Only lines of this process: `web`, `run`, `release`, `build`, or the name of a worker or timed job.
+    #[serde(default)]
+    process: Option<String>,
 }
 
 /// An app's output (`kind=app`, each line a LogLine) or its access records (`kind=access`).
-#[utoipa::path(get, path = "/v1/apps/{app}/logs", params(("lines" = Option<usize>, Query), ("since" = Option<u64>, Query), ("follow" = Option<bool>, Query), ("kind" = Option<String>, Query)), responses((status = 200, body = String, content_type = "application/x-ndjson")))]
+#[utoipa::path(get, path = "/v1/apps/{app}/logs", params(("lines" = Option<usize>, Query), ("since" = Option<u64>, Query), ("follow" = Option<bool>, Query), ("kind" = Option<String>, Query), ("instance" = Option<String>, Query), ("process" = Option<String>, Query)), responses((status = 200, body = String, content_type = "application/x-ndjson")))]
 pub async fn logs(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,
@@ -50,7 +56,13 @@ pub async fn logs(
         kind,
         lines: wanted.lines.unwrap_or(100).min(MAX_LINES),
         since: wanted.since,
+        only: match (wanted.instance, wanted.process) {
+            (Some(instance), _) => logs::Only::Instance(instance),
+            (None, Some(process)) => logs::Only::Process(process),
+            (None, None) => logs::Only::All,
+        },
     };
+    let only = query.only.clone();
     let (ours, app) = (control.clone(), name.clone());
     let (lines, mut position) = tokio::task::spawn_blocking(move || {
         ours.logs.ingest();
@@ -66,7 +78,12 @@ pub async fn logs(
         yield Ok::<_, std::convert::Infallible>(Bytes::from(joined(&lines)));
         loop {
             let changed = control.logs.changed.notified();
-            let lines = control.logs.next(&name, kind, &mut position);
+            let mut lines = control.logs.next(&name, kind, &mut position);
+            let some = !lines.is_empty();
+            lines.retain(|line| only.has(line));
+            if some && lines.is_empty() {
+                continue;
+            }
             if !lines.is_empty() {
                 yield Ok(Bytes::from(joined(&lines)));
                 continue;

@@ -9,6 +9,7 @@ mod error;
 mod exec;
 mod gateway;
 mod logs;
+mod runs;
 mod server;
 
 use std::os::fd::OwnedFd;
@@ -46,6 +47,8 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(deploy::watch))
         .routes(routes!(deploy::releases))
         .routes(routes!(deploy::rollback))
+        .routes(routes!(runs::list, runs::start))
+        .routes(routes!(runs::show, runs::stop))
         .routes(routes!(logs::logs))
         .routes(routes!(exec::exec))
         .routes(routes!(server::version))

@@ -5,6 +5,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use super::{FILES, Logs};
+use crate::ids;
+use crate::launch::process;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -14,6 +16,32 @@ pub struct Query {
     pub lines: usize,
     /// Microseconds since 1970.
     pub since: Option<u64>,
+    pub only: Only,
+}
+
+/// Whose lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Only {
+    All,
+    Instance(String),
+    /// `web`, or the name of a worker or timed job.
+    Process(String),
+}
+
+impl Only {
+    /// `line` as stored: `{"t":…,"i":"INSTANCE",…`.
+    pub fn has(&self, line: &str) -> bool {
+        let instance = || {
+            let (_, rest) = line.split_once(",\"i\":\"")?;
+            Some(rest.split_once('"')?.0)
+        };
+        match self {
+            Only::All => true,
+            Only::Instance(wanted) => instance() == Some(wanted),
+            Only::Process(wanted) => instance()
+                .is_some_and(|id| ids::parse(id).is_some() && process(ids::kind(id)) == wanted),
+        }
+    }
 }
 
 /// Where a follower stands.
@@ -34,13 +62,19 @@ impl Logs {
             } else {
                 path.with_extension(format!("log.{n}"))
             };
-            let Ok(bytes) = read_tail(&path, query.lines - lines.len()) else {
+            // Of some lines only, it is not known how far back they are.
+            let enough = match query.only {
+                Only::All => query.lines - lines.len(),
+                _ => usize::MAX,
+            };
+            let Ok(bytes) = read_tail(&path, enough) else {
                 break;
             };
             let text = String::from_utf8_lossy(&bytes);
             let mut older: Vec<String> = text
                 .lines()
                 .filter(|line| query.since.is_none_or(|since| time_of(line) >= since))
+                .filter(|line| query.only.has(line))
                 .map(str::to_owned)
                 .collect();
             older.extend(lines);

@@ -1,0 +1,102 @@
+//! Starts an instance: of whichever kind, with its release's files and the app's variables.
+
+use std::collections::BTreeMap;
+
+use hutong_core::spec::{AppSpec, Caps, Egress};
+use hutong_ipc::warden::{Limits, Start, Tree};
+use hutong_runtime::client::{Driver, DriverError};
+
+use crate::store::Release;
+use crate::{Control, ids};
+
+/// What is to run.
+pub struct What<'a> {
+    pub deployment: u64,
+    pub release: &'a Release,
+    pub spec: &'a AppSpec,
+    pub kind: ids::Kind<'a>,
+    pub argv: &'a [String],
+    pub caps: Caps,
+}
+
+pub enum NotStarted {
+    /// The warden could not be reached, or did not answer: it may have been started all the same.
+    Unknown(String),
+    Because(String),
+}
+
+impl From<String> for NotStarted {
+    fn from(reason: String) -> Self {
+        NotStarted::Because(reason)
+    }
+}
+
+/// The variables that an app's programs get; `release` is its number.
+pub fn environment(
+    control: &Control,
+    spec: &AppSpec,
+    release: u64,
+    kind: ids::Kind<'_>,
+) -> Result<Vec<(String, String)>, String> {
+    let own = control.store.env(spec.name.as_str());
+    let mut env: BTreeMap<String, String> = spec.env.clone();
+    env.extend(own.map_err(|error| error.to_string())?);
+    env.insert("PORT".into(), spec.port.to_string());
+    env.insert("HUTONG_RELEASE".into(), release.to_string());
+    env.insert("HUTONG_PROCESS".into(), process(kind).to_owned());
+    Ok(env.into_iter().collect())
+}
+
+/// What a kind of instance is called to people.
+pub fn process(kind: ids::Kind<'_>) -> &str {
+    match kind {
+        ids::Kind::Web => "web",
+        ids::Kind::Worker(name) | ids::Kind::Cron(name) => name,
+        ids::Kind::Run => "run",
+        ids::Kind::Release => "release",
+        ids::Kind::Build => "build",
+    }
+}
+
+/// Starts `instance`, an id of the same kind.
+pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), NotStarted> {
+    let app = what.spec.name.as_str();
+    let env = environment(control, what.spec, what.release.number, what.kind)?;
+    let tree = match &what.release.built {
+        Some(key) => Tree::Built { key: key.clone() },
+        None => Tree::Source {
+            digest: what.release.digest.clone(),
+        },
+    };
+    let started = control.warden.start(Start {
+        instance: instance.to_owned(),
+        app: app.to_owned(),
+        deployment: what.deployment,
+        tree,
+        argv: what.argv.to_vec(),
+        env,
+        limits: Limits {
+            memory: what.caps.memory_bytes,
+            cpu_millis: what.caps.cpu_millis,
+            pids: what.caps.pids,
+        },
+        data: what.spec.data,
+        egress: what.spec.egress == Egress::Internet,
+    });
+    match started {
+        Ok(()) => {
+            let number = what.release.number;
+            let text = match what.kind {
+                ids::Kind::Web => format!("was started (release {number})"),
+                kind => format!("{} was started (release {number})", process(kind)),
+            };
+            control.logs.note(app, instance, &text);
+            Ok(())
+        }
+        Err(error @ DriverError::Refused(_)) => {
+            control.logs.forget_spool(instance);
+            Err(NotStarted::Because(error.to_string()))
+        }
+        Err(error) => Err(NotStarted::Unknown(error.to_string())),
+    }
+}

@@ -44,10 +44,22 @@ pub struct ServerFile {
     /// Connections of one address (IPv6: of one /64) at once, except from this machine and trusted proxies;
     /// 0 for any number.
     pub max_connections_per_ip: Option<u32>,
+    /// A Docker engine that apps from images may run on; default none.
+    pub docker: Option<Docker>,
     #[serde(skip)]
     pub acme_json: Option<String>,
     #[serde(skip)]
     pub upload_bytes: Option<u64>,
+}
+
+/// The engine for apps from images.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Docker {
+    /// Its socket; default /var/run/docker.sock.
+    pub socket: Option<PathBuf>,
+    /// Each app's network, of sixteen addresses, is taken from this one; default 10.212.0.0/20.
+    pub networks: Option<Spanned<String>>,
 }
 
 /// How builds reach the outside: mirrors, proxy, a company's certificate authority.
@@ -100,6 +112,23 @@ impl ServerFile {
         for network in file.allow_upstreams.iter().chain(&file.trusted_proxies) {
             let parsed = network.get_ref().parse::<Network>();
             parsed.map_err(|message| wrong(network.span().start, message.to_string()))?;
+        }
+        if let Some(networks) = file
+            .docker
+            .as_ref()
+            .and_then(|docker| docker.networks.as_ref())
+        {
+            let parsed = networks.get_ref().parse::<Network>();
+            let prefix = networks
+                .get_ref()
+                .split_once('/')
+                .and_then(|(_, p)| p.parse::<u8>().ok());
+            let sound = parsed.is_ok() && prefix.is_some_and(|prefix| (8..=28).contains(&prefix));
+            if !sound || networks.get_ref().contains(':') {
+                let message =
+                    "docker.networks is an IPv4 network of /8 to /28, such as 10.212.0.0/20";
+                return Err(wrong(networks.span().start, message.into()));
+            }
         }
         if file.proxy_protocol && file.trusted_proxies.is_empty() {
             let message = "proxy_protocol goes with trusted_proxies";

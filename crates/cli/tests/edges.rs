@@ -10,6 +10,7 @@ fn the_crate_edges_are_kept() {
         ("hutong-ipc", &[]),
         ("hutong-shim", &["hutong-ipc"]),
         ("hutong-http", &[]),
+        ("hutong-docker", &["hutong-core", "hutong-ipc"]),
         ("hutong-acme", &[]),
         (
             "hutong-gateway",
@@ -34,6 +35,7 @@ fn the_crate_edges_are_kept() {
                 "hutong-api",
                 "hutong-core",
                 "hutong-daemon",
+                "hutong-docker",
                 "hutong-gateway",
                 "hutong-ipc",
                 "hutong-runtime",

@@ -1,5 +1,6 @@
 //! `hutong.toml`: text in, a checked [`AppSpec`] or every mistake with its place out.
 
+mod image;
 mod processes;
 mod traffic;
 mod upstream;
@@ -14,6 +15,8 @@ use toml::Spanned;
 use crate::name::{self, AppName};
 use crate::units;
 
+use image::RawContainer;
+pub use image::{Image, Pull, User as ContainerUser};
 pub use processes::{Caps, Cron, ReleaseCommand, Worker};
 use processes::{RawCron, RawReleaseCommand, RawWorker};
 use traffic::RawTraffic;
@@ -29,6 +32,8 @@ pub struct AppSpec {
     pub domains: Vec<Domain>,
     pub strip_prefix: bool,
     pub run: Run,
+    /// Its programs run in containers of this image.
+    pub image: Option<Image>,
     pub protocol: Protocol,
     pub fastcgi: FastCgi,
     pub balance: Balance,
@@ -207,6 +212,13 @@ struct RawSpec {
     /// The program: a list of words, or one line that is split like a shell would (no shell runs).
     #[schemars(with = "Option<Words>")]
     command: Option<Spanned<Words>>,
+    /// An image to run, such as "ghcr.io/me/shop:1.4", in a container of the server's Docker engine; `command` then
+    /// stands in place of the image's own.
+    #[schemars(with = "Option<String>")]
+    image: Option<Spanned<String>>,
+    /// How the image is run.
+    #[schemars(with = "Option<RawContainer>")]
+    container: Option<Spanned<RawContainer>>,
     /// A folder of files to serve, instead of a command.
     #[schemars(with = "Option<String>")]
     #[serde(rename = "static")]
@@ -545,6 +557,7 @@ impl Check<'_> {
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
         let timeouts = &raw.timeouts;
         AppSpec {
+            image: self.image(&raw, instances),
             start_timeout: self.time(&timeouts.start, s(30), ms(100), s(3600)),
             stop_timeout: self.time(&timeouts.stop, s(10), ms(0), s(600)),
             drain_timeout: self.time(&timeouts.drain, s(15), ms(0), s(3600)),
@@ -607,7 +620,7 @@ impl Check<'_> {
     fn sleep(&mut self, raw: &RawSpec) -> Option<Duration> {
         let after = &raw.sleep.as_ref()?.after;
         let at = after.span().start;
-        if raw.command.is_none() {
+        if raw.command.is_none() && raw.image.is_none() {
             self.wrong(
                 at,
                 "`sleep` goes with `command`: nothing else has instances",
@@ -665,6 +678,8 @@ impl Check<'_> {
                 );
                 Run::Command(Vec::new())
             }
+            // The image's own command.
+            (None, None) if raw.image.is_some() => Run::Command(Vec::new()),
             (None, None) if !(raw.workers.is_empty() && raw.cron.is_empty()) => {
                 if let Some(domain) = raw.domains.first() {
                     self.wrong(

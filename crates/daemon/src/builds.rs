@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hutong_core::spec::{AppSpec, ReleaseCommand};
+use hutong_core::spec::{AppSpec, ContainerUser, Image, ReleaseCommand};
 use hutong_core::tree::digest_of;
 use hutong_core::units::{show_size, show_time};
 use hutong_ipc::fail;
@@ -38,7 +38,8 @@ pub fn recipe(spec: &AppSpec, tree: &Path) -> Vec<Recipe> {
     let step = |argv, network| Recipe { argv, network };
     let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
     let mut steps = Vec::new();
-    let is_program = spec.has_programs();
+    // An image brings what it needs.
+    let is_program = spec.has_programs() && spec.image.is_none();
     if is_program && tree.join("requirements.txt").is_file() {
         steps.push(step(words("python3 -m venv /app/.venv"), false));
         steps.push(step(words(
@@ -64,7 +65,7 @@ pub fn recipe(spec: &AppSpec, tree: &Path) -> Vec<Recipe> {
 /// What a person should know about a folder that looks as if it needed a build and gets none.
 pub fn advice(spec: &AppSpec, tree: &Path) -> Option<String> {
     let has = |name: &str| tree.join(name).exists();
-    let is_program = spec.has_programs();
+    let is_program = spec.has_programs() && spec.image.is_none();
     let locked = has("package-lock.json") || has("npm-shrinkwrap.json");
     (is_program && has("package.json") && !locked && !has("node_modules")).then(|| {
         "package.json has no package-lock.json beside it, so no packages are installed; run `npm install` and deploy the lock file too".to_owned()
@@ -171,6 +172,32 @@ fn patiently<T>(ask: impl Fn() -> Result<T, DriverError>) -> Result<T, DriverErr
     }
 }
 
+/// Has the engine fetch the image, if its owner may run it so; its id, which is what the release runs from then on,
+/// wherever the tag goes.
+fn fetch(control: &Control, deployment: &Deployment, image: &Image) -> Result<String, Broken> {
+    let reference = &image.reference;
+    let doing = format!("fetching the image {reference}");
+    control.logs.note(&deployment.app, "", &doing);
+    lock(&control.observed)
+        .building
+        .insert(deployment.id, doing);
+    if control.settings.docker.is_none() {
+        return Err(Broken::plain(NO_ENGINE));
+    }
+    let found = patiently(|| control.docker.resolve(reference, image.pull));
+    let found = found.map_err(Broken::plain)?;
+    let may_be_root = image.allow_root || image.user == ContainerUser::App || found.remapped;
+    if found.is_root && !may_be_root {
+        return Err(Broken::plain(format!(
+            "the image {reference} runs as root: set `user = \"app\"` in [container] to run it as a user of the app's own, or `allow_root = true`"
+        )));
+    }
+    Ok(found.id)
+}
+
+/// Why no app from an image runs here.
+pub const NO_ENGINE: &str = "this server has no Docker engine for apps from images: start it with --docker, or set [docker] in the server file";
+
 enum Outcome {
     /// The key that the result is kept by, if there was something to build.
     Ready(Option<String>),
@@ -180,7 +207,7 @@ enum Outcome {
 
 /// Whether something is to be done before a release can roll out.
 pub fn is_needed(spec: &AppSpec, steps: &[Recipe]) -> bool {
-    !steps.is_empty() || spec.release.is_some()
+    !steps.is_empty() || spec.release.is_some() || spec.image.is_some()
 }
 
 fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> {
@@ -198,6 +225,9 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> 
             Some(key) => ready.built = Some(key),
             None => return Ok(Outcome::Superseded),
         }
+    }
+    if let Some(image) = &spec.image {
+        ready.built = Some(fetch(control, deployment, image)?);
     }
     // What a release did to the data is not undone by a rollback, nor done again by a restart.
     if let Some(command) = spec
@@ -366,7 +396,7 @@ fn run_release(
 
 /// Ends release commands of a deployment that somebody before us began.
 fn end_releases(control: &Control, deployment: &Deployment) -> Result<(), Broken> {
-    let listed = patiently(|| control.warden.list()).map_err(Broken::plain)?;
+    let listed = patiently(|| control.running()).map_err(Broken::plain)?;
     let listed = listed.into_iter().map(|found| found.instance);
     let spooled = control.logs.spooled().into_iter();
     let is_mine = |name: &String| {
@@ -374,7 +404,7 @@ fn end_releases(control: &Control, deployment: &Deployment) -> Result<(), Broken
         ids::kind(name) == ids::Kind::Release && of.is_some_and(|(_, id)| id == deployment.id)
     };
     for name in listed.chain(spooled).filter(is_mine) {
-        let _ = control.warden.kill(&name);
+        let _ = control.kill_instance(&name);
         wait_until_gone(control, &name, deployment.id)?;
         control.logs.forget_spool(&name);
     }
@@ -397,14 +427,14 @@ fn wait_for(
     let deadline = Instant::now() + timeout;
     loop {
         let late = Instant::now() > deadline;
-        match control.warden.list() {
+        match control.running() {
             Ok(listed) if !listed.iter().any(|i| i.instance == instance) => return Ok(()),
             // The warden is being restarted; the build goes on meanwhile.
             Err(error) if late => return Err(Broken::plain(error)),
             _ => {}
         }
         if late || is_superseded(control, deployment) {
-            let _ = control.warden.kill(instance);
+            let _ = control.kill_instance(instance);
             if late {
                 return Err(Broken::plain(late_words));
             }

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use hutong_core::plan::{self, Desired, Group, Plan, Role, Rollout, Seen, Serve, Step, Version};
 use hutong_core::spec::{AppSpec, Restart, Run};
 use hutong_core::{backoff, retention};
-use hutong_ipc::fail;
 use hutong_ipc::gateway::{self as wire, Snapshot};
 use hutong_ipc::shim::Exit;
 use hutong_ipc::warden::Instance;
+use hutong_ipc::{docker, fail};
 use hutong_runtime::client::{Driver, DriverError};
 use hutong_runtime::processes::steady_ms;
 
 use crate::launch::{NotStarted, What, launch};
 use crate::logs::{End, Only, Query};
+use crate::observed::{Engine, Observed};
 use crate::store::{App, Deployment, Goal, Release, StoreError};
 use crate::{Control, ids, jobs, lock, publish};
 
@@ -220,7 +221,10 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
 
 /// Asks the warden what runs; takes the last words of what does not any more.
 fn observe(control: &Arc<Control>) -> Result<(), String> {
-    let listed = control.warden.list().map_err(|error| error.to_string())?;
+    let mut listed = control.warden.list().map_err(|error| error.to_string())?;
+    if control.settings.docker.is_some() {
+        listed.extend(containers(control));
+    }
     let now: BTreeMap<String, Instance> = listed
         .into_iter()
         .filter(|instance| !instance.build && !ids::is_of_deployment(&instance.instance))
@@ -267,7 +271,8 @@ fn observe(control: &Arc<Control>) -> Result<(), String> {
         );
     }
     let mut observed = lock(&control.observed);
-    for instance in now.values().filter(|i| !is_web(i) && !i.ending) {
+    let has_shim = |i: &&Instance| i.container.is_none() && !i.ending;
+    for instance in now.values().filter(has_shim).filter(|i| !is_web(i)) {
         if observed.watched.insert(instance.instance.clone()) {
             tokio::spawn(watch_end(control.clone(), instance.instance.clone()));
         }
@@ -286,6 +291,31 @@ fn observe(control: &Arc<Control>) -> Result<(), String> {
         control.note_boot();
     }
     Ok(())
+}
+
+/// What the engine runs. Where it does not answer, what it ran is taken to run on: nobody could do anything about it.
+fn containers(control: &Control) -> Vec<Instance> {
+    let listed = control.docker.list();
+    let mut observed = lock(&control.observed);
+    match listed {
+        Ok(listed) => {
+            observed.engine = Engine::Answers;
+            listed
+        }
+        Err(error) => {
+            if matches!(observed.engine, Engine::Answers) {
+                tracing::warn!("apps from images cannot be looked after now: {error}");
+            }
+            let unknown = matches!(observed.engine, Engine::Unknown(_) | Engine::Unasked);
+            let error = error.to_string();
+            observed.engine = match unknown {
+                true => Engine::Unknown(error),
+                false => Engine::Silent(error),
+            };
+            let known = observed.instances.values();
+            known.filter(|i| i.container.is_some()).cloned().collect()
+        }
+    }
 }
 
 /// Hears when an instance ends that the gateway has no line to, which tells of all others.
@@ -465,7 +495,16 @@ fn load(control: &Control) -> Result<Read, StoreError> {
     for app in control.store.apps()? {
         let name = app.name.clone();
         match load_one(control, app) {
-            Ok(loaded) => all.push(loaded),
+            Ok(loaded) => {
+                let engine = lock(&control.observed).engine.clone();
+                match engine {
+                    // What runs of it is not known: starting it once more would be wrong.
+                    Engine::Unknown(why) if loaded.is_from_image() => {
+                        broken.insert(name, format!("the Docker engine does not answer: {why}"));
+                    }
+                    _ => all.push(loaded),
+                }
+            }
             Err(error @ StoreError::Spec { .. }) => {
                 broken.insert(name, error.to_string());
             }
@@ -500,12 +539,20 @@ impl Loaded {
         chosen.map(|(_, _, spec)| spec)
     }
 
+    fn is_from_image(&self) -> bool {
+        let mut versions = self.rollout.iter().chain(&self.active);
+        versions.any(|(_, _, spec)| spec.image.is_some())
+    }
+
     fn own(&self, deployment: u64) -> Option<publish::Own<'_>> {
         let mut versions = self.rollout.iter().chain(&self.active);
         let (_, release, spec) = versions.find(|(of, _, _)| of.id == deployment)?;
         Some(publish::Own {
             spec,
-            tree: tree_of(release),
+            tree: match &spec.image {
+                Some(_) => format!("trees/{}", release.digest),
+                None => tree_of(release),
+            },
         })
     }
 
@@ -575,6 +622,21 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
     }
 }
 
+/// What our probes say, and the image's own health check where it has one.
+fn health(observed: &Observed, instance: &Instance) -> plan::Health {
+    let probed = observed.health_of(&instance.instance);
+    let own = instance.container.as_ref().and_then(|reach| reach.health);
+    match (probed, own) {
+        (plan::Health::Healthy, Some(docker::Health::Starting)) => {
+            plan::Health::Starting("the image's health check has not passed yet".into())
+        }
+        (plan::Health::Healthy, Some(docker::Health::Unhealthy)) => {
+            plan::Health::Failing("the image's health check fails".into())
+        }
+        (probed, _) => probed,
+    }
+}
+
 fn seen(control: &Control, app: &str) -> Vec<Seen> {
     let observed = lock(&control.observed);
     observed
@@ -591,7 +653,7 @@ fn seen(control: &Control, app: &str) -> Vec<Seen> {
             id: instance.instance.clone(),
             deployment: instance.deployment,
             started_ms: instance.started_steady.max(observed.since_ms),
-            health: observed.health_of(&instance.instance),
+            health: health(&observed, instance),
             stopping: instance.ending || observed.stopping.contains_key(&instance.instance),
             draining_since_ms: observed.draining.get(&instance.instance).map(|d| d.0),
             drained: observed.is_drained(&instance.instance),
@@ -635,7 +697,12 @@ fn publish_all(
             upstreams: &control.upstreams,
         };
         let own = |instance: &str| loaded.own(ids::parse(instance)?.1);
-        let (mut app, warnings) = publish::app(spec, plan, &around, own);
+        let reach = |instance: &str| {
+            let observed = lock(&control.observed);
+            let found = observed.instances.get(instance)?.container.clone();
+            found.map(|reach| reach.address)
+        };
+        let (mut app, warnings) = publish::app(spec, plan, &around, own, reach);
         if removed {
             app.routes.clear();
         }
@@ -645,6 +712,10 @@ fn publish_all(
         }
         apps.insert(name.clone(), app);
         let mut observed = lock(&control.observed);
+        let mut warnings = warnings;
+        if let (Engine::Silent(why), true) = (&observed.engine, loaded.is_from_image()) {
+            warnings.push(format!("the Docker engine does not answer: {why}"));
+        }
         observed.warnings.insert(name.clone(), warnings);
         observed.serving.insert(name.clone(), plan.serve.clone());
         for (instance, role) in &plan.roles {
@@ -771,9 +842,7 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
             control
                 .logs
                 .note(app, instance, &format!("is stopped: {why}"));
-            if control.warden.stop(instance, timeout).is_err() {
-                let _ = control.warden.kill(instance);
-            }
+            control.stop_instance(instance, timeout);
             let mut observed = lock(&control.observed);
             observed.stopping.insert(instance.clone(), steady_ms());
             false
@@ -869,7 +938,14 @@ fn is_web(instance: &Instance) -> bool {
 
 /// An app that listens elsewhere is told where.
 fn with_port_hint(control: &Control, loaded: &Loaded, deployment: u64, reason: &str) -> String {
-    let port = loaded.rollout.as_ref().map_or(0, |(_, _, spec)| spec.port);
+    let rollout = loaded.rollout.as_ref();
+    let port = rollout.map_or(0, |(_, _, spec)| spec.port);
+    let is_container = rollout.is_some_and(|(_, _, spec)| spec.image.is_some());
+    if is_container && reason.contains("refused") {
+        return format!(
+            "{reason}; the program must listen on port {port}, and on 0.0.0.0 instead of 127.0.0.1"
+        );
+    }
     if !reason.contains("nothing listens") {
         return reason.to_owned();
     }
@@ -941,7 +1017,7 @@ fn tidy(control: &Control, loaded: &Loaded, now: u64) -> bool {
         (stuck, mine().count())
     };
     for instance in stuck {
-        let _ = control.warden.kill(&instance);
+        let _ = control.kill_instance(&instance);
     }
     if loaded.app.goal == Goal::Removed {
         let expired = loaded.app.purge || loaded.app.removed_ms > KEEP_DATA_MS;

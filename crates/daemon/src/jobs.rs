@@ -9,7 +9,6 @@ use hutong_core::spec::{AppSpec, Cron};
 use hutong_core::units::show_time;
 use hutong_ipc::fail;
 use hutong_ipc::shim::Exit;
-use hutong_runtime::client::Driver;
 use hutong_runtime::processes::{now_ms, steady_ms};
 
 use crate::controller::Made;
@@ -272,9 +271,7 @@ pub fn stop_with(
     control
         .logs
         .note(&run.app, instance, &format!("is stopped: {why}"));
-    if control.warden.stop(instance, patience).is_err() {
-        let _ = control.warden.kill(instance);
-    }
+    control.stop_instance(instance, patience);
     let mut observed = lock(&control.observed);
     observed.stopping.insert(instance.clone(), steady_ms());
     Ok(())

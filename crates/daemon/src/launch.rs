@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use hutong_core::spec::{AppSpec, Caps, Egress};
+use hutong_core::spec::{AppSpec, Caps, ContainerUser, Egress, Image};
+use hutong_ipc::docker;
 use hutong_ipc::warden::{Limits, Start, Tree};
 use hutong_runtime::client::{Driver, DriverError};
 
+use crate::builds::NO_ENGINE;
 use crate::store::Release;
 use crate::{Control, ids};
 
@@ -62,27 +64,37 @@ pub fn process(kind: ids::Kind<'_>) -> &str {
 pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), NotStarted> {
     let app = what.spec.name.as_str();
     let env = environment(control, what.spec, what.release.number, what.kind)?;
-    let tree = match &what.release.built {
+    let tree = match what
+        .release
+        .built
+        .as_ref()
+        .filter(|_| what.spec.image.is_none())
+    {
         Some(key) => Tree::Built { key: key.clone() },
         None => Tree::Source {
             digest: what.release.digest.clone(),
         },
     };
-    let started = control.warden.start(Start {
-        instance: instance.to_owned(),
-        app: app.to_owned(),
-        deployment: what.deployment,
-        tree,
-        argv: what.argv.to_vec(),
-        env,
-        limits: Limits {
-            memory: what.caps.memory_bytes,
-            cpu_millis: what.caps.cpu_millis,
-            pids: what.caps.pids,
-        },
-        data: what.spec.data,
-        egress: what.spec.egress == Egress::Internet,
-    });
+    let limits = Limits {
+        memory: what.caps.memory_bytes,
+        cpu_millis: what.caps.cpu_millis,
+        pids: what.caps.pids,
+    };
+    let egress = what.spec.egress == Egress::Internet;
+    let started = match &what.spec.image {
+        Some(image) => start_container(control, instance, what, image, env, limits),
+        None => control.warden.start(Start {
+            instance: instance.to_owned(),
+            app: app.to_owned(),
+            deployment: what.deployment,
+            tree,
+            argv: what.argv.to_vec(),
+            env,
+            limits,
+            data: what.spec.data,
+            egress,
+        }),
+    };
     match started {
         Ok(()) => {
             let number = what.release.number;
@@ -99,4 +111,47 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
         }
         Err(error) => Err(NotStarted::Unknown(error.to_string())),
     }
+}
+
+fn start_container(
+    control: &Control,
+    instance: &str,
+    what: &What<'_>,
+    image: &Image,
+    env: Vec<(String, String)>,
+    limits: Limits,
+) -> Result<(), DriverError> {
+    if control.settings.docker.is_none() {
+        return Err(DriverError::Refused(NO_ENGINE.into()));
+    }
+    let built = what.release.built.clone();
+    let id = built.ok_or_else(|| DriverError::Refused("its image was never fetched".into()))?;
+    let mut all = vec![
+        ("HUTONG_APP".to_owned(), what.spec.name.to_string()),
+        ("HUTONG_INSTANCE".to_owned(), instance.to_owned()),
+    ];
+    if what.spec.data {
+        all.push(("DATA_DIR".into(), "/data".into()));
+    }
+    all.extend(env);
+    let digest = what.release.digest.clone();
+    control.docker.start(docker::Start {
+        instance: instance.to_owned(),
+        app: what.spec.name.to_string(),
+        deployment: what.deployment,
+        image: id,
+        argv: what.argv.to_vec(),
+        entrypoint: image.entrypoint.clone(),
+        env: all,
+        limits,
+        data: what.spec.data,
+        egress: what.spec.egress == Egress::Internet,
+        mount: image
+            .mount
+            .clone()
+            .map(|target| (Tree::Source { digest }, target)),
+        writable: image.writable.clone(),
+        own_user: image.user == ContainerUser::App,
+        allow_root: image.allow_root,
+    })
 }

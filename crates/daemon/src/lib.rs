@@ -6,6 +6,7 @@ mod builds;
 mod certs;
 mod cipher;
 mod controller;
+mod docker;
 mod gateway_link;
 mod http;
 mod ids;
@@ -51,6 +52,7 @@ struct Control {
     store: store::Store,
     specs: specs::Specs,
     warden: WardenClient,
+    docker: docker::DockerClient,
     observed: Mutex<observed::Observed>,
     logs: logs::Logs,
     certs: certs::Certs,
@@ -129,6 +131,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         store: store::Store::open(&own.join("state.db"), cipher).map_err(|e| e.to_string())?,
         specs: specs::Specs::default(),
         warden: WardenClient::new(&run_dir),
+        docker: docker::DockerClient::new(&run_dir),
         observed: Mutex::default(),
         logs: logs::Logs::new(&own),
         wake: Notify::new(),
@@ -154,6 +157,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
     tokio::spawn(gateway_link::keep_bans(control.clone()));
     tokio::spawn(logs::run(control.clone()));
     tokio::spawn(controller::run(control.clone()));
+    tokio::spawn(docker::watch(control.clone()));
     tokio::spawn(certs::issuer::run(control.clone()));
     let api_is_tcp = setup.api_is_tcp;
     tokio::select! {

@@ -20,6 +20,8 @@ pub struct Observed {
     /// Instances whose shim the gateway saw go, and when: it sees that a moment before the kernel calls the
     /// process dead.
     pub gone: HashMap<String, u64>,
+    /// Whether the container engine answers.
+    pub engine: Engine,
     /// Instances whose end somebody of us listens for.
     pub watched: HashSet<String>,
     /// Failures of apps that could not be written down yet: how many in a row.
@@ -61,6 +63,18 @@ pub struct Observed {
     pub published_version: u64,
     /// The snapshot that every worker of the gateway serves.
     pub gateway_version: u64,
+}
+
+/// How it stands with the container engine, if the server has one.
+#[derive(Clone, Debug, Default)]
+pub enum Engine {
+    #[default]
+    Unasked,
+    Answers,
+    /// It did once, and what it ran is known: why not now.
+    Silent(String),
+    /// It never did since this process began.
+    Unknown(String),
 }
 
 /// A worker that does not run as it should.

@@ -1,6 +1,7 @@
 //! The snapshot for the gateway: what is declared and seen, as routes and targets.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,12 +33,14 @@ pub struct Own<'a> {
     pub tree: String,
 }
 
-/// One app's part of the snapshot. `own` finds the release of an instance.
+/// One app's part of the snapshot. `own` finds the release of an instance, `reach` where a container is: `Some(None)`
+/// for one that has no address yet.
 pub fn app<'a>(
     spec: &'a AppSpec,
     plan: &Plan,
     around: &Around<'_>,
     own: impl Fn(&str) -> Option<Own<'a>>,
+    reach: impl Fn(&str) -> Option<Option<IpAddr>>,
 ) -> (wire::App, Vec<String>) {
     let mut warnings = Vec::new();
     let mut routes = Vec::new();
@@ -78,14 +81,20 @@ pub fn app<'a>(
             retry_after_s: *retry_after_s,
         },
     };
-    let instances = plan.roles.iter().map(|(instance, role)| {
+    let instances = plan.roles.iter().filter_map(|(instance, role)| {
+        let address = match reach(instance) {
+            // Nobody could connect to it.
+            Some(None) => return None,
+            Some(Some(address)) => Some(address),
+            None => None,
+        };
         // Port, protocol and health check are those of the instance's own release.
         let own = own(instance);
         let spec = own.as_ref().map_or(spec, |own| own.spec);
-        wire::Target {
+        Some(wire::Target {
             instance: instance.clone(),
             port: spec.port,
-            address: None,
+            address: address.map(|ip| SocketAddr::new(ip, spec.port)),
             protocol: protocol(spec.protocol, spec, own.map(|own| own.tree)),
             weight: 1,
             health: health(spec),
@@ -94,7 +103,7 @@ pub fn app<'a>(
                 Role::Active => wire::Role::Active,
                 Role::Draining => wire::Role::Draining,
             },
-        }
+        })
     });
     let mut targets: Vec<wire::Target> = instances.collect();
     if let Run::Upstream(list) = &spec.run {

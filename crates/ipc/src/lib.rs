@@ -5,6 +5,7 @@
 //! Every reader bounds what it takes: the other side may have been broken into.
 
 pub mod channel;
+pub mod docker;
 pub mod fail;
 pub mod files;
 pub mod gateway;

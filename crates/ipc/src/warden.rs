@@ -130,12 +130,23 @@ pub struct Instance {
     pub started_at: u64,
     /// Milliseconds since boot (CLOCK_BOOTTIME): what decisions are made by.
     pub started_steady: u64,
+    /// Where the gateway reaches it, if it has an address of its own: it is a container.
+    #[serde(default)]
+    pub container: Option<Reach>,
     /// It was killed, and the kernel has not let go of it yet.
     pub ending: bool,
     /// What the app's processes use, as the kernel charges it, in bytes.
     pub memory: u64,
     pub oom_kills: u64,
     pub cpu_usec: u64,
+}
+
+/// How a container is reached, and how it says that it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// Known once it runs.
+    pub address: Option<std::net::IpAddr>,
+    pub health: Option<crate::docker::Health>,
 }
 
 /// One of our own processes.
@@ -196,6 +207,15 @@ pub struct ControlSetup {
     pub settings: ServerSettings,
 }
 
+/// A container engine that the server's owner lets us use.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DockerSettings {
+    /// Its socket's path.
+    pub socket: String,
+    /// Where networks of apps are taken from (CIDR).
+    pub pool: String,
+}
+
 /// The keys of the server file that `control` uses.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ServerSettings {
@@ -218,6 +238,8 @@ pub struct ServerSettings {
     pub proxy_protocol: bool,
     #[serde(default)]
     pub max_connections_per_ip: u32,
+    #[serde(default)]
+    pub docker: Option<DockerSettings>,
 }
 
 /// The first frame that the warden sends to the gateway. Descriptors: the control socket's listener,

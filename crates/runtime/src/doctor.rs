@@ -191,24 +191,37 @@ fn way_out(root: bool) -> Wanted {
 /// Docker sets the FORWARD policy to drop, which no table of ours can lift.
 fn docker_forward() -> Option<Wanted> {
     let nft = egress::tool("nft", "nftables").ok()?;
-    let output = Command::new(nft)
-        .args(["list", "chain", "ip", "filter", "FORWARD"])
-        .env_clear()
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    text.contains("policy drop").then(|| {
-        wall(
-            "forward",
-            "the host's firewall lets the traffic of apps with egress through",
-            Err((
-                "the FORWARD chain drops by default (Docker does that)".into(),
-                "nft insert rule ip filter DOCKER-USER iifname \"ht*\" accept".into(),
-            )),
+    let chain = |name: &str| {
+        let output = Command::new(&nft)
+            .args(["list", "chain", "ip", "filter", name])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output();
+        output.map_or_else(
+            |_| String::new(),
+            |output| String::from_utf8_lossy(&output.stdout).into_owned(),
         )
-    })
+    };
+    if !chain("FORWARD").contains("policy drop") {
+        return None;
+    }
+    // What may pass there is decided by our own chain, which comes before it.
+    let passes = chain("DOCKER-USER");
+    let both = ["iifname", "oifname"].iter().all(|way| {
+        let is_ours = |line: &str| line.contains(&format!("{way} \"ht*\"")) && line.ends_with("accept");
+        passes.lines().any(|line| is_ours(line.trim()))
+    });
+    let found = if both {
+        Ok("the FORWARD chain drops by default, and lets our bridge through".into())
+    } else {
+        Err((
+            "the FORWARD chain drops by default (Docker does that)".into(),
+            "nft 'insert rule ip filter DOCKER-USER iifname \"ht*\" accept; insert rule ip filter DOCKER-USER oifname \"ht*\" accept'".into(),
+        ))
+    };
+    let what = "the host's firewall lets the traffic of apps with egress through";
+    Some(wall("forward", what, found))
 }
 
 /// Lines for a person: one wall each.

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
+use hutong_ipc::docker::bridge_prefix;
 use hutong_ipc::shim::Egress;
 
 /// The bridge's network: a /20, 4,093 instances.
@@ -25,20 +26,38 @@ const MAX_CONNECTIONS: u32 = 2000;
 
 #[derive(Clone)]
 pub struct Network {
+    tag: String,
     bridge: String,
     table: String,
     /// The bridge's own address; the network is its /20.
     gateway: Ipv4Addr,
+    /// Where containers are, if there is an engine.
+    containers: Option<Containers>,
     /// Mirrors and proxy that the server file names; builds reach them wherever they are.
     build_hosts: Vec<SocketAddr>,
     ip: PathBuf,
     nft: PathBuf,
 }
 
+/// Containers' bridges, which the engine makes and we name: the walls around them are ours all the same.
+#[derive(Clone)]
+pub struct Containers {
+    /// Their networks are part of this one.
+    pub pool: String,
+    /// Who may connect to them.
+    pub gateway_uid: u32,
+}
+
 impl Network {
     /// Finds the tools; makes nothing yet.
-    pub fn new(tag: &str, build_urls: &[&str]) -> Result<Self, String> {
+    pub fn new(
+        tag: &str,
+        build_urls: &[&str],
+        containers: Option<Containers>,
+    ) -> Result<Self, String> {
         Ok(Network {
+            containers,
+            tag: tag.to_owned(),
             bridge: format!("ht{}", &tag[..6]),
             table: format!("hutong_{tag}"),
             gateway: Ipv4Addr::UNSPECIFIED,
@@ -57,10 +76,7 @@ impl Network {
             Some(address) => address,
             None => free_network()?,
         };
-        let exists = std::path::Path::new("/sys/class/net")
-            .join(&self.bridge)
-            .exists();
-        if !exists {
+        if !interfaces().contains(&self.bridge) {
             self.ip(&["link", "add", &self.bridge, "type", "bridge"])?;
         }
         let address = format!("{}/{PREFIX}", self.gateway);
@@ -149,6 +165,7 @@ impl Network {
         } else {
             ("", String::new())
         };
+        let docker = self.container_rules(bounded);
         format!(
             r#"table inet {table} {{}}
 delete table inet {table}
@@ -160,9 +177,11 @@ table inet {table} {{
     iifname "{bridge}" ip daddr {gateway} udp dport 53 accept
     iifname "{bridge}" ip daddr {gateway} tcp dport 53 accept
     iifname "{bridge}" drop
+    {input}
   }}
   chain forward {{
     type filter hook forward priority -10; policy accept;
+    {forward}
     iifname "{bridge}" meta nfproto ipv6 drop
     iifname "{bridge}" ip saddr != {network} drop
     {builds}
@@ -178,14 +197,64 @@ table inet {table} {{
     type filter hook output priority -10; policy accept;
     oifname "{bridge}" ct state established,related accept
     oifname "{bridge}" drop
+    {output}
   }}
   chain postrouting {{
     type nat hook postrouting priority 100; policy accept;
     ip saddr {network} oifname != "{bridge}" masquerade
+    {nat}
   }}
 }}
-"#
+"#,
+            input = docker.input,
+            forward = docker.forward,
+            output = docker.output,
+            nat = docker.nat,
         )
+    }
+
+    /// The same walls for containers: their bridges are told by their names' first letters.
+    fn container_rules(&self, bounded: bool) -> ContainerRules {
+        let Some(containers) = &self.containers else {
+            return ContainerRules::default();
+        };
+        let (out, within) = (
+            format!("{}*", bridge_prefix(&self.tag, true)),
+            format!("{}*", bridge_prefix(&self.tag, false)),
+        );
+        let (gateway, uid, pool) = (self.gateway, containers.gateway_uid, &containers.pool);
+        let bound = match bounded {
+            true => format!(
+                "iifname \"{out}\" ct state new add @connections {{ ip saddr ct count over {MAX_CONNECTIONS} }} drop"
+            ),
+            false => String::new(),
+        };
+        ContainerRules {
+            input: format!(
+                r#"iifname {{ "{out}", "{within}" }} ct state established,related accept
+    iifname "{out}" ip daddr {gateway} udp dport 53 accept
+    iifname "{out}" ip daddr {gateway} tcp dport 53 accept
+    iifname {{ "{out}", "{within}" }} drop"#
+            ),
+            forward: format!(
+                r#"iifname "{within}" drop
+    oifname "{within}" drop
+    iifname "{out}" meta nfproto ipv6 drop
+    iifname "{out}" ip saddr != {pool} drop
+    iifname "{out}" ip daddr {{ {FORBIDDEN} }} drop
+    iifname "{out}" oifname "{out}" drop
+    {bound}
+    iifname "{out}" accept
+    oifname "{out}" ct state established,related accept
+    oifname "{out}" drop"#
+            ),
+            output: format!(
+                r#"oifname {{ "{out}", "{within}" }} ct state established,related accept
+    oifname {{ "{out}", "{within}" }} meta skuid {uid} accept
+    oifname {{ "{out}", "{within}" }} drop"#
+            ),
+            nat: format!(r#"iifname "{out}" ip saddr {pool} oifname != "{out}" masquerade"#),
+        }
     }
 
     /// The address of the `index`-th instance.
@@ -278,18 +347,32 @@ table inet {table} {{
     }
 }
 
+#[derive(Default)]
+struct ContainerRules {
+    input: String,
+    forward: String,
+    output: String,
+    nat: String,
+}
+
 /// Removes a server's bridge and rules, if there are any; nobody uses them.
 pub fn remove_leftovers(tag: &str) {
     let bridge = format!("ht{}", &tag[..6]);
-    if std::path::Path::new("/sys/class/net")
-        .join(&bridge)
-        .exists()
-    {
+    if interfaces().contains(&bridge) {
         let _ = delete_interface(&bridge);
     }
     if has_table(tag) {
         let _ = delete_table(tag);
     }
+}
+
+/// The interfaces of our own network namespace; /sys may show another's.
+pub fn interfaces() -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/self/net/dev").unwrap_or_default();
+    let lines = text.lines().skip(2);
+    lines
+        .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
+        .collect()
 }
 
 /// Removes an interface of ours.

@@ -66,6 +66,13 @@ impl Layout {
     pub fn instance_socket(&self, instance: &str) -> PathBuf {
         self.instances().join(format!("{instance}.sock"))
     }
+    /// The Docker driver's own folder.
+    pub fn docker(&self) -> PathBuf {
+        self.data.join("docker")
+    }
+    pub fn docker_socket(&self) -> PathBuf {
+        self.run.join("docker.sock")
+    }
     pub fn warden_socket(&self) -> PathBuf {
         self.run.join("warden.sock")
     }
@@ -76,9 +83,11 @@ impl Layout {
         self.run.join("api.sock")
     }
 
-    /// Makes every folder with its owner and mode; `ids` are control's, and the gateway's, in root mode.
-    pub fn create(&self, ids: Option<(u32, u32)>) -> io::Result<()> {
-        let (control, gateway) = ids.unwrap_or((sys::effective_uid(), sys::effective_gid()));
+    /// Makes every folder with its owner and mode; `ids` are control's, the gateway's, and the Docker driver's, in
+    /// root mode.
+    pub fn create(&self, ids: Option<(u32, u32, u32)>) -> io::Result<()> {
+        let (uid, gid) = (sys::effective_uid(), sys::effective_gid());
+        let (control, gateway, docker) = ids.unwrap_or((uid, gid, uid));
         let root = sys::effective_uid();
         let private = |group| {
             if ids.is_some() {
@@ -101,6 +110,7 @@ impl Layout {
             (self.tables(), control, gateway, 0o750),
             // Certificates' private keys: the gateway writes them itself.
             (self.keys(), gateway, private(gateway), 0o700),
+            (self.docker(), docker, private(docker), 0o700),
             (self.control(), control, private(control), 0o700),
             // Beside control's own folder, not in it: the warden opens files here, so no part of the
             // way may be control's to replace.

@@ -83,6 +83,9 @@ impl Uids {
     pub fn resolver(&self) -> u32 {
         Self::base(self.state.own) + 3
     }
+    pub fn docker(&self) -> u32 {
+        Self::base(self.state.own) + 4
+    }
 
     /// The first id of the app's range, taken now if it has none.
     pub fn of_app(&mut self, app: &str) -> Result<u32, String> {

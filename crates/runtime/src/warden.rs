@@ -4,6 +4,7 @@
 
 mod adopt;
 mod children;
+mod docker;
 mod leaks;
 mod requests;
 
@@ -51,6 +52,8 @@ pub enum Api {
 
 /// What every thread of the warden shares.
 struct Warden {
+    /// For threads that it starts.
+    me: std::sync::Weak<Warden>,
     config: Config,
     layout: Layout,
     cgroups: Cgroups,
@@ -117,12 +120,16 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     let _lock = lock_server(&layout)?;
     let uids = Uids::open(&state)?;
     layout
-        .create(root.then(|| (uids.control(), uids.gateway())))
+        .create(root.then(|| (uids.control(), uids.gateway(), uids.docker())))
         .map_err(|error| format!("cannot lay out {}: {error}", layout.data.display()))?;
-    let warden = Arc::new(Warden {
+    let shim = launch::shim_program().map_err(|error| format!("cannot hold the shim: {error}"))?;
+    let seccomp = seccomp::program()?;
+    let program = program_on_disk()?;
+    let warden = Arc::new_cyclic(|me| Warden {
+        me: me.clone(),
         instances: Instances::new(layout.clone(), cgroups.clone(), uids.server()),
-        shim: launch::shim_program().map_err(|error| format!("cannot hold the shim: {error}"))?,
-        seccomp: seccomp::program()?,
+        shim,
+        seccomp,
         uids: Mutex::new(uids),
         network: Mutex::new(None),
         children: Mutex::new(Children::default()),
@@ -132,7 +139,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         preparing: Mutex::new(()),
         starting: Mutex::new(Vec::new()),
         root,
-        program: program_on_disk()?,
+        program,
         ending: AtomicBool::new(false),
         replacing: AtomicBool::new(false),
         under_way: AtomicUsize::new(0),
@@ -151,17 +158,14 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     }
     // Before anybody can ask for a way out.
     let uses_egress = warden.instances.all().iter().any(|r| r.egress.is_some());
-    if root && !uses_egress {
+    let has_engine = warden.config.settings.docker.is_some();
+    if root && !uses_egress && !has_engine {
         crate::egress::remove_leftovers(&warden.layout.tag);
     }
     warden.serve_requests()?;
     lock(&warden.children).start_all(&warden)?;
-    if warden
-        .instances
-        .live()
-        .iter()
-        .any(|record| record.egress.is_some())
-    {
+    let live = warden.instances.live();
+    if has_engine || live.iter().any(|record| record.egress.is_some()) {
         // Apps that outlived the last warden go on having a way out.
         if let Err(error) = warden.ensure_egress() {
             tracing::error!("the way out of running apps is broken: {error}");
@@ -276,7 +280,9 @@ impl Warden {
             loop {
                 std::thread::sleep(Duration::from_secs(2));
                 let network = lock(&warden.network).clone();
-                let used = || warden.instances.all().iter().any(|r| r.egress.is_some());
+                let has_engine = warden.config.settings.docker.is_some();
+                let used =
+                    || has_engine || warden.instances.all().iter().any(|r| r.egress.is_some());
                 if let Some(network) = network
                     && used()
                     && !network.stands()
@@ -361,7 +367,11 @@ impl Warden {
             self.stop_apps();
         }
         lock(&self.children).stop_all();
-        for socket in [self.layout.warden_socket(), self.layout.gateway_socket()] {
+        for socket in [
+            self.layout.warden_socket(),
+            self.layout.gateway_socket(),
+            self.layout.docker_socket(),
+        ] {
             let _ = fs::remove_file(socket);
         }
         if let Some(path) = lock(&self.children).api_path() {

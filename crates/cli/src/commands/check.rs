@@ -23,7 +23,10 @@ pub fn schema(output: Output) -> Result<(), CliError> {
 pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     let (spec, _) = load(&args.folder)?;
     let run = match &spec.run {
-        Run::Command(words) => format!("runs {}", words.join(" ")),
+        Run::Command(words) => match &spec.image {
+            Some(image) => format!("runs the image {} {}", image.reference, words.join(" ")),
+            None => format!("runs {}", words.join(" ")),
+        },
         Run::Static { folder, .. } => format!("serves the files of ./{folder}"),
         Run::Background => "has no visitors".to_owned(),
         Run::Upstream(list) => {

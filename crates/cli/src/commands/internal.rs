@@ -19,6 +19,7 @@ pub fn run(role: &str) -> Result<ExitCode, CliError> {
     let result = match role {
         "control" => hutong_daemon::main(&line, sys::become_user),
         "gateway" => hutong_gateway::main(&line, |uid, gid| sys::become_user(uid, gid, &[])),
+        "docker" => hutong_docker::main(&line, sys::become_user),
         "resolver" => hutong_runtime::resolver::main(&line),
         _ => return Err(CliError::usage("there is no such role")),
     };

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use hutong_api::client::Address;
-use hutong_ipc::warden::ServerSettings;
+use hutong_ipc::warden::{DockerSettings, ServerSettings};
 use hutong_runtime::sys;
 use hutong_runtime::warden::{Api, Config, Ready};
 
@@ -12,6 +12,11 @@ use super::default_data_dir;
 use crate::error::CliError;
 use crate::output::Output;
 use crate::server_file::ServerFile;
+
+/// Where the engine listens.
+const DOCKER_SOCKET: &str = "/var/run/docker.sock";
+/// Where networks of apps from images are taken from.
+const NETWORKS: &str = "10.212.0.0/20";
 
 #[derive(clap::Args)]
 #[command(
@@ -35,6 +40,9 @@ pub struct Args {
     /// The server file [default: /etc/hutong/server.toml, if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Run apps from images on this Docker engine [default socket: /var/run/docker.sock]
+    #[arg(long, value_name = "SOCKET", num_args = 0..=1, default_missing_value = DOCKER_SOCKET)]
+    docker: Option<PathBuf>,
     /// Start although this wall of isolation does not stand here (see `hutong doctor`)
     #[arg(long, value_name = "WALL")]
     accept_missing: Vec<String>,
@@ -73,6 +81,25 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
             bundle.display()
         )));
     }
+    let docker = match (args.docker, file.docker) {
+        (None, None) => None,
+        (flag, file) => {
+            let (socket, networks) = file.map_or((None, None), |d| (d.socket, d.networks));
+            let socket = flag.or(socket).unwrap_or_else(|| DOCKER_SOCKET.into());
+            Some(DockerSettings {
+                socket: socket
+                    .to_string_lossy()
+                    .trim_start_matches("unix://")
+                    .to_owned(),
+                pool: networks.map_or_else(|| NETWORKS.into(), toml::Spanned::into_inner),
+            })
+        }
+    };
+    if docker.is_some() && sys::effective_uid() != 0 {
+        return Err(CliError::usage(
+            "--docker needs a server that is root: the walls around containers are made by it",
+        ));
+    }
     Ok(Config {
         data_dir: args
             .data_dir
@@ -88,6 +115,7 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
         accept_missing: [args.accept_missing, file.accept_missing].concat(),
         stop_apps: args.stop_apps,
         settings: ServerSettings {
+            docker,
             keep_releases: file.keep_releases.unwrap_or(5).clamp(1, 100),
             upload_bytes: file.upload_bytes.unwrap_or(512 << 20),
             pip_index: build.pip_index,

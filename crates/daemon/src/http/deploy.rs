@@ -156,6 +156,9 @@ pub async fn deploy(
         )));
     }
     check_upstreams(&control, &spec)?;
+    if spec.image.is_some() && control.settings.docker.is_none() {
+        return Err(ApiError::conflict(builds::NO_ENGINE));
+    }
     let others = other_specs(&control, &name)?;
     if let Some(conflict) = conflict(&others, &spec) {
         return Err(ApiError::conflict(conflict));
@@ -300,6 +303,9 @@ fn outline(
     );
     if !there && spec.build.is_some() {
         steps.push("build as [build] says".into());
+    }
+    if let Some(image) = &spec.image {
+        steps.push(format!("use the image {}", image.reference));
     }
     if let Some(release) = &spec.release {
         steps.push(format!(
@@ -510,7 +516,8 @@ pub async fn rollback(
         return Err(ApiError::conflict(conflict));
     }
     let folder = tree(&control, &chosen.digest)?;
-    let must_build = chosen.built.is_none() && !builds::recipe(&spec, &folder).is_empty();
+    let steps = builds::recipe(&spec, &folder);
+    let must_build = chosen.built.is_none() && (!steps.is_empty() || spec.image.is_some());
     let state = if must_build { "building" } else { "rolling" };
     let deployment = control
         .store

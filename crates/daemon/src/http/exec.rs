@@ -171,7 +171,7 @@ fn start(
     if let Some((rows, columns)) = wanted.terminal {
         let (ours, theirs) = open_terminal(rows, columns).map_err(failed)?;
         let stdio = [theirs.as_fd(), theirs.as_fd(), theirs.as_fd()];
-        let line = control.warden.exec(instance, exec, stdio)?;
+        let line = control.exec_in(instance, exec, stdio)?;
         let input = File::from(ours.try_clone().map_err(failed)?);
         let output = File::from(ours.try_clone().map_err(failed)?);
         return Ok(Session {
@@ -185,7 +185,7 @@ fn start(
     let (output, stdout) = std::io::pipe().map_err(failed)?;
     let (errors, stderr) = std::io::pipe().map_err(failed)?;
     let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
-    let line = control.warden.exec(instance, exec, stdio)?;
+    let line = control.exec_in(instance, exec, stdio)?;
     Ok(Session {
         line,
         input: Some(File::from(OwnedFd::from(input))),

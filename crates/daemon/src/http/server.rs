@@ -5,6 +5,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Query, State};
 use hutong_api::{Leak, Problem, SystemProcess, Version, Wall};
+use hutong_ipc::docker::About;
+use hutong_ipc::warden::Wanted;
 use hutong_runtime::client::DriverError;
 
 use super::{ApiError, Result};
@@ -102,7 +104,12 @@ pub async fn upgrade(State(control): State<Arc<Control>>) -> Result<()> {
 /// Every wall of isolation, and whether it stands on this host.
 #[utoipa::path(get, path = "/v1/doctor", responses((status = 200, body = Vec<Wall>)))]
 pub async fn doctor(State(control): State<Arc<Control>>) -> Result<Json<Vec<Wall>>> {
-    let walls = blocking(move || control.warden.doctor()).await??;
+    let ours = control.clone();
+    let mut walls = blocking(move || ours.warden.doctor()).await??;
+    if control.settings.docker.is_some() {
+        let about = blocking(move || control.docker.about()).await?;
+        walls.push(engine(about));
+    }
     let walls = walls
         .into_iter()
         .map(|wall| Wall {
@@ -114,6 +121,31 @@ pub async fn doctor(State(control): State<Arc<Control>>) -> Result<Json<Vec<Wall
         })
         .collect();
     Ok(Json(walls))
+}
+
+/// What apps from images run on.
+fn engine(about: std::result::Result<About, DriverError>) -> Wanted {
+    let (stands, found, remedy) = match about {
+        Ok(about) => {
+            let remapped = match about.remapped {
+                true => ", which makes somebody else of root",
+                false => "",
+            };
+            (true, format!("Docker {}{remapped}", about.version), String::new())
+        }
+        Err(error) => (
+            false,
+            format!("the engine does not answer: {error}"),
+            "start Docker, or see its own log: journalctl -u docker".into(),
+        ),
+    };
+    Wanted {
+        wall: "docker".into(),
+        what: "apps from images have an engine to run on".into(),
+        stands,
+        found,
+        remedy,
+    }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T> {

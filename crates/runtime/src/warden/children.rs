@@ -15,7 +15,7 @@ use hutong_ipc::channel;
 use hutong_ipc::warden::{ControlSetup, GatewaySetup, Process, ResolverSetup};
 
 use super::adopt::{self, Listening, OnRecord};
-use super::{Api, Warden, bind_http, bind_unix, lock, memory_of, port_is_taken};
+use super::{Api, Warden, bind_http, bind_unix, docker, lock, memory_of, port_is_taken};
 use crate::{egress, processes, sys};
 
 /// Visitors, or the owner, wait for our own processes: they are tried again soon, however often they end.
@@ -34,6 +34,7 @@ pub enum Role {
     Control,
     Gateway,
     Resolver,
+    Docker,
 }
 
 impl Role {
@@ -42,6 +43,7 @@ impl Role {
             Role::Control => "control",
             Role::Gateway => "gateway",
             Role::Resolver => "resolver",
+            Role::Docker => "docker",
         }
     }
 }
@@ -111,6 +113,7 @@ impl Children {
         // Two control planes would start the same things twice.
         adopt::end(warden, Role::Control);
         adopt::end(warden, Role::Resolver);
+        adopt::end(warden, Role::Docker);
         if in_the_way {
             adopt::end(warden, Role::Gateway);
             self.retired.clear();
@@ -125,6 +128,9 @@ impl Children {
             self.gateway_socket = Some(bind_unix(&path, 0o600, control)?);
         }
         self.start(warden, Role::Gateway)?;
+        if warden.config.settings.docker.is_some() {
+            self.start(warden, Role::Docker)?;
+        }
         self.start(warden, Role::Control)
     }
 
@@ -285,6 +291,10 @@ impl Children {
             Role::Control => self.set_up_control(warden, &ours),
             Role::Gateway => self.set_up_gateway(warden, &ours, slot),
             Role::Resolver => set_up_resolver(warden, &ours, resolver),
+            Role::Docker => ours
+                .try_clone()
+                .map_err(|error| error.to_string())
+                .and_then(|line| docker::set_up(warden, line)),
         };
         sent.map_err(|error| format!("cannot set {} up: {error}", role.word()))?;
         if role == Role::Gateway && !self.retired.is_empty() {

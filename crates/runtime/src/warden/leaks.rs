@@ -207,12 +207,7 @@ fn find_mounts(warden: &Warden, found: &mut Found<'_>) {
 fn find_interfaces(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
     let bridge = format!("ht{}", &warden.layout.tag[..6]);
     let network = lock(&warden.network).clone();
-    for entry in fs::read_dir("/sys/class/net")
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let name = entry.file_name().to_string_lossy().into_owned();
+    for name in egress::interfaces() {
         let index = name
             .strip_prefix(&bridge)
             .and_then(|rest| rest.strip_prefix('-'));

@@ -12,7 +12,7 @@ use hutong_ipc::warden::{Answer, Build, Instance, Limits, Process, Request, Star
 
 use super::children::Role;
 use super::{Warden, lock, memory_of};
-use crate::egress::Network;
+use crate::egress::{Containers, Network};
 use crate::instances::Record;
 use crate::launch::Launcher;
 use crate::sandbox::{base_env, files, host_mounts, merge_env, mount};
@@ -20,7 +20,7 @@ use crate::{processes, sys, trees};
 
 const MAX_CONNECTIONS: usize = 16;
 /// Bound of each of the two spool files of an instance, in bytes.
-const SPOOL_BYTES: u64 = 4 << 20;
+pub(super) const SPOOL_BYTES: u64 = 4 << 20;
 /// Where a company's or a test's certificate authorities appear inside.
 const CA_INSIDE: &str = "/etc/hutong/ca.pem";
 
@@ -78,11 +78,11 @@ fn makes(request: &Request) -> bool {
     )
 }
 
-fn checked_app(app: &str) -> Result<(), String> {
+pub(super) fn checked_app(app: &str) -> Result<(), String> {
     AppName::new(app).map(drop)
 }
 
-fn checked_instance(instance: &str) -> Result<(), String> {
+pub(super) fn checked_instance(instance: &str) -> Result<(), String> {
     if is_instance_id(instance) {
         Ok(())
     } else {
@@ -188,7 +188,7 @@ impl Warden {
         }
     }
 
-    fn uid_base(&self, app: &str) -> Result<Option<u32>, String> {
+    pub(super) fn uid_base(&self, app: &str) -> Result<Option<u32>, String> {
         if !self.root {
             return Ok(None);
         }
@@ -424,7 +424,11 @@ impl Warden {
             let urls = [&settings.pip_index, &settings.npm_registry, &settings.proxy];
             let urls: Vec<&str> = urls.into_iter().flatten().map(String::as_str).collect();
             // Names are resolved here: before the lock, because a name server may hang.
-            let mut fresh = Network::new(&self.layout.tag, &urls)?;
+            let containers = settings.docker.as_ref().map(|docker| Containers {
+                pool: docker.pool.clone(),
+                gateway_uid: self.ids().map_or(0, |(_, gateway)| gateway),
+            });
+            let mut fresh = Network::new(&self.layout.tag, &urls, containers)?;
             let mut network = lock(&self.network);
             // Every time: a reload of the host's firewall flushes our rules too.
             fresh.ensure()?;
@@ -529,6 +533,7 @@ impl Warden {
             Instance {
                 ending: record.is_ending(),
                 started_steady: processes::ticks_to_ms(record.start_time),
+                container: None,
                 memory: usage.memory,
                 oom_kills: usage.oom_kills,
                 cpu_usec: usage.cpu_usec,
@@ -592,6 +597,7 @@ impl<'a> Launching<'a> {
             pid: 0,
             started_at: processes::now_ms(),
             started_steady: processes::steady_ms(),
+            container: None,
             ending: false,
             memory: 0,
             oom_kills: 0,

@@ -1,0 +1,272 @@
+//! Control's end of the Docker driver: the same things as are asked of the warden, for apps from images.
+
+use std::collections::HashSet;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use hutong_core::spec;
+use hutong_ipc::channel;
+use hutong_ipc::docker::{About, Answer, Container, Image, Pull, Request, Start};
+use hutong_ipc::shim::Exec;
+use hutong_ipc::warden::{Instance, Reach};
+use hutong_runtime::client::{Driver, DriverError};
+
+use crate::{Control, lock};
+
+/// How long an answer may take; the driver waits for nobody, but when it fetches an image.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// An image may be large and the way to it slow.
+const FETCH: Duration = Duration::from_secs(30 * 60);
+
+pub struct DockerClient {
+    path: PathBuf,
+    idle: Mutex<Option<UnixStream>>,
+    /// Instances that are containers, as of the last look.
+    known: Mutex<HashSet<String>>,
+}
+
+impl DockerClient {
+    pub fn new(run_dir: &std::path::Path) -> Self {
+        DockerClient {
+            path: run_dir.join("docker.sock"),
+            idle: Mutex::new(None),
+            known: Mutex::default(),
+        }
+    }
+
+    fn connect(&self, patience: Duration) -> Result<UnixStream, DriverError> {
+        let unreachable = |source| DriverError::Unreachable {
+            path: self.path.clone(),
+            source,
+        };
+        let line = UnixStream::connect(&self.path).map_err(unreachable)?;
+        line.set_read_timeout(Some(patience)).map_err(unreachable)?;
+        Ok(line)
+    }
+
+    /// One request; a line that broke is made anew once, because the driver may have been restarted.
+    fn ask(&self, request: &Request) -> Result<Answer, DriverError> {
+        let idle = lock(&self.idle).take();
+        if let Some(line) = idle
+            && let Ok((answer, _)) = channel::call(&line, request, &[])
+        {
+            *lock(&self.idle) = Some(line);
+            return refused(answer);
+        }
+        let line = self.connect(PATIENCE)?;
+        let answer = channel::call(&line, request, &[]);
+        let (answer, _) = answer.map_err(|source| DriverError::Unreachable {
+            path: self.path.clone(),
+            source,
+        })?;
+        *lock(&self.idle) = Some(line);
+        refused(answer)
+    }
+
+    fn done(&self, request: &Request) -> Result<(), DriverError> {
+        match self.ask(request)? {
+            Answer::Done => Ok(()),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    pub fn list(&self) -> Result<Vec<Instance>, DriverError> {
+        match self.ask(&Request::List)? {
+            Answer::Instances(list) => {
+                let list: Vec<Instance> = list.into_iter().map(instance).collect();
+                let names = list.iter().map(|one| one.instance.clone());
+                *lock(&self.known) = names.collect();
+                Ok(list)
+            }
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    pub fn start(&self, start: Start) -> Result<(), DriverError> {
+        lock(&self.known).insert(start.instance.clone());
+        self.done(&Request::Start(Box::new(start)))
+    }
+
+    /// Whether an instance is a container.
+    pub fn has(&self, instance: &str) -> bool {
+        lock(&self.known).contains(instance)
+    }
+
+    pub fn stop(&self, instance: &str, timeout: Duration) -> Result<(), DriverError> {
+        self.done(&Request::Stop {
+            instance: instance.to_owned(),
+            timeout_ms: timeout.as_millis() as u64,
+        })
+    }
+
+    pub fn kill(&self, instance: &str) -> Result<(), DriverError> {
+        self.done(&Request::Kill {
+            instance: instance.to_owned(),
+        })
+    }
+
+    /// Removes what belongs to no app.
+    pub fn sweep(&self, apps: Vec<String>) -> Result<(), DriverError> {
+        self.done(&Request::Sweep { apps })
+    }
+
+    pub fn about(&self) -> Result<About, DriverError> {
+        match self.ask(&Request::About)? {
+            Answer::About(about) => Ok(about),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    /// Has the engine fetch an image; takes long.
+    pub fn resolve(&self, image: &str, pull: spec::Pull) -> Result<Image, DriverError> {
+        let request = Request::Resolve {
+            image: image.to_owned(),
+            pull: match pull {
+                spec::Pull::Missing => Pull::Missing,
+                spec::Pull::Always => Pull::Always,
+                spec::Pull::Never => Pull::Never,
+            },
+        };
+        let line = self.connect(FETCH)?;
+        let answer = channel::call(&line, &request, &[]);
+        let (answer, _) = answer.map_err(|source| DriverError::Unreachable {
+            path: self.path.clone(),
+            source,
+        })?;
+        match refused(answer)? {
+            Answer::Resolved(image) => Ok(image),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    /// Starts a program in a container; the connection says when it ended, as a shim's does.
+    pub fn exec(
+        &self,
+        instance: &str,
+        exec: Exec,
+        stdio: [impl AsFd; 3],
+    ) -> Result<UnixStream, DriverError> {
+        let line = self.connect(PATIENCE)?;
+        let fds = stdio.each_ref().map(|fd| fd.as_fd());
+        let request = Request::Exec {
+            instance: instance.to_owned(),
+            exec,
+        };
+        let answer = channel::call(&line, &request, &fds);
+        let (answer, _) = answer.map_err(|error| DriverError::Refused(error.to_string()))?;
+        match refused(answer)? {
+            Answer::ExecStarted => {
+                let _ = line.set_read_timeout(None);
+                Ok(line)
+            }
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+}
+
+/// What is asked of whichever runs an instance.
+impl Control {
+    /// Everything that runs, wherever. An engine that does not answer hides nothing of what the warden runs.
+    pub fn running(&self) -> Result<Vec<Instance>, DriverError> {
+        let mut all = self.warden.list()?;
+        if self.settings.docker.is_some() {
+            all.extend(self.docker.list()?);
+        }
+        Ok(all)
+    }
+
+    /// SIGTERM, and SIGKILL after the time-out; SIGKILL at once if nobody can be asked for that.
+    pub fn stop_instance(&self, instance: &str, timeout: Duration) {
+        let stopped = match self.docker.has(instance) {
+            true => self.docker.stop(instance, timeout),
+            false => self.warden.stop(instance, timeout),
+        };
+        if stopped.is_err() {
+            let _ = self.kill_instance(instance);
+        }
+    }
+
+    pub fn kill_instance(&self, instance: &str) -> Result<(), DriverError> {
+        match self.docker.has(instance) {
+            true => self.docker.kill(instance),
+            false => self.warden.kill(instance),
+        }
+    }
+
+    pub fn exec_in(
+        &self,
+        instance: &str,
+        exec: Exec,
+        stdio: [impl AsFd; 3],
+    ) -> Result<UnixStream, DriverError> {
+        match self.docker.has(instance) {
+            true => self.docker.exec(instance, exec, stdio),
+            false => self.warden.exec(instance, exec, stdio),
+        }
+    }
+}
+
+fn refused(answer: Answer) -> Result<Answer, DriverError> {
+    match answer {
+        Answer::Refused(reason) => Err(DriverError::Refused(reason)),
+        Answer::Later(reason) => Err(DriverError::Later(reason)),
+        other => Ok(other),
+    }
+}
+
+fn instance(container: Container) -> Instance {
+    Instance {
+        instance: container.instance,
+        app: container.app,
+        deployment: container.deployment,
+        build: false,
+        pid: container.pid,
+        started_at: container.started_at,
+        started_steady: container.started_steady,
+        container: Some(Reach {
+            address: container.address,
+            health: container.health,
+        }),
+        ending: false,
+        memory: container.memory,
+        oom_kills: 0,
+        cpu_usec: container.cpu_usec,
+    }
+}
+
+/// Hears from the driver when something began or ended; and has it clear away what belongs to no app.
+pub async fn watch(control: Arc<Control>) {
+    if control.settings.docker.is_none() {
+        return;
+    }
+    loop {
+        let ours = control.clone();
+        let swept = tokio::task::spawn_blocking(move || {
+            let apps = ours.store.apps().map_err(|error| error.to_string())?;
+            let names = apps.into_iter().map(|app| app.name).collect();
+            ours.docker.sweep(names).map_err(|error| error.to_string())
+        });
+        if let Ok(Ok(())) = swept.await {
+            let _ = listen(&control).await;
+        }
+        control.wake.notify_one();
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+}
+
+/// Until the driver goes away.
+async fn listen(control: &Control) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut line = tokio::net::UnixStream::connect(&control.docker.path).await?;
+    line.write_all(&channel::encode(&Request::Watch)?).await?;
+    loop {
+        let mut header = [0; 4];
+        line.read_exact(&mut header).await?;
+        let mut body = vec![0; channel::frame_length(header)?];
+        line.read_exact(&mut body).await?;
+        control.wake.notify_one();
+    }
+}

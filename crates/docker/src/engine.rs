@@ -1,0 +1,876 @@
+//! What runs in containers of ours, followed from its first line to its end. What is known is kept in memory and found again
+//! by labels after a restart, so control is answered at once, whatever the engine is at.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use bollard::container::LogOutput;
+use bollard::errors::Error;
+use bollard::query_parameters::{
+    CreateImageOptions, EventsOptions, InspectContainerOptions, KillContainerOptions,
+    ListContainersOptions, LogsOptions, RemoveContainerOptions, StartContainerOptions,
+    StopContainerOptions,
+};
+use bollard::{API_DEFAULT_VERSION, Docker};
+use futures_util::StreamExt;
+use hutong_core::name::{AppName, is_digest, is_instance_id};
+use hutong_ipc::channel;
+use hutong_ipc::docker::{
+    About, Answer, Ask, Container, Health, Image, Pull, Request, Setup, Start, Told,
+};
+use hutong_ipc::shim::{Ended, Exit};
+use hutong_ipc::spool::{Kind, Writer};
+use tokio::sync::Notify;
+
+use crate::create;
+use crate::usage::Usage;
+
+pub const LABEL_SERVER: &str = "hutong.server";
+pub const LABEL_APP: &str = "hutong.app";
+pub const LABEL_INSTANCE: &str = "hutong.instance";
+pub const LABEL_DEPLOYMENT: &str = "hutong.deployment";
+/// When it was asked for, in milliseconds since 1970.
+pub const LABEL_STARTED: &str = "hutong.started";
+/// The same since boot.
+pub const LABEL_STEADY: &str = "hutong.steady";
+
+/// How long the engine may take for an answer, in seconds; output and events go on.
+const TIMEOUT_S: u64 = 60;
+/// How soon an engine that does not answer is asked again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// Output taken from one container, in bytes a second, as with sandboxes.
+const OUTPUT_RATE: f64 = 16e6;
+
+/// One container of ours.
+#[derive(Clone)]
+struct Instance {
+    /// The engine's id; empty until it is made.
+    id: String,
+    app: String,
+    deployment: u64,
+    started_at: u64,
+    started_steady: u64,
+    address: Option<IpAddr>,
+    health: Option<Health>,
+    pid: i32,
+    usage: Usage,
+    /// We had asked it to stop.
+    told: bool,
+    out_of_memory: bool,
+    /// It was asked to end before it was made.
+    unwanted: bool,
+}
+
+pub struct Engine {
+    pub setup: Setup,
+    /// Something began or ended.
+    pub changed: Notify,
+    /// Held while a network is made.
+    pub networks: tokio::sync::Mutex<()>,
+    docker: RefCell<Option<Docker>>,
+    remapped: Cell<Option<bool>>,
+    warden: Arc<Mutex<UnixStream>>,
+    instances: RefCell<HashMap<String, Instance>>,
+    /// What there was before us is known.
+    looked: Cell<bool>,
+    trouble: RefCell<String>,
+}
+
+/// Whether the engine says that there is no such thing.
+pub fn is_missing(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::DockerResponseServerError {
+            status_code: 404,
+            ..
+        }
+    )
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |now| now.as_millis() as u64)
+}
+
+fn steady_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
+impl Engine {
+    pub fn new(setup: Setup, warden: UnixStream) -> Result<Self, String> {
+        warden
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .map_err(|error| error.to_string())?;
+        Ok(Engine {
+            setup,
+            changed: Notify::new(),
+            networks: tokio::sync::Mutex::new(()),
+            docker: RefCell::default(),
+            remapped: Cell::default(),
+            warden: Arc::new(Mutex::new(warden)),
+            instances: RefCell::default(),
+            looked: Cell::new(false),
+            trouble: RefCell::new("the engine was not asked yet".into()),
+        })
+    }
+
+    /// The engine's client; made anew while there is no socket.
+    pub fn docker(&self) -> Result<Docker, String> {
+        if let Some(docker) = self.docker.borrow().as_ref() {
+            return Ok(docker.clone());
+        }
+        let socket = &self.setup.socket;
+        let docker = Docker::connect_with_unix(socket, TIMEOUT_S, API_DEFAULT_VERSION)
+            .map_err(|error| format!("{socket}: {error}"))?;
+        self.docker.replace(Some(docker.clone()));
+        Ok(docker)
+    }
+
+    /// Speaks the version of the API that the engine speaks.
+    async fn connect(&self) -> Result<Docker, String> {
+        let docker = self.docker()?;
+        let docker = docker.negotiate_version().await;
+        let docker = docker.map_err(|error| error.to_string())?;
+        self.docker.replace(Some(docker.clone()));
+        Ok(docker)
+    }
+
+    /// Asks the warden.
+    pub async fn ask(&self, ask: Ask) -> Result<(Told, Vec<OwnedFd>), String> {
+        let warden = self.warden.clone();
+        let asked = tokio::task::spawn_blocking(move || {
+            let line = warden
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            channel::call(&line, &ask, &[])
+        });
+        let told = asked.await.map_err(|error| error.to_string())?;
+        told.map_err(|error| format!("the warden does not answer: {error}"))
+    }
+
+    /// Whether the engine makes somebody else of root.
+    pub async fn is_remapped(&self) -> bool {
+        if let Some(known) = self.remapped.get() {
+            return known;
+        }
+        let Ok(docker) = self.docker() else {
+            return false;
+        };
+        let Ok(info) = docker.info().await else {
+            return false;
+        };
+        let options = info.security_options.unwrap_or_default();
+        let remapped = options.iter().any(|one| one.contains("name=userns"));
+        self.remapped.set(Some(remapped));
+        remapped
+    }
+
+    /// Finds what there is, then hears what happens to it; again whenever the engine comes back.
+    pub async fn keep_up(self: Rc<Self>) {
+        loop {
+            match self.look().await {
+                Ok(docker) => {
+                    self.trouble.borrow_mut().clear();
+                    self.changed.notify_waiters();
+                    self.hear(&docker).await;
+                }
+                Err(reason) => {
+                    self.trouble.replace(reason);
+                }
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn look(self: &Rc<Self>) -> Result<Docker, String> {
+        let docker = self.connect().await?;
+        if self.looked.get() {
+            return Ok(docker);
+        }
+        let filters = HashMap::from([("label".to_owned(), vec![self.label()])]);
+        let options = ListContainersOptions {
+            all: true,
+            filters: Some(filters),
+            ..Default::default()
+        };
+        let found = docker.list_containers(Some(options)).await;
+        for container in found.map_err(|error| error.to_string())? {
+            let labels = container.labels.unwrap_or_default();
+            let number = |key: &str| labels.get(key).and_then(|text| text.parse().ok());
+            let name = labels
+                .get(LABEL_INSTANCE)
+                .filter(|name| is_instance_id(name));
+            let (Some(id), Some(name), Some(app)) = (container.id, name, labels.get(LABEL_APP))
+            else {
+                continue;
+            };
+            if self.instances.borrow().contains_key(name) {
+                continue;
+            }
+            let instance = Instance {
+                id,
+                app: app.clone(),
+                deployment: number(LABEL_DEPLOYMENT).unwrap_or(0),
+                started_at: number(LABEL_STARTED).unwrap_or(0),
+                started_steady: number(LABEL_STEADY).unwrap_or(0).min(steady_ms()),
+                address: None,
+                health: None,
+                pid: 0,
+                usage: Usage::default(),
+                told: self.note(name, "told").exists(),
+                out_of_memory: false,
+                unwanted: false,
+            };
+            self.instances.borrow_mut().insert(name.clone(), instance);
+            tokio::task::spawn_local(self.clone().follow(name.clone()));
+        }
+        self.looked.set(true);
+        Ok(docker)
+    }
+
+    fn label(&self) -> String {
+        format!("{LABEL_SERVER}={}", self.setup.tag)
+    }
+
+    /// Until the engine goes away.
+    async fn hear(self: &Rc<Self>, docker: &Docker) {
+        let filters = HashMap::from([
+            ("label".to_owned(), vec![self.label()]),
+            ("type".to_owned(), vec!["container".to_owned()]),
+        ]);
+        let options = EventsOptions {
+            filters: Some(filters),
+            ..Default::default()
+        };
+        let mut events = Box::pin(docker.events(Some(options)));
+        while let Some(Ok(event)) = events.next().await {
+            let action = event.action.unwrap_or_default();
+            let attributes = event.actor.and_then(|actor| actor.attributes);
+            let Some(name) = attributes.and_then(|mut all| all.remove(LABEL_INSTANCE)) else {
+                continue;
+            };
+            let health = match action.as_str() {
+                "health_status: healthy" => Some(Health::Healthy),
+                "health_status: unhealthy" => Some(Health::Unhealthy),
+                _ => None,
+            };
+            if health.is_some() {
+                self.change(&name, |instance| instance.health = health);
+            } else if action == "oom" {
+                // What is left of it would go on without a part of itself.
+                self.change(&name, |instance| instance.out_of_memory = true);
+                let engine = self.clone();
+                tokio::task::spawn_local(async move { engine.kill(&name).await });
+            }
+        }
+    }
+
+    fn change(&self, name: &str, change: impl FnOnce(&mut Instance)) {
+        if let Some(instance) = self.instances.borrow_mut().get_mut(name) {
+            change(instance);
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn instance(&self, name: &str) -> Option<Instance> {
+        self.instances.borrow().get(name).cloned()
+    }
+
+    /// The engine's id of an instance that runs.
+    pub fn container_of(&self, name: &str) -> Option<String> {
+        let id = self.instance(name)?.id;
+        (!id.is_empty()).then_some(id)
+    }
+
+    pub async fn answer(self: &Rc<Self>, request: Request) -> Answer {
+        match request {
+            Request::List if self.looked.get() => Answer::Instances(self.list()),
+            Request::List => Answer::Later(self.trouble.borrow().clone()),
+            Request::Resolve { image, pull } => match self.resolve(&image, pull).await {
+                Ok(image) => Answer::Resolved(image),
+                Err(reason) => Answer::Refused(reason),
+            },
+            Request::Start(start) => self.begin(*start),
+            Request::Stop {
+                instance,
+                timeout_ms,
+            } => {
+                let engine = self.clone();
+                self.tell(&instance);
+                tokio::task::spawn_local(async move { engine.stop(&instance, timeout_ms).await });
+                Answer::Done
+            }
+            Request::Kill { instance } => {
+                let engine = self.clone();
+                self.tell(&instance);
+                tokio::task::spawn_local(async move { engine.kill(&instance).await });
+                Answer::Done
+            }
+            Request::Sweep { apps } => self.sweep(&apps).await,
+            Request::About => self.about().await,
+            Request::Exec { .. } | Request::Watch => Answer::Refused("not here".into()),
+        }
+    }
+
+    fn list(&self) -> Vec<Container> {
+        let all = self.instances.borrow();
+        all.iter()
+            .map(|(name, instance)| Container {
+                instance: name.clone(),
+                app: instance.app.clone(),
+                deployment: instance.deployment,
+                started_at: instance.started_at,
+                started_steady: instance.started_steady,
+                address: instance.address,
+                health: instance.health,
+                pid: instance.pid,
+                memory: instance.usage.memory(),
+                cpu_usec: instance.usage.cpu_usec(),
+            })
+            .collect()
+    }
+
+    async fn about(&self) -> Answer {
+        let version = async {
+            let docker = self.connect().await?;
+            docker.version().await.map_err(|error| error.to_string())
+        };
+        match version.await {
+            Ok(version) => Answer::About(About {
+                version: version.version.unwrap_or_default(),
+                remapped: self.is_remapped().await,
+            }),
+            Err(reason) => Answer::Later(reason),
+        }
+    }
+
+    async fn resolve(&self, image: &str, pull: Pull) -> Result<Image, String> {
+        let docker = self.connect().await?;
+        let there = docker.inspect_image(image).await;
+        let fetch = match (&there, pull) {
+            (Ok(_), Pull::Always) | (Err(_), Pull::Missing | Pull::Always) => true,
+            (_, Pull::Never) | (Ok(_), Pull::Missing) => false,
+        };
+        if fetch {
+            let (name, tag) = split_tag(image);
+            let options = CreateImageOptions {
+                from_image: Some(name.into()),
+                tag: tag.map(str::to_owned),
+                ..Default::default()
+            };
+            let mut steps = Box::pin(docker.create_image(Some(options), None, None));
+            while let Some(step) = steps.next().await {
+                let failed = |why: String| format!("cannot fetch the image {image}: {why}");
+                let step = step.map_err(|error| failed(error.to_string()))?;
+                if let Some(error) = step.error_detail.and_then(|detail| detail.message) {
+                    return Err(failed(error));
+                }
+            }
+        }
+        let found = match (there, fetch) {
+            (Ok(found), false) => found,
+            (Err(error), false) => return Err(format!("the engine has no image {image}: {error}")),
+            _ => docker
+                .inspect_image(image)
+                .await
+                .map_err(|error| error.to_string())?,
+        };
+        let id = found.id.unwrap_or_default();
+        let id = id.strip_prefix("sha256:").unwrap_or(&id).to_owned();
+        if !is_digest(&id) {
+            return Err(format!("the engine gave {image} no id that is known here"));
+        }
+        let config = found.config.unwrap_or_default();
+        let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        Ok(Image {
+            id,
+            is_root: create::is_root(config.user.as_deref().unwrap_or_default()),
+            remapped: self.is_remapped().await,
+            has_command: some(&config.cmd) || some(&config.entrypoint),
+        })
+    }
+
+    fn begin(self: &Rc<Self>, start: Start) -> Answer {
+        let no_nul = |text: &String| !text.contains('\0');
+        let sound = AppName::new(&start.app).is_ok()
+            && is_instance_id(&start.instance)
+            && is_digest(&start.image)
+            && start.argv.iter().all(no_nul)
+            && start
+                .env
+                .iter()
+                .all(|(key, value)| hutong_core::name::is_env_key(key) && no_nul(value))
+            && start.mount.iter().all(|(_, target)| is_inner_path(target))
+            && start.writable.iter().all(|path| is_inner_path(path));
+        if !sound {
+            return Answer::Refused("not an app, a program or a path".into());
+        }
+        if !self.looked.get() {
+            return Answer::Later(self.trouble.borrow().clone());
+        }
+        let name = start.instance.clone();
+        if self.instances.borrow().contains_key(&name) {
+            // Control asks again because the answer to its first request was lost.
+            return Answer::Done;
+        }
+        let instance = Instance {
+            id: String::new(),
+            app: start.app.clone(),
+            deployment: start.deployment,
+            started_at: now_ms(),
+            started_steady: steady_ms(),
+            address: None,
+            health: None,
+            pid: 0,
+            usage: Usage::default(),
+            told: false,
+            out_of_memory: false,
+            unwanted: false,
+        };
+        self.instances.borrow_mut().insert(name, instance);
+        let engine = self.clone();
+        tokio::task::spawn_local(async move { engine.make(start).await });
+        Answer::Done
+    }
+
+    async fn make(self: Rc<Self>, start: Start) {
+        let name = &start.instance;
+        let Some(known) = self.instance(name) else {
+            return;
+        };
+        let made = self
+            .create(&start, known.started_steady, known.started_at)
+            .await;
+        match made {
+            Ok(id) => {
+                self.change(name, |instance| instance.id = id);
+                self.follow(name.clone()).await;
+            }
+            Err(reason) => {
+                let exit = Exit::NotStarted(reason);
+                match self.spool(name).await {
+                    Ok(mut spool) => self.end(name, &mut spool, exit, false).await,
+                    Err(error) => {
+                        tracing::error!("{error}");
+                        self.forget(name);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn spool(&self, name: &str) -> Result<Writer, String> {
+        let ask = Ask::Spool {
+            instance: name.to_owned(),
+        };
+        match self.ask(ask).await? {
+            (Told::Spool, fds) => {
+                let files: Vec<File> = fds.into_iter().map(File::from).collect();
+                let files: [File; 2] = files.try_into().map_err(|_| "no spool came along")?;
+                Writer::new(files, self.setup.spool_bytes).map_err(|error| error.to_string())
+            }
+            (Told::Refused(reason), _) => Err(reason),
+            _ => Err("the warden's answer is not understood".into()),
+        }
+    }
+
+    /// From the start of a container that is made to its end and removal.
+    async fn follow(self: Rc<Self>, name: String) {
+        let Some(id) = self.container_of(&name) else {
+            return;
+        };
+        let mut spool = loop {
+            match self.spool(&name).await {
+                Ok(spool) => break spool,
+                Err(error) => tracing::warn!("the output of {name}: {error}"),
+            }
+            tokio::time::sleep(AGAIN).await;
+        };
+        let mut position = Position::read(self.note(&name, "cursor"));
+        loop {
+            match self.state(&name, &id).await {
+                State::Made => {
+                    if self
+                        .instance(&name)
+                        .is_some_and(|instance| instance.unwanted)
+                    {
+                        return self.end(&name, &mut spool, Exit::Signal(9), true).await;
+                    }
+                    if let Err(reason) = self.start(&id).await {
+                        let exit = Exit::NotStarted(reason);
+                        return self.end(&name, &mut spool, exit, false).await;
+                    }
+                }
+                State::Runs => self.copy_output(&id, &mut spool, &mut position).await,
+                State::Ended(exit, out_of_memory) => {
+                    // Its last words.
+                    self.copy_output(&id, &mut spool, &mut position).await;
+                    return self.end(&name, &mut spool, exit, out_of_memory).await;
+                }
+                State::Gone => {
+                    let exit =
+                        Exit::NotStarted("its container was removed by somebody else".into());
+                    return self.end(&name, &mut spool, exit, false).await;
+                }
+                State::Unknown => tokio::time::sleep(AGAIN).await,
+            }
+        }
+    }
+
+    async fn start(&self, id: &str) -> Result<(), String> {
+        let docker = self.docker()?;
+        match docker
+            .start_container(id, None::<StartContainerOptions>)
+            .await
+        {
+            Ok(()) => Ok(()),
+            Err(Error::DockerResponseServerError { message, .. }) => Err(message),
+            // It is looked at again.
+            Err(_) => {
+                tokio::time::sleep(AGAIN).await;
+                Ok(())
+            }
+        }
+    }
+
+    /// How a container is now; what is seen of one that runs is taken in.
+    async fn state(&self, name: &str, id: &str) -> State {
+        let Ok(docker) = self.docker() else {
+            return State::Unknown;
+        };
+        let found = docker
+            .inspect_container(id, None::<InspectContainerOptions>)
+            .await;
+        let found = match found {
+            Ok(found) => found,
+            Err(error) if is_missing(&error) => return State::Gone,
+            Err(_) => return State::Unknown,
+        };
+        let state = found.state.unwrap_or_default();
+        let status = state
+            .status
+            .map(|status| status.to_string())
+            .unwrap_or_default();
+        match status.as_str() {
+            "created" => State::Made,
+            "running" | "paused" | "restarting" => {
+                let networks = found
+                    .network_settings
+                    .and_then(|settings| settings.networks);
+                let addresses = networks.into_iter().flatten();
+                let address = addresses
+                    .filter_map(|(_, endpoint)| endpoint.ip_address?.parse().ok())
+                    .next();
+                let pid = i32::try_from(state.pid.unwrap_or(0)).unwrap_or(0);
+                let health = state.health.and_then(|health| health.status);
+                let health = health.and_then(|status| match status.to_string().as_str() {
+                    "starting" => Some(Health::Starting),
+                    "healthy" => Some(Health::Healthy),
+                    "unhealthy" => Some(Health::Unhealthy),
+                    _ => None,
+                });
+                self.change(name, |instance| {
+                    instance.address = address;
+                    if instance.pid != pid {
+                        (instance.pid, instance.usage) = (pid, Usage::of(pid));
+                    }
+                    instance.health = health;
+                });
+                State::Runs
+            }
+            _ => {
+                let code = i32::try_from(state.exit_code.unwrap_or(0)).unwrap_or(0);
+                let exit = match code {
+                    // The engine's way to say that a signal ended it.
+                    129..=159 => Exit::Signal(code - 128),
+                    code => Exit::Code(code),
+                };
+                State::Ended(exit, state.oom_killed.unwrap_or(false))
+            }
+        }
+    }
+
+    /// Until the container ends, or the engine goes away.
+    async fn copy_output(&self, id: &str, spool: &mut Writer, position: &mut Position) {
+        let Ok(docker) = self.docker() else {
+            return;
+        };
+        let options = LogsOptions {
+            follow: true,
+            stdout: true,
+            stderr: true,
+            timestamps: true,
+            since: position.since(),
+            tail: "all".into(),
+            ..Default::default()
+        };
+        let mut output = Box::pin(docker.logs(id, Some(options)));
+        position.go_on();
+        let mut allowance = OUTPUT_RATE;
+        let mut refilled = std::time::Instant::now();
+        while let Some(Ok(chunk)) = output.next().await {
+            let (kind, bytes) = match chunk {
+                LogOutput::StdErr { message } => (Kind::Stderr, message),
+                LogOutput::StdOut { message } | LogOutput::Console { message } => {
+                    (Kind::Stdout, message)
+                }
+                LogOutput::StdIn { .. } => continue,
+            };
+            let Some(text) = position.take(&bytes) else {
+                continue;
+            };
+            spool.write(kind, now_ms() * 1000, text);
+            position.keep();
+            allowance += refilled.elapsed().as_secs_f64() * OUTPUT_RATE - text.len() as f64;
+            allowance = allowance.min(OUTPUT_RATE);
+            refilled = std::time::Instant::now();
+            if allowance < 0.0 {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+        position.keep_now();
+        // The engine ends the stream a moment before it says that the container has ended.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    /// Writes down how it ended, and removes it.
+    async fn end(&self, name: &str, spool: &mut Writer, exit: Exit, out_of_memory: bool) {
+        let Some(instance) = self.instance(name) else {
+            return;
+        };
+        let told = instance.told && !instance.out_of_memory;
+        if out_of_memory || instance.out_of_memory {
+            spool.write(Kind::OutOfMemory, now_ms() * 1000, b"");
+        }
+        let record = serde_json::to_vec(&Ended { exit, told }).unwrap_or_default();
+        spool.write(Kind::Exit, now_ms() * 1000, &record);
+        if !instance.id.is_empty() {
+            self.remove(&instance.id).await;
+        }
+        self.forget(name);
+    }
+
+    fn forget(&self, name: &str) {
+        self.instances.borrow_mut().remove(name);
+        for kind in ["cursor", "told"] {
+            let _ = std::fs::remove_file(self.note(name, kind));
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Removes a container, however long the engine is away.
+    pub async fn remove(&self, id: &str) {
+        loop {
+            if let Ok(docker) = self.docker() {
+                let options = RemoveContainerOptions {
+                    force: true,
+                    v: true,
+                    ..Default::default()
+                };
+                match docker.remove_container(id, Some(options)).await {
+                    Ok(()) => return,
+                    Err(error) if is_missing(&error) => return,
+                    Err(error) => tracing::warn!("cannot remove a container: {error}"),
+                }
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// A file of our own about an instance.
+    fn note(&self, name: &str, kind: &str) -> PathBuf {
+        PathBuf::from(&self.setup.folder).join(format!("{name}.{kind}"))
+    }
+
+    /// Remembers that its end is our wish.
+    fn tell(&self, name: &str) {
+        if !is_instance_id(name) || !self.instances.borrow().contains_key(name) {
+            return;
+        }
+        let _ = std::fs::write(self.note(name, "told"), "");
+        if let Some(instance) = self.instances.borrow_mut().get_mut(name) {
+            instance.told = true;
+            instance.unwanted = instance.id.is_empty() || instance.pid == 0;
+        }
+    }
+
+    async fn stop(&self, name: &str, timeout_ms: u64) {
+        let (Some(id), Ok(docker)) = (self.container_of(name), self.docker()) else {
+            return;
+        };
+        let seconds = i32::try_from(timeout_ms.div_ceil(1000)).unwrap_or(i32::MAX);
+        let options = StopContainerOptions {
+            t: Some(seconds),
+            signal: None,
+        };
+        let patience = Duration::from_millis(timeout_ms) + Duration::from_secs(5);
+        let stopped = tokio::time::timeout(patience, docker.stop_container(&id, Some(options)));
+        if !matches!(stopped.await, Ok(Ok(()))) {
+            self.kill(name).await;
+        }
+    }
+
+    async fn kill(&self, name: &str) {
+        if let (Some(id), Ok(docker)) = (self.container_of(name), self.docker()) {
+            let options = KillContainerOptions {
+                signal: "KILL".into(),
+            };
+            let _ = docker.kill_container(&id, Some(options)).await;
+        }
+    }
+
+    /// Ends and removes what belongs to no app.
+    async fn sweep(self: &Rc<Self>, apps: &[String]) -> Answer {
+        if !self.looked.get() {
+            return Answer::Later(self.trouble.borrow().clone());
+        }
+        let strays: Vec<String> = {
+            let all = self.instances.borrow();
+            let strays = all.iter().filter(|(_, one)| !apps.contains(&one.app));
+            strays.map(|(name, _)| name.clone()).collect()
+        };
+        for name in strays {
+            self.tell(&name);
+            self.kill(&name).await;
+        }
+        match self.sweep_networks(apps).await {
+            Ok(()) => Answer::Done,
+            Err(reason) => Answer::Later(reason),
+        }
+    }
+}
+
+enum State {
+    /// Made, and not started yet.
+    Made,
+    Runs,
+    Ended(Exit, bool),
+    Gone,
+    /// The engine does not say.
+    Unknown,
+}
+
+/// How far a container's output was read: the time of its last piece, as the engine writes it.
+struct Position {
+    path: PathBuf,
+    last: String,
+    /// What came up to here was read before.
+    from: String,
+    kept: std::time::Instant,
+}
+
+impl Position {
+    fn read(path: PathBuf) -> Self {
+        Position {
+            last: std::fs::read_to_string(&path).unwrap_or_default(),
+            from: String::new(),
+            path,
+            kept: std::time::Instant::now(),
+        }
+    }
+
+    /// Seconds since 1970, not after the last piece.
+    fn since(&self) -> i32 {
+        let time = chrono::DateTime::parse_from_rfc3339(&self.last);
+        time.map_or(0, |time| i32::try_from(time.timestamp()).unwrap_or(0))
+    }
+
+    /// The engine begins again, at the second that [`Self::since`] says.
+    fn go_on(&mut self) {
+        self.from.clone_from(&self.last);
+    }
+
+    /// What is new of a piece, `TIME TEXT`.
+    fn take<'a>(&mut self, piece: &'a [u8]) -> Option<&'a [u8]> {
+        let space = piece.iter().position(|byte| *byte == b' ')?;
+        let time = std::str::from_utf8(&piece[..space]).ok()?;
+        if time <= self.from.as_str() {
+            return None;
+        }
+        // Pieces of the two streams may come out of order, by a little.
+        if time > self.last.as_str() {
+            self.last.clear();
+            self.last.push_str(time);
+        }
+        Some(&piece[space + 1..])
+    }
+
+    fn keep(&mut self) {
+        if self.kept.elapsed() > Duration::from_secs(1) {
+            self.keep_now();
+        }
+    }
+
+    fn keep_now(&mut self) {
+        self.kept = std::time::Instant::now();
+        let fresh = self.path.with_extension("fresh");
+        if std::fs::write(&fresh, &self.last).is_ok() {
+            let _ = std::fs::rename(&fresh, &self.path);
+        }
+    }
+}
+
+/// `NAME[:TAG]` or `NAME@DIGEST`; without a tag the engine would fetch every one.
+fn split_tag(image: &str) -> (&str, Option<&str>) {
+    if image.contains('@') {
+        return (image, None);
+    }
+    match image.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (image, Some("latest")),
+    }
+}
+
+/// Absolute, plain, and none of the engine's separators.
+fn is_inner_path(path: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    path.starts_with('/')
+        && path.len() > 1
+        && path.bytes().all(plain)
+        && path[1..]
+            .split('/')
+            .all(|part| !part.is_empty() && part != "." && part != "..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_are_found() {
+        assert_eq!(split_tag("python"), ("python", Some("latest")));
+        assert_eq!(split_tag("python:3.12"), ("python", Some("3.12")));
+        assert_eq!(split_tag("reg:5000/x"), ("reg:5000/x", Some("latest")));
+        assert_eq!(split_tag("x@sha256:00"), ("x@sha256:00", None));
+    }
+
+    #[test]
+    fn paths_have_no_way_out() {
+        assert!(is_inner_path("/var/cache/nginx"));
+        for bad in ["", "/", "x", "/a/../b", "/a:rw", "/a//b", "/a,b", "/a b"] {
+            assert!(!is_inner_path(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn output_is_taken_once() {
+        let dir = std::env::temp_dir().join(format!("hutong-position-{}", std::process::id()));
+        let mut position = Position::read(dir.join("none"));
+        assert_eq!(position.since(), 0);
+        let piece = b"2026-11-22T10:00:00.000000001Z hello\n";
+        assert_eq!(position.take(piece), Some(b"hello\n".as_slice()));
+        position.go_on();
+        assert_eq!(position.take(piece), None);
+        assert_eq!(position.since(), 1_795_341_600);
+        assert_eq!(position.take(b"no time"), None);
+    }
+}

@@ -1,0 +1,205 @@
+//! What control, the Docker driver and the warden say to each other. The driver is the only process of ours that may
+//! use Docker's socket, which is as good as being root: like the warden it takes names and digests and no path.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::shim::{Exec, Exit};
+use crate::warden::{Limits, Tree};
+
+/// Asked by control on the driver's socket. Each is answered by one [`Answer`]; `Exec` by two, `Watch` by any number.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Has the engine fetch an image, and says which one it is.
+    Resolve {
+        image: String,
+        pull: Pull,
+    },
+    /// Answered at once; how it went on shows in `List`, or in the spool.
+    Start(Box<Start>),
+    List,
+    /// SIGTERM now, SIGKILL after the time-out; answered at once.
+    Stop {
+        instance: String,
+        timeout_ms: u64,
+    },
+    Kill {
+        instance: String,
+    },
+    /// Runs a program beside the app; descriptors 0, 1, 2 come along.
+    Exec {
+        instance: String,
+        exec: Exec,
+    },
+    /// [`Answer::Changed`] whenever something began or ended.
+    Watch,
+    /// Removes what belongs to apps that are not among these.
+    Sweep {
+        apps: Vec<String>,
+    },
+    /// About the engine.
+    About,
+}
+
+/// When an image is fetched although the engine has it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pull {
+    #[default]
+    Missing,
+    Always,
+    Never,
+}
+
+/// One container to start.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Start {
+    pub instance: String,
+    pub app: String,
+    pub deployment: u64,
+    /// The image's id: SHA-256 in hex.
+    pub image: String,
+    /// In place of the image's command, if there is one.
+    pub argv: Vec<String>,
+    /// In place of the image's entry point.
+    pub entrypoint: Option<Vec<String>>,
+    pub env: Vec<(String, String)>,
+    pub limits: Limits,
+    pub data: bool,
+    pub egress: bool,
+    /// Where the release's files appear.
+    pub mount: Option<(Tree, String)>,
+    /// Folders that may be written to, in memory.
+    pub writable: Vec<String>,
+    /// Runs as the app's own id, whatever the image says.
+    pub own_user: bool,
+    /// May run as root inside.
+    pub allow_root: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    Done,
+    Resolved(Image),
+    Instances(Vec<Container>),
+    Changed,
+    About(About),
+    ExecStarted,
+    ExecEnded(Exit),
+    Refused(String),
+    /// The engine does not answer; ask again.
+    Later(String),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Image {
+    /// SHA-256 in hex.
+    pub id: String,
+    /// It says no user, or root.
+    pub is_root: bool,
+    /// The engine maps root to somebody else.
+    pub remapped: bool,
+    /// It brings a command or entry point.
+    pub has_command: bool,
+}
+
+/// A container of ours that runs, or is about to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Container {
+    pub instance: String,
+    pub app: String,
+    pub deployment: u64,
+    /// Milliseconds since 1970.
+    pub started_at: u64,
+    /// Milliseconds since boot (CLOCK_BOOTTIME).
+    pub started_steady: u64,
+    /// Where the gateway reaches it, once it runs.
+    pub address: Option<IpAddr>,
+    /// What the image's own health check says.
+    pub health: Option<Health>,
+    pub pid: i32,
+    /// As the kernel charges it, in bytes.
+    pub memory: u64,
+    pub cpu_usec: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Health {
+    Starting,
+    Healthy,
+    Unhealthy,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct About {
+    pub version: String,
+    pub remapped: bool,
+}
+
+/// The first frame that the warden sends to the driver; its listening socket comes along.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Setup {
+    /// The engine's socket.
+    pub socket: String,
+    /// A folder of the driver's own.
+    pub folder: String,
+    /// Tells this server's containers from those of others on the same engine.
+    pub tag: String,
+    /// uid and gid to take on, and the group that may use the engine's socket; `None` in ordinary-user mode.
+    pub drop_to: Option<(u32, u32, u32)>,
+    pub control_uid: u32,
+    pub spool_bytes: u64,
+    /// The networks of apps are taken from this one (CIDR).
+    pub pool: String,
+}
+
+/// What the driver asks of the warden, over its standard input.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// Opens the spool of an instance; makes it if it is not there.
+    Spool { instance: String },
+    /// SIGKILL to a process of a container (the engine's id, 64 hex digits).
+    End { container: String, pid: i32 },
+    /// The walls around containers' networks, and what the container gets to see of the host.
+    Prepare {
+        app: String,
+        tree: Option<Tree>,
+        /// The user that the container runs as, if it is not the app's own.
+        user: Option<(u32, u32)>,
+        data: bool,
+        egress: bool,
+    },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Told {
+    Done,
+    /// Two descriptors come along.
+    Spool,
+    Prepared(Prepared),
+    Refused(String),
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Prepared {
+    /// The app's own user.
+    pub user: (u32, u32),
+    /// Where the tree lies on the host.
+    pub tree: Option<String>,
+    /// Where `/data` lies on the host.
+    pub data: Option<String>,
+    /// The name server for containers with egress.
+    pub resolver: Option<[u8; 4]>,
+}
+
+/// The first letters of the bridges of containers, without and with a way out; the walls go by them.
+pub fn bridge_prefix(tag: &str, egress: bool) -> String {
+    let class = if egress { 'i' } else { 'n' };
+    format!("hd{class}{}", &tag[..tag.len().min(6)])
+}

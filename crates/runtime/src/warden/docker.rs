@@ -1,0 +1,139 @@
+//! The Docker driver as a child: given its socket, and what it needs of the host, which is little enough to be
+//! listed here. It can do anything by way of the engine; this keeps it from having to.
+
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use hutong_core::name::is_digest;
+use hutong_ipc::channel;
+use hutong_ipc::docker::{Ask, Prepared, Setup, Told};
+use hutong_ipc::shim::APP_UID;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::requests::{SPOOL_BYTES, checked_app, checked_instance};
+use super::{Warden, bind_unix, lock};
+use crate::{launch, sys, trees};
+
+/// Sends the driver its setup and answers it from then on.
+pub fn set_up(warden: &Warden, line: UnixStream) -> Result<(), String> {
+    let settings = warden.config.settings.docker.as_ref();
+    let settings = settings.ok_or("no engine is configured")?;
+    let control = warden.ids().map(|(control, _)| control);
+    let listener = bind_unix(&warden.layout.docker_socket(), 0o600, control)?;
+    let uid = lock(&warden.uids).docker();
+    // Who may use the socket is its group; while there is none, the driver has no way to it, and begins again.
+    let group = std::fs::metadata(&settings.socket).map_or(uid, |found| found.gid());
+    let setup = Setup {
+        socket: settings.socket.clone(),
+        folder: warden.layout.docker().to_string_lossy().into_owned(),
+        tag: warden.layout.tag.clone(),
+        drop_to: warden.root.then_some((uid, uid, group)),
+        control_uid: control.unwrap_or_else(sys::effective_uid),
+        spool_bytes: SPOOL_BYTES,
+        pool: settings.pool.clone(),
+    };
+    channel::send(&line, &setup, &[listener.as_fd()]).map_err(|error| error.to_string())?;
+    let Some(warden) = warden.me.upgrade() else {
+        return Err("the server ends".into());
+    };
+    std::thread::Builder::new()
+        .stack_size(512 << 10)
+        .spawn(move || serve(&warden, &line))
+        .map(drop)
+        .map_err(|error| error.to_string())
+}
+
+fn serve(warden: &Arc<Warden>, line: &UnixStream) {
+    while let Ok(Some((ask, _))) = channel::receive::<Ask>(line) {
+        let sent = match answer(warden, ask) {
+            Ok((told, files)) => {
+                let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+                channel::send(line, &told, &fds)
+            }
+            Err(reason) => channel::send(line, &Told::Refused(reason), &[]),
+        };
+        if sent.is_err() {
+            return;
+        }
+    }
+}
+
+type Answer = (Told, Vec<std::fs::File>);
+
+fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
+    match ask {
+        Ask::Spool { instance } => {
+            checked_instance(&instance)?;
+            let spool = warden.layout.spool();
+            let owner = warden.ids().map(|(control, _)| control);
+            let open = |half: &str| {
+                let path = spool.join(format!("{instance}.{half}"));
+                launch::open_spool(&path, true, owner).map_err(|error| error.to_string())
+            };
+            Ok((Told::Spool, vec![open("a")?, open("b")?]))
+        }
+        Ask::End { container, pid } => {
+            end(&container, pid)?;
+            Ok((Told::Done, Vec::new()))
+        }
+        Ask::Prepare {
+            app,
+            tree,
+            user,
+            data,
+            egress,
+        } => {
+            checked_app(&app)?;
+            let _making = warden.making.read();
+            let base = warden
+                .uid_base(&app)?
+                .ok_or("containers need a server that is root")?;
+            let own = (base + APP_UID, base + APP_UID);
+            let tree = tree.map(|tree| trees::locate(&warden.layout, &app, &tree));
+            let tree = tree.transpose()?;
+            // Before there is anything to keep in.
+            warden.ensure_egress()?;
+            let resolver = lock(&warden.network)
+                .as_ref()
+                .map(|network| network.leg(0).gateway);
+            let folder = warden.layout.app_data().join(&app);
+            if data {
+                let (uid, _) = user.unwrap_or(own);
+                trees::make_owned(&folder, Some(uid), 0o700)
+                    .map_err(|error| format!("cannot make /data: {error}"))?;
+            }
+            let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
+            let prepared = Prepared {
+                user: own,
+                tree: tree.map(text),
+                data: data.then(|| text(folder)),
+                resolver: resolver.filter(|_| egress),
+            };
+            Ok((Told::Prepared(prepared), Vec::new()))
+        }
+    }
+}
+
+/// SIGKILL to a process, if it is in the container's cgroup.
+fn end(container: &str, pid: i32) -> Result<(), String> {
+    if !is_digest(container) {
+        return Err("not a container".into());
+    }
+    let pid = Pid::from_raw(pid).filter(|pid| pid.as_raw_nonzero().get() > 1);
+    let pid = pid.ok_or("not a process")?;
+    let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| error.to_string())?;
+    // Asked behind pidfd_open: the number may have become another's before it.
+    let path = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
+    let cgroups = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
+    let names = [
+        format!("/{container}"),
+        format!("/docker-{container}.scope"),
+    ];
+    let is_of = |line: &str| names.iter().any(|name| line.ends_with(name.as_str()));
+    if !cgroups.lines().any(is_of) {
+        return Err("not a process of that container".into());
+    }
+    pidfd_send_signal(process, Signal::KILL).map_err(|error| error.to_string())
+}

@@ -48,17 +48,21 @@ pub fn is_instance_id(text: &str) -> bool {
 /// The longest name of a worker or timed job: instance ids carry it.
 pub const MAX_PROCESS: usize = 16;
 
+/// What our own kinds of process are called.
+const TAKEN: [&str; 4] = ["web", "run", "release", "build"];
+
 /// Checks the name of a worker or timed job.
 pub fn check_process(text: &str) -> Result<(), String> {
     let plain = text
         .bytes()
         .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
     let letter_first = text.bytes().next().is_some_and(|c| c.is_ascii_lowercase());
-    if plain && letter_first && text.len() <= MAX_PROCESS && text != "web" {
+    if plain && letter_first && text.len() <= MAX_PROCESS && !TAKEN.contains(&text) {
         return Ok(());
     }
+    let taken = TAKEN.join(", ");
     Err(format!(
-        "`{text}` cannot name a process: lower-case letters and digits, a letter first, at most {MAX_PROCESS} characters, and not `web`"
+        "`{text}` cannot name a process: lower-case letters and digits, a letter first, at most {MAX_PROCESS} characters, and not one of {taken}"
     ))
 }
 

@@ -517,6 +517,8 @@ impl<'a> Planner<'a> {
         if active.strategy == Strategy::Recreate && !old.is_empty() {
             return;
         }
+        // As for instances: other apps wait for the same hands.
+        let mut budget = STARTS_AT_ONCE;
         for group in &desired.workers {
             let mut mine: Vec<&Seen> = mine.iter().copied().filter(|s| is_of(s, group)).collect();
             mine.retain(|seen| !seen.stopping);
@@ -535,7 +537,8 @@ impl<'a> Planner<'a> {
                 self.wait(what, Some(at));
                 continue;
             }
-            for _ in (mine.len()..wanted as usize).take(STARTS_AT_ONCE) {
+            for _ in (mine.len()..wanted as usize).take(budget) {
+                budget -= 1;
                 self.steps.push(Step::Start {
                     deployment: active.deployment,
                     worker: Some(group.name.clone()),

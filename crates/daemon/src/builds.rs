@@ -114,6 +114,9 @@ pub fn start(control: &Arc<Control>, deployment: Deployment) {
         let Ok(_turn) = control.building.acquire().await else {
             return;
         };
+        if is_superseded(&control, deployment.id) {
+            return;
+        }
         let ours = control.clone();
         let (id, app) = (deployment.id, deployment.app.clone());
         let work = tokio::task::spawn_blocking(move || build(&ours, &deployment));
@@ -356,6 +359,9 @@ fn run_release(
     let began = Instant::now();
     let instance = loop {
         end_releases(control, deployment)?;
+        if is_superseded(control, deployment.id) {
+            return Ok(());
+        }
         let instance = ids::instance(&deployment.app, deployment.id, ids::Kind::Release);
         let what = What {
             deployment: deployment.id,
@@ -378,7 +384,8 @@ fn run_release(
     };
     let time = show_time(command.timeout);
     let late = format!("the release command `{line}` took over {time}");
-    let ended = wait_for(control, &instance, deployment.id, command.timeout, &late);
+    let (timeout, patience) = (command.timeout, Some(spec.stop_timeout));
+    let ended = wait_for(control, &instance, deployment.id, timeout, patience, &late);
     let log = |reason| Broken {
         reason,
         log: controller::last_words(control, &deployment.app, deployment.id),
@@ -413,31 +420,45 @@ fn end_releases(control: &Control, deployment: &Deployment) -> Result<(), Broken
 
 fn wait_until_gone(control: &Control, instance: &str, deployment: u64) -> Result<(), Broken> {
     let late = "the build took over 15 minutes";
-    wait_for(control, instance, deployment, TIMEOUT, late)
+    wait_for(control, instance, deployment, TIMEOUT, None, late)
 }
 
-/// Waits until an instance is gone; kills it when that takes too long, or when nobody wants it any more.
+/// Waits until an instance is gone; ends it when that takes too long, or when nobody wants it any more: with SIGTERM and
+/// `patience`, or at once.
 fn wait_for(
     control: &Control,
     instance: &str,
     deployment: u64,
     timeout: Duration,
+    patience: Option<Duration>,
     late_words: &str,
 ) -> Result<(), Broken> {
     let deadline = Instant::now() + timeout;
+    let mut told = false;
+    let mut late = false;
     loop {
-        let late = Instant::now() > deadline;
-        match control.running() {
-            Ok(listed) if !listed.iter().any(|i| i.instance == instance) => return Ok(()),
-            // The warden is being restarted; the build goes on meanwhile.
-            Err(error) if late => return Err(Broken::plain(error)),
+        late |= Instant::now() > deadline;
+        let listed = control.running();
+        match &listed {
+            Ok(listed) if !listed.iter().any(|i| i.instance == instance) => {
+                return if late {
+                    Err(Broken::plain(late_words))
+                } else {
+                    Ok(())
+                };
+            }
+            // The warden is being restarted; it goes on meanwhile.
+            Err(error) if Instant::now() > deadline + PATIENCE => return Err(Broken::plain(error)),
             _ => {}
         }
+        // Until it is gone: a word that got lost is said again.
         if late || is_superseded(control, deployment) {
-            let _ = control.kill_instance(instance);
-            if late {
-                return Err(Broken::plain(late_words));
+            match patience {
+                Some(patience) if !told => control.stop_instance(instance, patience),
+                Some(_) => {}
+                None => drop(control.kill_instance(instance)),
             }
+            told = listed.is_ok();
         }
         std::thread::sleep(LOOK);
     }

@@ -105,7 +105,9 @@ pub async fn run(control: Arc<Control>) {
             Ok(Outcome { until_ms, .. }) => {
                 troubled = 0;
                 // When it is quiet: a wave of deployments leaves much behind.
-                if until_ms.is_none() && trimmed.elapsed() > TRIM {
+                let quiet =
+                    until_ms.is_none_or(|until| until > steady_ms() + TIMER.as_millis() as u64);
+                if quiet && trimmed.elapsed() > TRIM {
                     trimmed = Instant::now();
                     hutong_runtime::sys::release_memory();
                 }
@@ -202,18 +204,18 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
             fail::point(&format!("applied {word}"));
         }
         let runs = loaded.app.goal == Goal::Running;
-        let active = loaded.active.as_ref().filter(|_| runs);
-        match jobs::look_after(control, &loaded.app.name, active, &agenda) {
-            Ok(looked) => {
-                outcome.again |= looked.again;
-                outcome.until_ms = [outcome.until_ms, looked.until_ms]
-                    .into_iter()
-                    .flatten()
-                    .min();
-            }
-            // A full disk: apps are looked after all the same.
-            Err(error) => tracing::warn!("jobs of {}: {error}", loaded.app.name),
-        }
+        let spec = loaded.routing_spec();
+        let subject = jobs::Subject {
+            app: &loaded.app.name,
+            active: loaded.active.as_ref().filter(|_| runs),
+            stop_timeout: spec.map_or(Duration::from_secs(10), |spec| spec.stop_timeout),
+        };
+        let looked = jobs::look_after(control, &subject, &agenda);
+        outcome.again |= looked.again;
+        outcome.until_ms = [outcome.until_ms, looked.until_ms]
+            .into_iter()
+            .flatten()
+            .min();
         outcome.again |= tidy(control, loaded, now);
     }
     Ok(outcome)
@@ -225,6 +227,7 @@ fn observe(control: &Arc<Control>) -> Result<(), String> {
     if control.settings.docker.is_some() {
         listed.extend(containers(control));
     }
+    end_releases(control, &listed);
     let now: BTreeMap<String, Instance> = listed
         .into_iter()
         .filter(|instance| !instance.build && !ids::is_of_deployment(&instance.instance))
@@ -247,14 +250,29 @@ fn observe(control: &Arc<Control>) -> Result<(), String> {
     let mut failed: BTreeMap<String, Failure> = BTreeMap::new();
     for instance in ended {
         let noted = lock(&control.observed).noted.contains(&instance);
-        if !noted && let Some(failure) = note_end(control, &instance).map_err(|e| e.to_string())? {
+        match note_end(control, &instance).map_err(|e| e.to_string()) {
+            _ if noted => {}
             // Once for each app: a whole set of instances ends together when something else is wrong.
-            failed.entry(failure.app.name.clone()).or_insert(failure);
+            Ok(Some(failure)) => {
+                failed.entry(failure.app.name.clone()).or_insert(failure);
+            }
+            Ok(None) => {}
+            // How a run ended is kept in its spool until it can be written down; the rest must not wait for that.
+            Err(error) if is_job(&instance) => {
+                let mut observed = lock(&control.observed);
+                observed.forget(&instance);
+                if observed.unwritten.insert(instance) {
+                    tracing::warn!("{error}");
+                }
+                continue;
+            }
+            Err(error) => return Err(error),
         }
         fail::point("end noted");
         let forgotten = control.logs.forget_spool(&instance);
         let mut observed = lock(&control.observed);
         observed.forget(&instance);
+        observed.unwritten.remove(&instance);
         if forgotten {
             observed.noted.remove(&instance);
         } else {
@@ -291,6 +309,26 @@ fn observe(control: &Arc<Control>) -> Result<(), String> {
         control.note_boot();
     }
     Ok(())
+}
+
+/// Ends release commands that nobody waits for any more: a control plane before us began them.
+fn end_releases(control: &Control, listed: &[Instance]) {
+    let is_release = |i: &&Instance| ids::kind(&i.instance) == ids::Kind::Release;
+    let mut found = listed.iter().filter(is_release).peekable();
+    if found.peek().is_none() {
+        return;
+    }
+    let Ok(building) = control.store.building() else {
+        return;
+    };
+    for instance in found {
+        if !building
+            .iter()
+            .any(|deployment| deployment.id == instance.deployment)
+        {
+            let _ = control.kill_instance(&instance.instance);
+        }
+    }
 }
 
 /// What the engine runs. Where it does not answer, what it ran is taken to run on: nobody could do anything about it.
@@ -361,7 +399,7 @@ fn note_end(control: &Control, instance: &str) -> Result<Option<Failure>, StoreE
     let by_itself = matches!(end.exit, Some(Exit::Code(_)));
     let machine_went = !looked && control.rebooted && !by_itself;
     let why = why(&end);
-    if matches!(ids::kind(instance), ids::Kind::Cron(_) | ids::Kind::Run) {
+    if is_job(instance) {
         jobs::note_end(control, instance, &end, &why)?;
         return Ok(None);
     }
@@ -418,7 +456,7 @@ fn note_worker(
     };
     trouble.last_ms = now;
     trouble.why = why.to_owned();
-    trouble.halted = halted;
+    trouble.halted |= halted;
 }
 
 /// Counts a failure; one that cannot be written down counts in memory.
@@ -931,6 +969,11 @@ fn start(
     launch(control, &instance, &what)
 }
 
+/// Whether it runs once.
+fn is_job(instance: &str) -> bool {
+    matches!(ids::kind(instance), ids::Kind::Cron(_) | ids::Kind::Run)
+}
+
 /// Whether visitors' requests go to it.
 fn is_web(instance: &Instance) -> bool {
     ids::kind(&instance.instance) == ids::Kind::Web
@@ -980,14 +1023,13 @@ pub fn last_words(control: &Control, app: &str, deployment: u64) -> Vec<String> 
         kind: "app",
         lines: 400,
         since: None,
-        only: Only::All,
+        only: Only::Deployment(app.to_owned(), deployment),
     };
     let (lines, _) = control.logs.last(app, &query);
-    let mine = format!("{app}-d{deployment}-");
     let mut words: Vec<String> = lines
         .iter()
         .filter_map(|line| serde_json::from_str::<hutong_api::LogLine>(line).ok())
-        .filter(|line| line.i.contains(&mine) && line.s != "note")
+        .filter(|line| line.s != "note")
         .map(|line| line.m)
         .collect();
     if words.len() > FIRST_WORDS + LAST_WORDS {
@@ -1072,6 +1114,9 @@ fn forgive_workers(control: &Control, loaded: &Loaded, now: u64) {
     let observed = &mut *observed;
     let instances = &observed.instances;
     observed.workers.retain(|(app, name), trouble| {
+        if *app != loaded.app.name || trouble.halted || now <= trouble.last_ms + steady {
+            return true;
+        }
         let wanted = spec.workers.get(name).map_or(0, |worker| worker.instances);
         let is_well = |i: &&Instance| {
             ids::kind(&i.instance) == ids::Kind::Worker(name)
@@ -1079,9 +1124,7 @@ fn forgive_workers(control: &Control, loaded: &Loaded, now: u64) {
                 && i.deployment == deployment.id
         };
         let mine = instances.values().filter(|i| i.app == *app);
-        let well =
-            now > trouble.last_ms + steady && mine.filter(is_well).count() >= wanted as usize;
-        *app != loaded.app.name || trouble.halted || !well
+        mine.filter(is_well).count() < wanted as usize
     });
 }
 

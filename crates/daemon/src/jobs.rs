@@ -1,12 +1,13 @@
 //! Programs that run once: timed jobs when they are due, and what owners ask for. What is wanted is written down
-//! before it is started, so that a restart of the control plane neither loses nor doubles a run.
+//! before it is started, and what is to end before it is told, so that a restart of the control plane neither loses
+//! nor doubles a run. Only the controller starts and stops them, one pass after the other.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hutong_core::schedule::{MAX_COUNTED, Settled};
-use hutong_core::spec::{AppSpec, Cron};
-use hutong_core::units::show_time;
+use hutong_core::spec::Cron;
 use hutong_ipc::fail;
 use hutong_ipc::shim::Exit;
 use hutong_runtime::processes::{now_ms, steady_ms};
@@ -14,29 +15,46 @@ use hutong_runtime::processes::{now_ms, steady_ms};
 use crate::controller::Made;
 use crate::launch::{NotStarted, What, launch};
 use crate::logs::End;
-use crate::store::{NewRun, Outcome, Run, StoreError};
-use crate::{Control, ids, lock};
+use crate::store::{Cause, NewRun, Outcome, Run, StoreError};
+use crate::{Control, boot_id, ids, lock};
 
-/// One that the warden did not start within this is given up.
+/// What was not begun within this is not begun any more: who wanted it at three does not want it at nine.
 const GRACE_MS: u64 = 5 * 60_000;
 /// A job's last dealt-with time that lies further ahead than this: the clock was set back.
 const SET_BACK_MS: u64 = 60_000;
-/// Runs of one app at once.
+/// Runs of one app at once, and of all.
 pub const MAX_AT_ONCE: usize = 16;
+const MAX_ON_SERVER: usize = 64;
+/// Of what is done in one pass, other apps wait for it.
+const STARTS_IN_A_PASS: usize = 4;
+const DUE_IN_A_PASS: usize = 32;
+/// How soon one is tried again that the warden did not answer for.
+const AGAIN_MS: u64 = 500;
 
 /// What there is to do, read once for a pass.
 pub struct Agenda {
     open: BTreeMap<String, Vec<Run>>,
-    seen: BTreeMap<(String, String), u64>,
+    seen: BTreeMap<String, BTreeMap<String, (String, u64)>>,
+    /// How many may still begin.
+    room: Cell<usize>,
+    /// How many due times may still be written down.
+    due: Cell<usize>,
 }
 
 pub fn agenda(control: &Control) -> Result<Agenda, StoreError> {
     let mut open: BTreeMap<String, Vec<Run>> = BTreeMap::new();
+    let mut running = 0;
     for run in control.store.open_runs()? {
+        running += usize::from(run.state == "running");
         open.entry(run.app.clone()).or_default().push(run);
     }
-    let seen = control.store.cron_seen()?;
-    Ok(Agenda { open, seen })
+    let room = MAX_ON_SERVER.saturating_sub(running);
+    Ok(Agenda {
+        open,
+        seen: control.store.cron_seen()?,
+        room: Cell::new(room.min(STARTS_IN_A_PASS)),
+        due: Cell::new(DUE_IN_A_PASS),
+    })
 }
 
 /// What looking after one app's jobs came to.
@@ -48,57 +66,117 @@ pub struct Looked {
     pub until_ms: Option<u64>,
 }
 
-/// Deals with one app. `active` is the version that serves, `None` when nothing of the app is to run.
-pub fn look_after(
-    control: &Control,
-    app: &str,
-    active: Option<&Made>,
-    agenda: &Agenda,
-) -> Result<Looked, StoreError> {
+/// One app whose jobs are looked after.
+pub struct Subject<'a> {
+    pub app: &'a str,
+    /// The version that serves; `None` when nothing of the app is to run.
+    pub active: Option<&'a Made>,
+    /// What it says about stopping, also when it is to stop.
+    pub stop_timeout: Duration,
+}
+
+/// Deals with one app. What cannot be written down (the disk is full, most likely) keeps nothing else from being done.
+pub fn look_after(control: &Control, subject: &Subject<'_>, agenda: &Agenda) -> Looked {
     let mut looked = Looked::default();
     let none = Vec::new();
-    let open = agenda.open.get(app).unwrap_or(&none);
-    if let Some((_, _, spec)) = active {
-        for (name, job) in &spec.cron {
-            let busy = open.iter().any(|run| run.name == *name);
-            let seen = agenda.seen.get(&(app.to_owned(), name.clone()));
-            let due = Due {
-                app,
-                name,
-                job,
-                busy,
-            };
-            let (again, next_ms) = due.look(control, seen.copied())?;
-            looked.again |= again;
-            looked.wait_until(next_ms.map(|at| at.saturating_sub(now_ms()) + steady_ms()));
-        }
+    let open = agenda.open.get(subject.app).unwrap_or(&none);
+    // What uses something up comes first.
+    end_orphans(control, subject, open);
+    for run in open.iter().filter(|run| run.state == "running") {
+        let until = watch(control, run, subject);
+        looked.take(subject, until.map(|until| (false, until)));
     }
     let running = open.iter().filter(|run| run.state == "running").count();
     let mut room = MAX_AT_ONCE.saturating_sub(running);
-    for run in open {
-        match (active, run.state.as_str()) {
-            (None, "wanted") => {
-                let why = "the app is stopped";
-                end(control, run, "stopped", Some(why), None)?;
-            }
-            (None, _) => stop(control, run, "the app is stopped")?,
-            (Some(_), "wanted") if room == 0 => {}
-            (Some(made), "wanted") => {
+    for run in open.iter().filter(|run| run.state == "wanted") {
+        let done = match subject.active {
+            None => control
+                .store
+                .end_run_soon(run.id, Cause::App)
+                .map(|()| true),
+            Some(_) if room == 0 || agenda.room.get() == 0 => Ok(false),
+            Some(made) => {
                 room -= 1;
-                looked.again |= start(control, run, made)?;
+                agenda.room.set(agenda.room.get() - 1);
+                start(control, run, made)
             }
-            (Some((_, _, spec)), _) => {
-                let until = watch(control, run, spec)?;
-                looked.wait_until(until);
-            }
-        }
+        };
+        let later = steady_ms() + AGAIN_MS;
+        looked.take(subject, done.map(|again| (again, Some(later))));
     }
-    Ok(looked)
+    look_at_clock(control, subject, agenda, open, &mut looked);
+    looked
 }
 
 impl Looked {
-    fn wait_until(&mut self, at: Option<u64>) {
-        self.until_ms = [self.until_ms, at].into_iter().flatten().min();
+    fn take(&mut self, subject: &Subject<'_>, done: Result<(bool, Option<u64>), StoreError>) {
+        match done {
+            Ok((again, until)) => {
+                self.again |= again;
+                self.until_ms = [self.until_ms, until].into_iter().flatten().min();
+            }
+            Err(error) => tracing::warn!("a job of {}: {error}", subject.app),
+        }
+    }
+}
+
+/// Instances that no open run accounts for: whoever ended the run could not end them.
+fn end_orphans(control: &Control, subject: &Subject<'_>, open: &[Run]) {
+    let orphans: Vec<String> = {
+        let observed = lock(&control.observed);
+        let mine = observed.instances.values().filter(|i| i.app == subject.app);
+        mine.map(|i| i.instance.clone())
+            .filter(|id| matches!(ids::kind(id), ids::Kind::Cron(_) | ids::Kind::Run))
+            .filter(|id| !open.iter().any(|run| run.instance.as_ref() == Some(id)))
+            .filter(|id| !observed.stopping.contains_key(id))
+            .collect()
+    };
+    for instance in orphans {
+        tell(control, subject, &instance, "its run is over");
+    }
+}
+
+/// Sends SIGTERM, and has SIGKILL follow.
+fn tell(control: &Control, subject: &Subject<'_>, instance: &str, why: &str) {
+    let text = format!("is stopped: {why}");
+    control.logs.note(subject.app, instance, &text);
+    control.stop_instance(instance, subject.stop_timeout);
+    let mut observed = lock(&control.observed);
+    observed.stopping.insert(instance.to_owned(), steady_ms());
+}
+
+fn look_at_clock(
+    control: &Control,
+    subject: &Subject<'_>,
+    agenda: &Agenda,
+    open: &[Run],
+    looked: &mut Looked,
+) {
+    let none = BTreeMap::new();
+    let jobs = subject.active.map(|(_, _, spec)| &spec.cron);
+    let known = agenda.seen.get(subject.app);
+    for name in known.into_iter().flatten().map(|(name, _)| name) {
+        // Of an app that does not run, nothing is due, and nothing is missed.
+        if !jobs.is_some_and(|jobs| jobs.contains_key(name)) {
+            let forgotten = control.store.forget_job(subject.app, name);
+            looked.take(subject, forgotten.map(|()| (false, None)));
+        }
+    }
+    for (name, job) in jobs.unwrap_or(&none) {
+        let due = Due {
+            app: subject.app,
+            name,
+            job,
+            of_job: open.iter().filter(|run| run.name == *name).count(),
+            of_app: open.len(),
+        };
+        let seen = known.and_then(|known| known.get(name));
+        let done = due.look(control, seen, &agenda.due);
+        let done = done.map(|(again, next_ms)| {
+            let in_ms = next_ms.map(|at| at.saturating_sub(now_ms()));
+            (again, in_ms.map(|ms| ms + steady_ms()))
+        });
+        looked.take(subject, done);
     }
 }
 
@@ -107,8 +185,9 @@ struct Due<'a> {
     app: &'a str,
     name: &'a str,
     job: &'a Cron,
-    /// A run of it is not over.
-    busy: bool,
+    /// Runs that are not over.
+    of_job: usize,
+    of_app: usize,
 }
 
 impl Due<'_> {
@@ -117,61 +196,107 @@ impl Due<'_> {
     fn look(
         &self,
         control: &Control,
-        seen: Option<u64>,
+        seen: Option<&(String, u64)>,
+        budget: &Cell<usize>,
     ) -> Result<(bool, Option<u64>), StoreError> {
         let now = now_ms();
-        let note = |runs: &[NewRun<'_>]| control.store.note_due(self.app, self.name, now, runs);
         let schedule = &self.job.schedule;
-        let next = || schedule.next_after(now);
-        // New, or the clock was set back: from now on.
-        let Some(seen) = seen.filter(|seen| *seen <= now + SET_BACK_MS) else {
-            note(&[])?;
-            return Ok((false, next()));
+        let words = format!("{schedule} {}", schedule.zone());
+        let note = |runs: &[NewRun<'_>]| {
+            let seen = (words.as_str(), now);
+            control.store.note_due(self.app, self.name, seen, runs)
         };
-        let settled = schedule.settle(seen, now);
-        if settled == Settled::default() {
-            return Ok((false, schedule.next_after(seen)));
-        }
-        let missed = settled.missed;
-        let more = if missed == MAX_COUNTED { "over " } else { "" };
-        let text = format!("{more}{missed} time(s) went by while the server did not run");
-        let run = |state, detail| NewRun {
-            name: self.name,
-            command: &[],
-            timeout_ms: self.job.timeout.as_millis() as u64,
-            due_ms: settled.due_ms.unwrap_or(now),
-            state,
-            detail,
+        // New, or changed, or the clock was set back: from now on.
+        let known = seen.filter(|(of, at)| *of == words && *at <= now + SET_BACK_MS);
+        let settled = match known {
+            Some((_, at)) => schedule.settle(*at, now),
+            None => Settled::default(),
         };
-        let mut runs = Vec::new();
-        if missed > 0 {
-            runs.push(run("missed", Some(text.as_str())));
+        if known.is_some() && settled == Settled::default() {
+            return Ok((false, schedule.next_after(now)));
         }
-        let starts = !self.busy || self.job.overlap;
-        if settled.due_ms.is_some() {
-            runs.push(match starts {
-                true => run("wanted", None),
-                false => run("skipped", Some("the run before it goes on")),
-            });
-        }
+        let Some(left) = budget.get().checked_sub(1) else {
+            return Ok((true, None));
+        };
+        budget.set(left);
+        let (runs, starts) = self.runs(&settled, now);
+        let runs: Vec<NewRun<'_>> = runs.iter().map(|run| run.as_new(self)).collect();
         note(&runs)?;
         fail::point("job due");
         for run in runs.iter().filter(|run| run.state != "wanted") {
-            let text = format!(
-                "{}: {}: {}",
-                self.name,
-                run.state,
-                run.detail.unwrap_or_default()
-            );
+            let detail = run.detail.unwrap_or_default();
+            let text = format!("{}: {}: {detail}", self.name, run.state);
             control.logs.note(self.app, "", &text);
         }
-        Ok((settled.due_ms.is_some() && starts, next()))
+        Ok((starts, schedule.next_after(now)))
+    }
+
+    /// What is written down, and whether one of it is to be started.
+    fn runs(&self, settled: &Settled, now: u64) -> (Vec<Noted>, bool) {
+        let mut runs = Vec::new();
+        if settled.missed > 0 {
+            let more = if settled.missed == MAX_COUNTED {
+                "at least "
+            } else {
+                ""
+            };
+            runs.push(Noted {
+                due_ms: now,
+                state: "missed",
+                detail: Some(format!(
+                    "{more}{} time(s) went by while the server did not run",
+                    settled.missed
+                )),
+            });
+        }
+        let Some(due_ms) = settled.due_ms else {
+            return (runs, false);
+        };
+        let why = match (self.of_job > 0 && !self.job.overlap, self.of_app) {
+            (true, _) => Some("the run before it goes on".to_owned()),
+            (_, MAX_AT_ONCE..) => Some(format!("{MAX_AT_ONCE} programs of the app run already")),
+            _ => None,
+        };
+        runs.push(Noted {
+            due_ms,
+            state: if why.is_some() { "skipped" } else { "wanted" },
+            detail: why.clone(),
+        });
+        (runs, why.is_none())
     }
 }
 
-/// True when it did not begin and the next pass is to see to it.
+struct Noted {
+    due_ms: u64,
+    state: &'static str,
+    detail: Option<String>,
+}
+
+impl Noted {
+    fn as_new<'a>(&'a self, due: &Due<'a>) -> NewRun<'a> {
+        NewRun {
+            name: due.name,
+            command: &[],
+            timeout_ms: due.job.timeout.as_millis() as u64,
+            due_ms: self.due_ms,
+            state: self.state,
+            detail: self.detail.as_deref(),
+        }
+    }
+}
+
+/// True when the next pass is to see to it at once.
 fn start(control: &Control, run: &Run, made: &Made) -> Result<bool, StoreError> {
     let (deployment, release, spec) = made;
+    if now_ms().saturating_sub(run.due_ms) > GRACE_MS {
+        let why = "it could not be begun within 5 minutes";
+        let state = if run.name.is_empty() {
+            "failed"
+        } else {
+            "missed"
+        };
+        return end(control, run, state, Some(why), None).map(|()| true);
+    }
     let job = spec.cron.get(&run.name);
     let (argv, caps) = match job {
         Some(job) if run.command.is_empty() => (&job.command, job.caps),
@@ -179,15 +304,17 @@ fn start(control: &Control, run: &Run, made: &Made) -> Result<bool, StoreError> 
     };
     if argv.is_empty() {
         let why = format!("the release that serves has no timed job {}", run.name);
-        end(control, run, "failed", Some(&why), None)?;
-        return Ok(true);
+        return end(control, run, "failed", Some(&why), None).map(|()| true);
     }
     let kind = match run.name.as_str() {
         "" => ids::Kind::Run,
         name => ids::Kind::Cron(name),
     };
     let instance = ids::instance(&run.app, deployment.id, kind);
-    control.store.run_begins(run.id, Some(&instance))?;
+    if !control.store.run_begins(run.id, &instance, &boot())? {
+        // Somebody took it back.
+        return Ok(false);
+    }
     fail::point("job begins");
     let what = What {
         deployment: deployment.id,
@@ -198,20 +325,26 @@ fn start(control: &Control, run: &Run, made: &Made) -> Result<bool, StoreError> 
         caps,
     };
     match launch(control, &instance, &what) {
-        Ok(()) => {}
-        // The next look tells whether it runs.
-        Err(NotStarted::Unknown(reason)) => tracing::warn!("{reason}"),
+        Ok(()) => Ok(true),
+        Err(NotStarted::Unknown(reason)) => {
+            // Whether it runs, the next look tells.
+            tracing::warn!("{reason}");
+            Ok(false)
+        }
         Err(NotStarted::Because(reason)) => {
             let why = format!("it could not be started: {reason}");
             control.logs.note(&run.app, &instance, &why);
-            end(control, run, "failed", Some(&why), None)?;
+            end(control, run, "failed", Some(&why), None).map(|()| true)
         }
     }
-    Ok(true)
 }
 
-/// Ends a run that takes too long; one that never began is begun again. Says when to look again.
-fn watch(control: &Control, run: &Run, spec: &AppSpec) -> Result<Option<u64>, StoreError> {
+fn boot() -> String {
+    String::from_utf8_lossy(&boot_id()).trim().to_owned()
+}
+
+/// Ends one that is to end, or takes too long; one that never began is begun again. Says when to look again.
+fn watch(control: &Control, run: &Run, subject: &Subject<'_>) -> Result<Option<u64>, StoreError> {
     let instance = run.instance.as_deref().unwrap_or_default();
     let (started, stopping) = {
         let observed = lock(&control.observed);
@@ -220,61 +353,36 @@ fn watch(control: &Control, run: &Run, spec: &AppSpec) -> Result<Option<u64>, St
         (started, observed.stopping.contains_key(instance))
     };
     let Some(started) = started else {
-        if !control.logs.spooled().iter().any(|name| name == instance) {
-            // Neither does it run nor did it leave anything: it was never started.
-            let since = run.started_ms.unwrap_or(0);
-            if now_ms().abs_diff(since) > GRACE_MS {
-                let why = "it was not started: the server was not running";
-                end(control, run, "failed", Some(why), None)?;
-            } else {
-                control.store.run_begins(run.id, None)?;
-            }
-            return Ok(Some(steady_ms()));
+        if control.logs.spooled().iter().any(|name| name == instance) {
+            // How it ended is about to be read.
+            return Ok(Some(steady_ms() + AGAIN_MS));
         }
-        return Ok(None);
+        // Neither does it run nor did it leave anything: it was never started, or the machine forgot it.
+        if run.boot.as_deref() != Some(boot().as_str()) {
+            let why = "the machine was restarted meanwhile";
+            end(control, run, "failed", Some(why), None)?;
+        } else {
+            control.store.run_did_not_begin(run.id)?;
+        }
+        return Ok(Some(steady_ms() + AGAIN_MS));
     };
     let limit = started + run.timeout_ms;
-    if limit > steady_ms() {
-        return Ok(Some(limit));
-    }
-    if !stopping {
-        let time = show_time(Duration::from_millis(run.timeout_ms));
-        stop_with(
-            control,
-            run,
-            spec.stop_timeout,
-            &format!("it took over {time}"),
-        )?;
-    }
-    Ok(None)
-}
-
-fn stop(control: &Control, run: &Run, why: &str) -> Result<(), StoreError> {
-    let instance = run.instance.as_deref().unwrap_or_default();
-    if lock(&control.observed).stopping.contains_key(instance) {
-        return Ok(());
-    }
-    stop_with(control, run, Duration::from_secs(10), why)
-}
-
-/// Asks a running one to end, and kills it after `patience`. How it ended is written down when it has.
-pub fn stop_with(
-    control: &Control,
-    run: &Run,
-    patience: Duration,
-    why: &str,
-) -> Result<(), StoreError> {
-    let Some(instance) = &run.instance else {
-        return end(control, run, "stopped", Some(why), None);
+    let cause = match (run.cause, subject.active) {
+        (Some(cause), _) => cause,
+        (None, None) => Cause::App,
+        (None, Some(_)) if limit <= steady_ms() => Cause::Timeout,
+        (None, Some(_)) => return Ok(Some(limit)),
     };
-    control.store.note_run(run.id, why)?;
-    control
-        .logs
-        .note(&run.app, instance, &format!("is stopped: {why}"));
-    control.stop_instance(instance, patience);
-    let mut observed = lock(&control.observed);
-    observed.stopping.insert(instance.clone(), steady_ms());
-    Ok(())
+    if stopping {
+        return Ok(None);
+    }
+    // First what frees the machine of it; a full disk must not keep that from being done.
+    let noted = match run.cause {
+        Some(_) => Ok(()),
+        None => control.store.end_run_soon(run.id, cause),
+    };
+    tell(control, subject, instance, &cause.text(run.timeout_ms));
+    noted.map(|()| None)
 }
 
 fn end(
@@ -300,10 +408,8 @@ pub fn note_end(
     why: &str,
 ) -> Result<(), StoreError> {
     let open = control.store.open_runs()?;
-    let Some(run) = open
-        .iter()
-        .find(|run| run.instance.as_deref() == Some(instance))
-    else {
+    let mine = |run: &&Run| run.instance.as_deref() == Some(instance);
+    let Some(run) = open.iter().find(mine) else {
         return Ok(());
     };
     let code = match &ended.exit {
@@ -311,19 +417,13 @@ pub fn note_end(
         Some(Exit::Signal(signal)) => Some(128 + signal),
         _ => None,
     };
-    let told = ended.told || run.detail.is_some();
-    let (state, detail) = match (told, code) {
-        (true, _)
-            if run
-                .detail
-                .as_deref()
-                .is_some_and(|d| d.starts_with("it took over")) =>
-        {
-            ("failed", None)
-        }
-        (true, _) => ("stopped", None),
-        (false, Some(0)) if !ended.out_of_memory => ("ok", None),
-        (false, _) => ("failed", Some(why)),
+    let text = run.cause.map(|cause| cause.text(run.timeout_ms));
+    let (state, detail) = match (run.cause, ended.told, code) {
+        (Some(Cause::Timeout), ..) => ("failed", text.as_deref()),
+        (Some(_), ..) => ("stopped", text.as_deref()),
+        (None, true, _) => ("stopped", None),
+        (None, false, Some(0)) if !ended.out_of_memory => ("ok", None),
+        (None, false, _) => ("failed", Some(why)),
     };
     end(control, run, state, detail, code)
 }

@@ -20,6 +20,8 @@ pub struct Observed {
     /// Instances whose shim the gateway saw go, and when: it sees that a moment before the kernel calls the
     /// process dead.
     pub gone: HashMap<String, u64>,
+    /// Runs whose end could not be written down yet.
+    pub unwritten: HashSet<String>,
     /// Whether the container engine answers.
     pub engine: Engine,
     /// Instances whose end somebody of us listens for.

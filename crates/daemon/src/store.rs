@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::cipher::Cipher;
 use crate::lock;
 
-pub use runs::{NewRun, Outcome, Run};
+pub use runs::{Cause, NewRun, Outcome, Run};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
 const VERSION: i64 = 5;
@@ -53,15 +53,18 @@ const MIGRATIONS: [&str; 4] = [
        detail TEXT,
        exit_code INTEGER,
        instance TEXT,
+       cause TEXT,
+       boot TEXT,
        due_ms INTEGER NOT NULL,
        started_ms INTEGER,
        ended_ms INTEGER
      ) STRICT;
-     CREATE INDEX runs_by_app ON runs(app, id);
+     CREATE INDEX runs_by_app ON runs(app, name, id);
      CREATE INDEX open_runs ON runs(state) WHERE state IN ('wanted', 'running');
      CREATE TABLE cron (
        app TEXT NOT NULL REFERENCES apps(name) ON DELETE CASCADE,
        name TEXT NOT NULL,
+       schedule TEXT NOT NULL,
        seen_ms INTEGER NOT NULL,
        PRIMARY KEY (app, name)
      ) STRICT;",

@@ -46,6 +46,8 @@ pub const LABEL_STEADY: &str = "hutong.steady";
 const TIMEOUT_S: u64 = 60;
 /// How soon an engine that does not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(500);
+/// How often it is written down how far a container's output was read.
+const KEEP: Duration = Duration::from_millis(50);
 /// Output taken from one container, in bytes a second, as with sandboxes.
 const OUTPUT_RATE: f64 = 16e6;
 
@@ -617,7 +619,15 @@ impl Engine {
         position.go_on();
         let mut allowance = OUTPUT_RATE;
         let mut refilled = std::time::Instant::now();
-        while let Some(Ok(chunk)) = output.next().await {
+        loop {
+            let chunk = match tokio::time::timeout(KEEP, output.next()).await {
+                Ok(Some(Ok(chunk))) => chunk,
+                Ok(_) => break,
+                Err(_) => {
+                    position.keep();
+                    continue;
+                }
+            };
             let (kind, bytes) = match chunk {
                 LogOutput::StdErr { message } => (Kind::Stderr, message),
                 LogOutput::StdOut { message } | LogOutput::Console { message } => {
@@ -765,6 +775,7 @@ struct Position {
     last: String,
     /// What came up to here was read before.
     from: String,
+    is_news: bool,
     kept: std::time::Instant,
 }
 
@@ -773,6 +784,7 @@ impl Position {
         Position {
             last: std::fs::read_to_string(&path).unwrap_or_default(),
             from: String::new(),
+            is_news: false,
             path,
             kept: std::time::Instant::now(),
         }
@@ -800,18 +812,21 @@ impl Position {
         if time > self.last.as_str() {
             self.last.clear();
             self.last.push_str(time);
+            self.is_news = true;
         }
         Some(&piece[space + 1..])
     }
 
+    /// At once, but not more often than every so often: what is not kept is read twice if we are killed.
     fn keep(&mut self) {
-        if self.kept.elapsed() > Duration::from_secs(1) {
+        if self.is_news && self.kept.elapsed() >= KEEP {
             self.keep_now();
         }
     }
 
     fn keep_now(&mut self) {
         self.kept = std::time::Instant::now();
+        self.is_news = false;
         let fresh = self.path.with_extension("fresh");
         if std::fs::write(&fresh, &self.last).is_ok() {
             let _ = std::fs::rename(&fresh, &self.path);

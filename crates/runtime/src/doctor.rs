@@ -209,7 +209,8 @@ fn docker_forward() -> Option<Wanted> {
     // What may pass there is decided by our own chain, which comes before it.
     let passes = chain("DOCKER-USER");
     let both = ["iifname", "oifname"].iter().all(|way| {
-        let is_ours = |line: &str| line.contains(&format!("{way} \"ht*\"")) && line.ends_with("accept");
+        let is_ours =
+            |line: &str| line.contains(&format!("{way} \"ht*\"")) && line.ends_with("accept");
         passes.lines().any(|line| is_ours(line.trim()))
     });
     let found = if both {

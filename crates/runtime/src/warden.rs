@@ -393,6 +393,9 @@ impl Warden {
             let client = crate::client::WardenClient::new(&self.layout.run);
             let _ = crate::client::Driver::stop(&client, &record.instance, patience);
         }
+        if self.config.settings.docker.is_some() {
+            docker::stop_all(self, patience + Duration::from_secs(5));
+        }
         let deadline = Instant::now() + patience + Duration::from_secs(1);
         loop {
             self.reap_shims();

@@ -3,6 +3,7 @@
 
 pub mod corpus;
 pub mod crash;
+pub mod docker;
 pub mod server;
 pub mod traffic;
 pub mod visitor;

@@ -42,9 +42,11 @@ pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
         place.push_str("&kind=access");
     }
     if let Some(process) = &args.process {
-        hutong_core::name::check_process(process)
-            .or_else(|wrong| if process == "web" { Ok(()) } else { Err(wrong) })
-            .map_err(CliError::usage)?;
+        if !process.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            let text =
+                "a process is web, run, release, build, or the name of a worker or timed job";
+            return Err(CliError::usage(text));
+        }
         place.push_str(&format!("&process={process}"));
     }
     if let Some(since) = &args.since {

@@ -56,11 +56,12 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         return Ok(ExitCode::SUCCESS);
     }
     let place = format!("{runs}/{}", began.id);
-    let mut shown = Shown::default();
+    let mut printed = 0;
     loop {
         let run: Run = client.get(&format!("{place}?wait=1")).await?;
         if let Some(instance) = run.instance.as_deref().filter(|_| !server.output.json) {
-            shown.show_more(&args.app, instance, server).await?;
+            // Until the program is over, unless the control plane is restarted meanwhile.
+            follow(&args.app, instance, &mut printed, server).await;
         }
         if !run.is_over() {
             continue;
@@ -68,9 +69,8 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         if server.output.json {
             server.output.value(&run);
         } else if let Some(detail) = &run.detail {
-            server
-                .output
-                .say(&format!("{}: {}", run.state, printable(detail)));
+            let text = format!("{}: {}", run.state, printable(detail));
+            server.output.say(&text);
         }
         let code = match (run.state.as_str(), run.exit_code) {
             ("ok", _) => 0,
@@ -81,62 +81,40 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
     }
 }
 
-/// Which lines of a run were printed.
-#[derive(Default)]
-struct Shown {
-    /// Time of the last one, in microseconds.
-    until: u64,
-    /// Lines of that time.
-    last: Vec<String>,
-}
-
-impl Shown {
-    /// Prints what came since.
-    async fn show_more(
-        &mut self,
-        app: &str,
-        instance: &str,
-        server: &Server,
-    ) -> Result<(), CliError> {
-        let place = path(&["apps", app, "logs"]);
-        let place = format!(
-            "{place}?lines=100000&since={}&instance={instance}",
-            self.until
-        );
-        let body = server.client()?.stream(&place).await?;
-        let bytes = body
-            .collect()
-            .await
-            .map_err(|error| CliError::failed(format!("the server's answer broke off: {error}")))?
-            .to_bytes();
-        let text = String::from_utf8_lossy(&bytes);
-        let known = std::mem::take(&mut self.last);
-        let mut known = known.iter();
-        for line in text.lines() {
-            let Ok(record) = serde_json::from_str::<LogLine>(line) else {
+/// Prints what an instance says, but for the first `printed` lines, until it is over or the connection breaks.
+async fn follow(app: &str, instance: &str, printed: &mut usize, server: &Server) {
+    let place = path(&["apps", app, "logs"]);
+    let place = format!("{place}?lines=100000&follow=true&instance={instance}");
+    let Ok(client) = server.client() else {
+        return;
+    };
+    let Ok(mut body) = client.stream(&place).await else {
+        return;
+    };
+    let mut known = *printed;
+    let mut rest = Vec::new();
+    while let Some(Ok(frame)) = body.frame().await {
+        if let Some(data) = frame.data_ref() {
+            rest.extend_from_slice(data);
+        }
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            let Ok(record) = serde_json::from_slice::<LogLine>(&line) else {
                 continue;
             };
-            if record.t > self.until {
-                self.until = record.t;
-                self.last.clear();
-            }
-            // The log is in order: what was printed comes first.
-            self.last.push(line.to_owned());
-            if known
-                .as_slice()
-                .first()
-                .is_some_and(|printed| printed == line)
-            {
-                known.next();
+            if record.s == "note" {
                 continue;
             }
+            if known > 0 {
+                known -= 1;
+                continue;
+            }
+            *printed += 1;
             match record.s.as_str() {
-                "note" => {}
                 "err" => server.output.say(&printable(&record.m)),
                 _ => server.output.text(&printable(&record.m)),
             }
         }
-        Ok(())
     }
 }
 

@@ -138,8 +138,13 @@ impl Check<'_> {
 
     pub(super) fn cron(&mut self, raw: &RawSpec, caps: Caps) -> BTreeMap<String, Cron> {
         let mut jobs = BTreeMap::new();
-        for (name, raw) in &raw.cron {
+        for (name, job) in &raw.cron {
             self.process_name(name, jobs.len());
+            if raw.workers.contains_key(name) {
+                let message = format!("there is a worker `{}` already", name.get_ref());
+                self.wrong(name.span().start, message);
+            }
+            let raw = job;
             let zone = raw.zone.as_ref().map(|zone| zone.get_ref().as_str());
             let schedule = match Schedule::parse(raw.schedule.get_ref(), zone) {
                 Ok(schedule) => schedule,

@@ -152,8 +152,8 @@ fn workers_and_timed_jobs_are_read() {
     assert_eq!(spec.run, Run::Background);
     insta::assert_snapshot!(errors("name='a'\nstatic='.'\n[workers.Mail]\ncommand='x'\n[cron.web]\ncommand=''\nschedule='x'\n[cron.b]\ncommand='c'\nschedule='0 3 * * *'\nzone='Peking'"), @r#"
     hutong.toml:3:10: `workers` goes with `command`; give these programs an app of their own
-    hutong.toml:3:10: `Mail` cannot name a process: lower-case letters and digits, a letter first, at most 16 characters, and not `web`
-    hutong.toml:5:7: `web` cannot name a process: lower-case letters and digits, a letter first, at most 16 characters, and not `web`
+    hutong.toml:3:10: `Mail` cannot name a process: lower-case letters and digits, a letter first, at most 16 characters, and not one of web, run, release, build
+    hutong.toml:5:7: `web` cannot name a process: lower-case letters and digits, a letter first, at most 16 characters, and not one of web, run, release, build
     hutong.toml:7:10: `x` is no cron expression such as "0 3 * * *" (minute hour day month weekday): Pattern must have 5 fields when seconds are disallowed
     hutong.toml:8:7: `cron` goes with `command`; give these programs an app of their own
     hutong.toml:11:6: `Peking` is no time zone; write for instance Asia/Shanghai or UTC

@@ -111,7 +111,10 @@ async fn awake_instance(control: &Control, app: &str) -> Option<String> {
             let instance = apps::any_instance(control, app);
             let is_coming = match serve {
                 Some(Serve::Asleep) => true,
-                Some(Serve::Hold) => instance.is_none(),
+                // A worker beside it is not what is meant.
+                Some(Serve::Hold) => !instance
+                    .as_deref()
+                    .is_some_and(|id| ids::kind(id) == ids::Kind::Web),
                 _ => false,
             };
             if !is_coming || passes.changed().await.is_err() {

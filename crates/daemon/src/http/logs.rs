@@ -10,8 +10,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
 use super::{ApiError, Result, apps};
-use crate::Control;
 use crate::logs;
+use crate::{Control, lock};
 
 const MAX_LINES: usize = 100_000;
 
@@ -35,7 +35,7 @@ pub struct Wanted {
     process: Option<String>,
 }
 
-/// An app's output (`kind=app`, each line a LogLine) or its access records (`kind=access`).
+/// An app's output; what follows one instance ends with it (`kind=app`, each line a LogLine) or its access records (`kind=access`).
 #[utoipa::path(get, path = "/v1/apps/{app}/logs", params(("lines" = Option<usize>, Query), ("since" = Option<u64>, Query), ("follow" = Option<bool>, Query), ("kind" = Option<String>, Query), ("instance" = Option<String>, Query), ("process" = Option<String>, Query)), responses((status = 200, body = String, content_type = "application/x-ndjson")))]
 pub async fn logs(
     State(control): State<Arc<Control>>,
@@ -77,6 +77,11 @@ pub async fn logs(
     let stream = async_stream::stream! {
         yield Ok::<_, std::convert::Infallible>(Bytes::from(joined(&lines)));
         loop {
+            // Asked before the rest is read.
+            let over = match &only {
+                logs::Only::Instance(instance) => is_over(&control, instance),
+                _ => false,
+            };
             let changed = control.logs.changed.notified();
             let mut lines = control.logs.next(&name, kind, &mut position);
             let some = !lines.is_empty();
@@ -88,10 +93,19 @@ pub async fn logs(
                 yield Ok(Bytes::from(joined(&lines)));
                 continue;
             }
+            if over {
+                return;
+            }
             let _ = tokio::time::timeout(Duration::from_secs(1), changed).await;
         }
     };
     Ok((header, Body::from_stream(stream)).into_response())
+}
+
+/// Whether an instance will say no more: it does not run, and nothing of it waits to be read.
+fn is_over(control: &Control, instance: &str) -> bool {
+    let runs = lock(&control.observed).instances.contains_key(instance);
+    !runs && !control.logs.spooled().iter().any(|name| name == instance)
 }
 
 fn joined(lines: &[String]) -> String {

@@ -10,7 +10,7 @@ use hutong_core::spec::AppSpec;
 use hutong_runtime::processes::now_ms;
 
 use super::{ApiError, Result, apps};
-use crate::store::{self, Goal, NewRun};
+use crate::store::{self, Cause, Goal, NewRun};
 use crate::{Control, ids, jobs, lock};
 
 /// How long a program may take that somebody asks for, unless said otherwise.
@@ -102,7 +102,9 @@ pub async fn list(
     Query(query): Query<Limit>,
 ) -> Result<Json<Vec<Run>>> {
     apps::find(&control, &name)?;
-    let runs = control.store.runs(&name, query.limit.unwrap_or(20))?;
+    let runs = control
+        .store
+        .runs(&name, query.limit.unwrap_or(20).min(1000))?;
     Ok(Json(runs.iter().map(to_wire).collect()))
 }
 
@@ -137,7 +139,7 @@ pub async fn stop(
     State(control): State<Arc<Control>>,
     Path((name, id)): Path<(String, u64)>,
 ) -> Result<Json<Run>> {
-    let app = apps::find(&control, &name)?;
+    apps::find(&control, &name)?;
     let run = found(&control, &name, id)?;
     if run.is_over() {
         return Err(ApiError::conflict(format!(
@@ -145,15 +147,7 @@ pub async fn stop(
             run.state
         )));
     }
-    let patience = apps::current_spec(&control, &app)?
-        .map_or(Duration::from_secs(10), |(_, spec)| spec.stop_timeout);
-    let ours = control.clone();
-    let stopped = tokio::task::spawn_blocking(move || {
-        jobs::stop_with(&ours, &run, patience, "its owner asked for it")
-    });
-    stopped
-        .await
-        .map_err(|error| ApiError::new(500, error.to_string()))??;
+    control.store.end_run_soon(id, Cause::Owner)?;
     apps::next_pass(&control).await;
     found(&control, &name, id).map(|run| Json(to_wire(&run)))
 }
@@ -181,7 +175,7 @@ pub fn processes(control: &Control, spec: &AppSpec, app: &store::App) -> Result<
     }
     let runs = match spec.cron.is_empty() {
         true => Vec::new(),
-        false => control.store.runs(&app.name, u64::from(u32::MAX))?,
+        false => control.store.last_runs(&app.name)?,
     };
     let observed = lock(&control.observed);
     let running = |kind: ids::Kind<'_>| {

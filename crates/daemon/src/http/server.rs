@@ -131,7 +131,11 @@ fn engine(about: std::result::Result<About, DriverError>) -> Wanted {
                 true => ", which makes somebody else of root",
                 false => "",
             };
-            (true, format!("Docker {}{remapped}", about.version), String::new())
+            (
+                true,
+                format!("Docker {}{remapped}", about.version),
+                String::new(),
+            )
         }
         Err(error) => (
             false,

@@ -26,6 +26,8 @@ pub enum Only {
     Instance(String),
     /// `web`, or the name of a worker or timed job.
     Process(String),
+    /// An app's deployment, builds among it.
+    Deployment(String, u64),
 }
 
 impl Only {
@@ -38,6 +40,9 @@ impl Only {
         match self {
             Only::All => true,
             Only::Instance(wanted) => instance() == Some(wanted),
+            Only::Deployment(app, deployment) => {
+                instance().and_then(ids::parse) == Some((app.as_str(), *deployment))
+            }
             Only::Process(wanted) => instance()
                 .is_some_and(|id| ids::parse(id).is_some() && process(ids::kind(id)) == wanted),
         }
@@ -126,6 +131,9 @@ fn position(path: &Path) -> Position {
 
 /// At least the last `lines` lines of a file.
 fn read_tail(path: &Path, lines: usize) -> std::io::Result<Vec<u8>> {
+    if lines == usize::MAX {
+        return fs::read(path);
+    }
     let mut file = File::open(path)?;
     let size = file.metadata()?.len();
     let mut from = size;

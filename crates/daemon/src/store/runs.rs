@@ -21,6 +21,10 @@ pub struct Run {
     pub detail: Option<String>,
     pub exit_code: Option<i32>,
     pub instance: Option<String>,
+    /// Why it is to end.
+    pub cause: Option<Cause>,
+    /// In which boot of the machine it began.
+    pub boot: Option<String>,
     /// When it was due or asked for; like the next two in milliseconds since 1970.
     pub due_ms: u64,
     pub started_ms: Option<u64>,
@@ -30,6 +34,47 @@ pub struct Run {
 impl Run {
     pub fn is_over(&self) -> bool {
         !matches!(self.state.as_str(), "wanted" | "running")
+    }
+}
+
+/// Why a run is ended before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// It took too long.
+    Timeout,
+    /// Its owner said so.
+    Owner,
+    /// The app was stopped or removed.
+    App,
+}
+
+impl Cause {
+    fn word(self) -> &'static str {
+        match self {
+            Cause::Timeout => "timeout",
+            Cause::Owner => "owner",
+            Cause::App => "app",
+        }
+    }
+
+    fn parse(word: &str) -> Self {
+        match word {
+            "timeout" => Cause::Timeout,
+            "owner" => Cause::Owner,
+            _ => Cause::App,
+        }
+    }
+
+    /// For a person.
+    pub fn text(self, timeout_ms: u64) -> String {
+        match self {
+            Cause::Timeout => {
+                let time = std::time::Duration::from_millis(timeout_ms);
+                format!("it took over {}", hutong_core::units::show_time(time))
+            }
+            Cause::Owner => "its owner asked for it".into(),
+            Cause::App => "the app is stopped".into(),
+        }
     }
 }
 
@@ -50,8 +95,10 @@ pub struct Outcome<'a> {
     pub exit_code: Option<i32>,
 }
 
-/// So many runs of an app are kept.
+/// So many runs of one timed job are kept, and of what owners asked for.
 const KEPT: u64 = 100;
+/// So many of one app.
+const KEPT_OF_APP: u64 = 1000;
 
 impl Store {
     pub fn add_run(&self, app: &str, run: &NewRun<'_>) -> Result<u64> {
@@ -59,11 +106,17 @@ impl Store {
     }
 
     /// What became of the times of a timed job up to `seen_ms`.
-    pub fn note_due(&self, app: &str, job: &str, seen_ms: u64, runs: &[NewRun<'_>]) -> Result<()> {
+    pub fn note_due(
+        &self,
+        app: &str,
+        job: &str,
+        seen: (&str, u64),
+        runs: &[NewRun<'_>],
+    ) -> Result<()> {
         self.write(|t| {
             t.execute(
-                "INSERT OR REPLACE INTO cron (app, name, seen_ms) VALUES (?, ?, ?)",
-                params![app, job, seen_ms],
+                "INSERT OR REPLACE INTO cron (app, name, schedule, seen_ms) VALUES (?, ?, ?, ?)",
+                params![app, job, seen.0, seen.1],
             )?;
             for run in runs {
                 insert(t, app, run)?;
@@ -72,13 +125,31 @@ impl Store {
         })
     }
 
-    /// Up to when each timed job's times were dealt with, by app and name.
-    pub fn cron_seen(&self) -> Result<BTreeMap<(String, String), u64>> {
-        self.read(|c| {
-            c.prepare_cached("SELECT app, name, seen_ms FROM cron")?
-                .query_map([], |row| Ok(((row.get(0)?, row.get(1)?), row.get(2)?)))?
-                .collect()
+    /// A timed job is none any more, or its app does not run.
+    pub fn forget_job(&self, app: &str, job: &str) -> Result<()> {
+        self.write_at_any_cost(|t| {
+            t.execute(
+                "DELETE FROM cron WHERE app = ? AND name = ?",
+                params![app, job],
+            )?;
+            Ok(())
         })
+    }
+
+    /// By app and timed job: its schedule, and up to when its times were dealt with.
+    pub fn cron_seen(&self) -> Result<BTreeMap<String, BTreeMap<String, (String, u64)>>> {
+        let rows: Vec<(String, String, String, u64)> = self.read(|c| {
+            c.prepare_cached("SELECT app, name, schedule, seen_ms FROM cron")?
+                .query_map([], |row| {
+                    Ok((row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?))
+                })?
+                .collect()
+        })?;
+        let mut seen: BTreeMap<String, BTreeMap<String, (String, u64)>> = BTreeMap::new();
+        for (app, name, schedule, ms) in rows {
+            seen.entry(app).or_default().insert(name, (schedule, ms));
+        }
+        Ok(seen)
     }
 
     /// Those that are not over, in the order in which they came.
@@ -107,28 +178,49 @@ impl Store {
         })
     }
 
-    /// It is about to be started as `instance`; `None` takes that back.
-    pub fn run_begins(&self, id: u64, instance: Option<&str>) -> Result<()> {
-        let state = if instance.is_some() {
-            "running"
-        } else {
-            "wanted"
-        };
+    /// The last run of each of an app's timed jobs.
+    pub fn last_runs(&self, app: &str) -> Result<Vec<Run>> {
+        self.read(|c| {
+            c.prepare_cached(
+                "SELECT * FROM runs WHERE id IN (SELECT MAX(id) FROM runs WHERE app = ? AND name <> '' GROUP BY name)",
+            )?
+            .query_map([app], run_from)?
+            .collect()
+        })
+    }
+
+    /// It is about to be started as `instance`; false if it is not wanted any more.
+    pub fn run_begins(&self, id: u64, instance: &str, boot: &str) -> Result<bool> {
+        self.write(|t| {
+            let changed = t.execute(
+                "UPDATE runs SET state = 'running', instance = ?2, boot = ?3, started_ms = ?4 WHERE id = ?1 AND state = 'wanted'",
+                params![id, instance, boot, now_ms()],
+            )?;
+            Ok(changed > 0)
+        })
+    }
+
+    /// It did not begin after all.
+    pub fn run_did_not_begin(&self, id: u64) -> Result<()> {
         self.write(|t| {
             t.execute(
-                "UPDATE runs SET state = ?2, instance = ?3, started_ms = ?4 WHERE id = ?1 AND state IN ('wanted', 'running')",
-                params![id, state, instance, instance.map(|_| now_ms())],
+                "UPDATE runs SET state = 'wanted', instance = NULL, started_ms = NULL WHERE id = ? AND state = 'running'",
+                [id],
             )?;
             Ok(())
         })
     }
 
-    /// Why it is being stopped.
-    pub fn note_run(&self, id: u64, detail: &str) -> Result<()> {
+    /// It is to end. One that was not begun ends at once.
+    pub fn end_run_soon(&self, id: u64, cause: Cause) -> Result<()> {
         self.write(|t| {
             t.execute(
-                "UPDATE runs SET detail = ?2 WHERE id = ?1 AND state IN ('wanted', 'running')",
-                params![id, detail],
+                "UPDATE runs SET cause = coalesce(cause, ?2) WHERE id = ?1 AND state = 'running'",
+                params![id, cause.word()],
+            )?;
+            t.execute(
+                "UPDATE runs SET state = 'stopped', cause = ?2, detail = ?3, ended_ms = ?4 WHERE id = ?1 AND state = 'wanted'",
+                params![id, cause.word(), cause.text(0), now_ms()],
             )?;
             Ok(())
         })
@@ -155,8 +247,10 @@ fn insert(t: &rusqlite::Transaction<'_>, app: &str, run: &NewRun<'_>) -> Result<
     )?;
     let id = t.last_insert_rowid() as u64;
     t.execute(
-        "DELETE FROM runs WHERE app = ?1 AND state NOT IN ('wanted', 'running') AND id NOT IN (SELECT id FROM runs WHERE app = ?1 ORDER BY id DESC LIMIT ?2)",
-        params![app, KEPT],
+        "DELETE FROM runs WHERE app = ?1 AND state NOT IN ('wanted', 'running') AND (
+           (name = ?2 AND id NOT IN (SELECT id FROM runs WHERE app = ?1 AND name = ?2 ORDER BY id DESC LIMIT ?3))
+           OR id NOT IN (SELECT id FROM runs WHERE app = ?1 ORDER BY id DESC LIMIT ?4))",
+        params![app, run.name, KEPT, KEPT_OF_APP],
     )?;
     Ok(id)
 }
@@ -173,6 +267,11 @@ fn run_from(row: &Row<'_>) -> rusqlite::Result<Run> {
         detail: row.get("detail")?,
         exit_code: row.get("exit_code")?,
         instance: row.get("instance")?,
+        cause: row
+            .get::<_, Option<String>>("cause")?
+            .as_deref()
+            .map(Cause::parse),
+        boot: row.get("boot")?,
         due_ms: row.get("due_ms")?,
         started_ms: row.get("started_ms")?,
         ended_ms: row.get("ended_ms")?,

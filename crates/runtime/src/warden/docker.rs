@@ -5,10 +5,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hutong_core::name::is_digest;
 use hutong_ipc::channel;
-use hutong_ipc::docker::{Ask, Prepared, Setup, Told};
+use hutong_ipc::docker::{self, Ask, Prepared, Setup, Told};
 use hutong_ipc::shim::APP_UID;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -136,4 +137,32 @@ fn end(container: &str, pid: i32) -> Result<(), String> {
         return Err("not a process of that container".into());
     }
     pidfd_send_signal(process, Signal::KILL).map_err(|error| error.to_string())
+}
+
+/// Has the driver end and remove every container and network of ours, and waits for it.
+pub fn stop_all(warden: &Warden, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    let ask = |request: &docker::Request| -> std::io::Result<docker::Answer> {
+        let line = UnixStream::connect(warden.layout.docker_socket())?;
+        line.set_read_timeout(Some(patience))?;
+        channel::call(&line, request, &[]).map(|(answer, _)| answer)
+    };
+    let sweep = docker::Request::Sweep { apps: Vec::new() };
+    loop {
+        // Networks go when nobody is in them any more.
+        let swept = matches!(ask(&sweep), Ok(docker::Answer::Done));
+        let left = match ask(&docker::Request::List) {
+            Ok(docker::Answer::Instances(list)) => list.len(),
+            _ => usize::MAX,
+        };
+        if swept && left == 0 {
+            let _ = ask(&sweep);
+            return;
+        }
+        if Instant::now() > deadline {
+            tracing::warn!("containers may run on: the Docker engine does not answer");
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }

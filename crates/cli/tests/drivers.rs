@@ -1,0 +1,351 @@
+//! The same app and the same behaviour, in a sandbox of our own and in a container of a real Docker engine.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use hutong_testkit::docker::{Docker, IMAGE, ROOT_IMAGE};
+use hutong_testkit::server::{Server, app_folder, python_app};
+use hutong_testkit::visitor::get;
+use hutong_testkit::{eventually, is_root, kill};
+
+/// What runs the app: the file differs by these lines only.
+struct Driver {
+    server: Server,
+    lines: &'static str,
+    engine: Option<Docker>,
+}
+
+const CONTAINER: &str = "image = 'hutong-test/python:1'\nenv.BIND = '0.0.0.0'\n";
+
+impl Driver {
+    fn sandbox() -> Option<Self> {
+        is_root().then(|| Driver {
+            server: Server::start(),
+            lines: "env.BIND = '0.0.0.0'\n",
+            engine: None,
+        })
+    }
+
+    fn docker() -> Option<Self> {
+        let engine = Docker::start()?;
+        let server = Server::start_with(&["--docker", &engine.socket()]);
+        eventually("the engine is known", 10, || {
+            server.ok(&["doctor"]).contains("Docker ")
+        });
+        Some(Driver {
+            server,
+            lines: CONTAINER,
+            engine: Some(engine),
+        })
+    }
+
+    /// `more` may end with tables.
+    fn deploy(&self, name: &str, more: &str, body: &str) {
+        let folder = self.folder(name, more, body);
+        self.server.deploy(folder.path());
+    }
+
+    fn folder(&self, name: &str, more: &str, body: &str) -> tempfile::TempDir {
+        let table = match self.engine {
+            Some(_) => "\n[container]\nmount = '/app'\nuser = 'app'\n",
+            None => "",
+        };
+        python_app(name, &format!("{}{more}{table}", self.lines), body)
+    }
+
+    fn get(&self, app: &str, path: &str) -> String {
+        get(&self.server.http, &format!("{app}.test"), path).text()
+    }
+
+    fn eval(&self, app: &str, code: &str) -> String {
+        let code: String = code.bytes().map(|byte| format!("%{byte:02x}")).collect();
+        self.get(app, &format!("/eval?{code}"))
+    }
+}
+
+macro_rules! both {
+    ($($(#[$doc:meta])* fn $name:ident($driver:ident: &Driver) $body:block)*) => {
+        mod in_a_sandbox {
+            $(#[test] fn $name() { if let Some(driver) = super::Driver::sandbox() { super::$name(&driver); } })*
+        }
+        mod in_a_container {
+            $(#[test] fn $name() { if let Some(driver) = super::Driver::docker() { super::$name(&driver); } })*
+        }
+        $($(#[$doc])* fn $name($driver: &Driver) $body)*
+    };
+}
+
+both! {
+    /// Deploys, answers, is heard, is entered, and is a user of its own that may write to /data and /tmp alone.
+    fn it_runs_and_is_confined(driver: &Driver) {
+        let server = &driver.server;
+        driver.deploy("box", "data = true\nenv.COLOUR = 'blue'\n", "hello");
+        assert_eq!(driver.get("box", "/"), "hello");
+        let env: serde_json::Value = serde_json::from_str(&driver.get("box", "/env")).expect("JSON");
+        assert_eq!((&env["COLOUR"], &env["PORT"]), (&"blue".into(), &"8080".into()));
+        assert_eq!((&env["HUTONG_APP"], &env["DATA_DIR"]), (&"box".into(), &"/data".into()));
+        let uid = driver.eval("box", "import os; result = os.getuid()");
+        assert_ne!(uid, "0");
+        let write = |path: &str| driver.eval("box", &format!("open('{path}', 'w').write('x'); result = 'written'"));
+        assert_eq!((write("/data/a").as_str(), write("/tmp/a").as_str()), ("written", "written"));
+        for path in ["/a", "/app/a", "/usr/a", "/etc/a"] {
+            assert!(write(path).contains("Error"), "{path}");
+        }
+        let status = driver.eval("box", "result = open('/proc/self/status').read()");
+        assert!(status.contains("NoNewPrivs:\t1") && status.contains("CapEff:\t0000000000000000"), "{status}");
+        assert!(status.contains("CapBnd:\t0000000000000000") && status.contains("Seccomp:\t2"), "{status}");
+        driver.eval("box", "print('a line of its own', flush=True)");
+        eventually("it is heard", 10, || server.ok(&["logs", "box"]).contains("a line of its own"));
+        assert_eq!(server.ok(&["exec", "box", "--", "cat", "/data/a"]), "x");
+        assert_eq!(server.run(&["exec", "box", "--", "sh", "-c", "exit 7"]).status.code(), Some(7));
+        // What one release wrote, the next one has.
+        driver.deploy("box", "data = true\n", "two");
+        assert_eq!(driver.get("box", "/"), "two");
+        assert_eq!(server.ok(&["exec", "box", "--", "cat", "/data/a"]), "x");
+        server.ok(&["rollback", "box"]);
+        assert_eq!(driver.get("box", "/"), "hello");
+    }
+
+    /// A crash is noticed and mended; running out of memory is said to be that.
+    fn it_is_started_again(driver: &Driver) {
+        let server = &driver.server;
+        driver.deploy("crash", "[limits]\nmemory = '64M'\n", "up");
+        driver.get("crash", "/exit?3");
+        eventually("it is up again", 20, || get(&server.http, "crash.test", "/").status == 200);
+        eventually("its end is said", 10, || {
+            server.ok(&["logs", "crash"]).contains("exited with code 3")
+        });
+        // Sent in the background: nothing will answer.
+        let eat = "import threading; threading.Timer(0.1, lambda: bytearray(200 << 20)).start()";
+        driver.eval("crash", eat);
+        eventually("the reason is said", 20, || {
+            server.ok(&["logs", "crash"]).contains("ran out of memory")
+        });
+        eventually("it is up once more", 20, || get(&server.http, "crash.test", "/").status == 200);
+    }
+
+    /// A program that is not there, and one that does not listen: the old release serves on, and the reason is said.
+    fn bad_releases_are_given_up(driver: &Driver) {
+        let server = &driver.server;
+        driver.deploy("shop", "", "good");
+        let folder = driver.folder("shop", "", "bad");
+        let path = folder.path().join("hutong.toml");
+        let good = std::fs::read_to_string(&path).expect("it is there");
+        let with = |command: &str, more: &str| {
+            let text = good.replace("[\"python3\", \"app.py\"]", command);
+            std::fs::write(&path, format!("{text}\n{more}")).expect("written");
+            server.fails(&["deploy", &folder.path().to_string_lossy()]).1
+        };
+        let said = with("['no-such-program']", "");
+        assert!(said.contains("no-such-program"), "{said}");
+        let said = with("['sleep', '60']", "[timeouts]\nstart = '1s'\n");
+        assert!(said.contains("not healthy within 1s"), "{said}");
+        let said = with("['sh', '-c', 'echo what is wrong; exit 4']", "");
+        assert!(said.contains("exited with code 4") && said.contains("what is wrong"), "{said}");
+        assert_eq!(driver.get("shop", "/"), "good");
+    }
+
+    /// A release takes over under traffic; nobody notices.
+    fn a_rolling_deploy_loses_nothing(driver: &Driver) {
+        let server = &driver.server;
+        driver.deploy("roll", "instances = 2\n", "one");
+        let (stop, failed) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        if get(&server.http, "roll.test", "/").status != 200 {
+                            failed.store(true, Ordering::Relaxed);
+                        }
+                    }
+                });
+            }
+            driver.deploy("roll", "instances = 2\n", "two");
+            server.ok(&["restart", "roll"]);
+            server.ok(&["scale", "roll", "1"]);
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(!failed.load(Ordering::Relaxed));
+        assert_eq!(driver.get("roll", "/"), "two");
+        eventually("one instance is left", 30, || {
+            server.app("roll")["instances"].as_array().map(Vec::len) == Some(1)
+        });
+    }
+
+    /// Control and what runs containers are killed: the app runs on, and is known again.
+    fn it_outlives_us(driver: &Driver) {
+        let server = &driver.server;
+        driver.deploy("stay", "[sleep]\nafter = '1h'\n", "here");
+        let instance = |server: &Server| server.app("stay")["instances"][0]["id"].clone();
+        let before = instance(server);
+        kill(server.role("control"));
+        if driver.engine.is_some() {
+            kill(server.role("docker"));
+        }
+        assert_eq!(driver.get("stay", "/"), "here");
+        eventually("control is back", 15, || server.run(&["apps"]).status.success());
+        eventually("it is known again", 15, || {
+            instance(server) == before && server.app("stay")["state"] == "running"
+        });
+        // What it says now is heard, and what it said before is not heard twice.
+        driver.eval("stay", "print('said once', flush=True)");
+        eventually("it is heard", 10, || server.ok(&["logs", "stay"]).contains("said once"));
+        if driver.engine.is_some() {
+            kill(server.role("docker"));
+        }
+        driver.eval("stay", "print('said later', flush=True)");
+        eventually("it is heard again", 15, || server.ok(&["logs", "stay"]).contains("said later"));
+        assert_eq!(server.ok(&["logs", "stay"]).matches("said once").count(), 1);
+        server.ok(&["stop", "stay"]);
+        eventually("it is stopped", 20, || {
+            server.app("stay")["instances"].as_array().is_some_and(Vec::is_empty)
+        });
+        assert!(!server.ok(&["logs", "stay"]).contains("was killed"), "SIGTERM was enough");
+    }
+
+    /// An idle app sleeps and is woken; workers and one-off programs run beside it.
+    fn it_sleeps_and_has_company(driver: &Driver) {
+        let server = &driver.server;
+        let more = "[sleep]\nafter = '1s'\n[workers.mail]\ncommand = ['sh', '-c', 'echo mail; exec sleep 600']\n[release]\ncommand = ['echo', 'moved']\n";
+        driver.deploy("lazy", more, "awake");
+        assert!(server.ok(&["logs", "lazy", "--process", "release"]).contains("moved"));
+        eventually("it sleeps", 30, || server.app("lazy")["state"] == "asleep");
+        eventually("only the worker is left", 20, || {
+            let app = server.app("lazy");
+            let all = app["instances"].as_array().cloned().unwrap_or_default();
+            all.len() == 1 && all[0]["process"] == "mail"
+        });
+        assert_eq!(driver.get("lazy", "/"), "awake");
+        let output = server.run(&["run", "lazy", "--", "sh", "-c", "echo once; exit 5"]);
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "once\n");
+        assert_eq!(output.status.code(), Some(5));
+        server.ok(&["remove", "lazy", "--purge"]);
+        eventually("nothing is left", 30, || server.app("lazy").is_null());
+        if let Some(engine) = &driver.engine {
+            eventually("no container is left", 20, || engine.ok(&["ps", "-aq"]).is_empty());
+        }
+    }
+}
+
+/// What only containers have: users of images, roots that are refused, other people's containers, an engine that hangs.
+#[test]
+fn images_and_their_engine() {
+    let Some(mut engine) = Docker::start() else {
+        return;
+    };
+    engine.ok(&[
+        "run",
+        "-d",
+        "--name",
+        "other",
+        "--stop-timeout",
+        "1",
+        "--network",
+        "none",
+        IMAGE,
+        "sleep",
+        "600",
+    ]);
+    let server = Server::start_with(&["--docker", &engine.socket()]);
+    let app = |name: &str, image: &str, more: &str| {
+        let toml = format!(
+            "name = '{name}'\nimage = '{image}'\ndomains = ['{name}.test']\ncommand = ['python3', '-m', 'http.server', '8080', '-d', '/tmp']\n{more}"
+        );
+        app_folder(&[("hutong.toml", &toml)])
+    };
+    let deploy = |folder: &tempfile::TempDir| folder.path().to_string_lossy().into_owned();
+    // As the image says.
+    server.deploy(app("plain", IMAGE, "").path());
+    assert_eq!(server.ok(&["exec", "plain", "--", "id", "-u"]), "1000\n");
+    assert_eq!(get(&server.http, "plain.test", "/").status, 200);
+    // Root only where the owner says so, and then with little power.
+    let (_, said) = server.fails(&["deploy", &deploy(&app("root", ROOT_IMAGE, ""))]);
+    assert!(
+        said.contains("runs as root") && said.contains("allow_root"),
+        "{said}"
+    );
+    server.deploy(app("root", ROOT_IMAGE, "[container]\nallow_root = true\n").path());
+    assert_eq!(server.ok(&["exec", "root", "--", "id", "-u"]), "0\n");
+    let raw = "import socket; socket.socket(socket.AF_PACKET, socket.SOCK_RAW)";
+    let (_, said) = server.fails(&["exec", "root", "--", "python3", "-c", raw]);
+    assert!(said.contains("PermissionError"), "{said}");
+    let (_, said) = server.fails(&[
+        "deploy",
+        &deploy(&app(
+            "none",
+            "hutong-test/none:1",
+            "[container]\npull = 'never'\n",
+        )),
+    ]);
+    assert!(said.contains("hutong-test/none:1"), "{said}");
+    // Nobody reaches anybody: not the other app, not the host, not by way of the engine's own name server.
+    let address = engine.ok(&[
+        "inspect",
+        "-f",
+        "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}",
+        &container(&engine, "plain"),
+    ]);
+    let gateway = address
+        .trim()
+        .rsplit_once('.')
+        .map(|(net, _)| format!("{net}.1"))
+        .expect("an address");
+    let port = server.http.rsplit_once(':').expect("a port").1.to_owned();
+    for (host, port) in [
+        (address.trim(), "8080"),
+        (gateway.as_str(), port.as_str()),
+        ("10.212.0.1", "22"),
+    ] {
+        let dial = format!("import socket; socket.create_connection(('{host}', {port}), 2)");
+        let (_, said) = server.fails(&["exec", "root", "--", "python3", "-c", &dial]);
+        assert!(
+            said.contains("Error") || said.contains("timed out"),
+            "{host}: {said}"
+        );
+    }
+    let (_, said) = server.fails(&[
+        "exec",
+        "root",
+        "--",
+        "python3",
+        "-c",
+        "import socket; socket.gethostbyname('example.com')",
+    ]);
+    assert!(said.contains("gaierror"), "{said}");
+    // The image's tag goes elsewhere; what was deployed stays what it was.
+    engine.ok(&["tag", ROOT_IMAGE, IMAGE]);
+    server.ok(&["restart", "plain"]);
+    assert_eq!(server.ok(&["exec", "plain", "--", "id", "-u"]), "1000\n");
+    // The engine hangs: apps in sandboxes do not notice, containers serve on.
+    server.deploy(python_app("sand", "", "castle").path());
+    engine.hang();
+    server.deploy(python_app("sand", "", "two castles").path());
+    assert_eq!(get(&server.http, "sand.test", "/").text(), "two castles");
+    assert_eq!(get(&server.http, "plain.test", "/").status, 200);
+    engine.go_on();
+    // It is restarted, and its containers with it: they are started again.
+    engine.restart();
+    eventually("they are back", 40, || {
+        get(&server.http, "plain.test", "/").status == 200
+    });
+    // Somebody removes a container of ours by hand.
+    engine.ok(&["rm", "-f", &container(&engine, "plain")]);
+    eventually("it is back", 30, || {
+        get(&server.http, "plain.test", "/").status == 200
+    });
+    // Another's container was never touched, and what is ours goes with us.
+    engine.ok(&["start", "other"]);
+    drop(server);
+    let left = engine.ok(&["ps", "-a", "--format", "{{.Names}}"]);
+    assert_eq!(left.trim(), "other");
+    let networks = engine.ok(&["network", "ls", "--format", "{{.Name}}"]);
+    assert!(!networks.contains("hutong-"), "{networks}");
+}
+
+fn container(engine: &Docker, app: &str) -> String {
+    let label = format!("label=hutong.app={app}");
+    let ids = engine.ok(&["ps", "-q", "--filter", &label]);
+    ids.split_whitespace()
+        .next()
+        .expect("a container")
+        .to_owned()
+}

@@ -1,0 +1,285 @@
+//! A real Docker engine of the test's own: its own network namespace, folders and cgroup, so that what it does to firewall
+//! and bridges stays there. The test's thread moves in, too, and with it the servers and visitors that it starts.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tempfile::TempDir;
+
+use crate::{eventually, is_root, skip};
+
+pub struct Docker {
+    folder: TempDir,
+    child: Child,
+}
+
+/// The image of the tests' own program: Python, a shell and a few tools of this machine, run by user 1000.
+pub const IMAGE: &str = "hutong-test/python:1";
+/// The same without a user: root.
+pub const ROOT_IMAGE: &str = "hutong-test/root:1";
+
+/// Programs of this machine that go into the image.
+const PROGRAMS: [&str; 14] = [
+    "/usr/bin/python3",
+    "/usr/bin/sh",
+    "/usr/bin/cat",
+    "/usr/bin/echo",
+    "/usr/bin/env",
+    "/usr/bin/false",
+    "/usr/bin/id",
+    "/usr/bin/ls",
+    "/usr/bin/printenv",
+    "/usr/bin/seq",
+    "/usr/bin/sleep",
+    "/usr/bin/touch",
+    "/usr/bin/true",
+    "/usr/bin/rm",
+];
+
+impl Docker {
+    /// An engine with the tests' images; `None`, said, where there is none to start.
+    pub fn start() -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        if !Path::new("/usr/sbin/dockerd").exists() {
+            skip("dockerd is needed (docker.io)");
+            return None;
+        }
+        let folder = tempfile::Builder::new().prefix("hutong-docker-").tempdir();
+        let mut docker = Docker {
+            child: Self::launch(folder.as_ref().expect("a folder").path()),
+            folder: folder.expect("a folder"),
+        };
+        docker.await_start();
+        docker.enter();
+        // Its FORWARD chain drops by default; what `hutong doctor` says to do about it.
+        docker.nft("insert rule ip filter DOCKER-USER iifname \"ht*\" accept; insert rule ip filter DOCKER-USER oifname \"ht*\" accept");
+        docker.import();
+        Some(docker)
+    }
+
+    fn launch(folder: &Path) -> Child {
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let name = folder
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        let log = File::create(folder.join("log")).expect("a log");
+        let script = "ip link set lo up && exec /usr/sbin/dockerd \"$@\"";
+        Command::new("unshare")
+            .args(["--net", "sh", "-c", script, "sh"])
+            .args(["--data-root", &text(folder.join("data"))])
+            .args(["--exec-root", &text(folder.join("exec"))])
+            .args(["--pidfile", &text(folder.join("pid"))])
+            .args([
+                "-H",
+                &format!("unix://{}", text(folder.join("docker.sock"))),
+            ])
+            .arg(format!("--cgroup-parent=/{name}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("unshare runs")
+    }
+
+    fn await_start(&mut self) {
+        eventually("the engine answers", 60, || {
+            let ended = matches!(self.child.try_wait(), Ok(Some(_)));
+            let log = || std::fs::read_to_string(self.folder.path().join("log"));
+            assert!(!ended, "dockerd ended: {}", log().unwrap_or_default());
+            self.run(&["version"]).status.success()
+        });
+    }
+
+    /// This thread, and what it starts, see the engine's network from now on.
+    fn enter(&self) {
+        let path = format!("/proc/{}/ns/net", self.child.id());
+        let namespace = File::open(path).expect("its namespace");
+        move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+            .expect("setns");
+    }
+
+    pub fn socket(&self) -> String {
+        let path = self.folder.path().join("docker.sock");
+        path.to_string_lossy().into_owned()
+    }
+
+    /// `docker ARGUMENTS`.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        Command::new("docker")
+            .args(["-H", &format!("unix://{}", self.socket())])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .expect("docker runs")
+    }
+
+    /// The same, which must succeed: its standard output.
+    pub fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success(),
+            "docker {}: {said}",
+            arguments.join(" ")
+        );
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Rules in the engine's own network.
+    pub fn nft(&self, rules: &str) {
+        let done = Command::new("nft").arg(rules).status();
+        assert!(done.expect("nft runs").success(), "{rules}");
+    }
+
+    /// SIGTERM to the engine, and another in its place, in the same network.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.begin_again();
+    }
+
+    /// SIGTERM, and its end: containers end with it.
+    pub fn stop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        eventually("the engine ends", 30, || {
+            matches!(self.child.try_wait(), Ok(Some(_)))
+        });
+    }
+
+    /// SIGSTOP: it answers nobody.
+    pub fn hang(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::STOP).expect("SIGSTOP");
+    }
+
+    pub fn go_on(&self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::CONT).expect("SIGCONT");
+    }
+
+    /// Starts it after [`Self::stop`].
+    pub fn begin_again(&mut self) {
+        let folder = self.folder.path();
+        // `unshare` would make another network: this thread's is the one wanted.
+        let text = |path: PathBuf| path.to_string_lossy().into_owned();
+        let name = folder
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
+        let log = File::options()
+            .append(true)
+            .open(folder.join("log"))
+            .expect("the log");
+        self.child = Command::new("/usr/sbin/dockerd")
+            .args(["--data-root", &text(folder.join("data"))])
+            .args(["--exec-root", &text(folder.join("exec"))])
+            .args(["--pidfile", &text(folder.join("pid"))])
+            .args([
+                "-H",
+                &format!("unix://{}", text(folder.join("docker.sock"))),
+            ])
+            .arg(format!("--cgroup-parent=/{name}"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("dockerd runs");
+        self.await_start();
+    }
+
+    fn import(&self) {
+        let list = self.folder.path().join("list");
+        let mut file = File::create(&list).expect("a list");
+        for path in image_files() {
+            writeln!(file, "{}", path.trim_start_matches('/')).expect("written");
+        }
+        let archive = self.folder.path().join("root.tar");
+        let archive = archive.to_string_lossy();
+        let done = Command::new("tar")
+            .args([
+                "-C",
+                "/",
+                "--exclude=__pycache__",
+                "--exclude=test",
+                "-cf",
+                &archive,
+                "-T",
+            ])
+            .arg(&list)
+            .output()
+            .expect("tar runs");
+        assert!(
+            done.status.success(),
+            "{}",
+            String::from_utf8_lossy(&done.stderr)
+        );
+        self.ok(&["import", "-c", "USER 1000", &archive, IMAGE]);
+        self.ok(&["import", &archive, ROOT_IMAGE]);
+        let _ = std::fs::remove_file(&*archive);
+    }
+}
+
+/// What the image has: the programs with their libraries, and Python's own.
+fn image_files() -> Vec<String> {
+    let mut files = std::collections::BTreeSet::new();
+    for link in ["/bin", "/lib", "/lib64", "/etc/passwd"] {
+        files.insert(link.to_owned());
+    }
+    for program in PROGRAMS {
+        files.insert(program.to_owned());
+        let real = std::fs::canonicalize(program).unwrap_or_else(|e| panic!("{program}: {e}"));
+        files.insert(real.to_string_lossy().into_owned());
+        let output = Command::new("ldd").arg(&real).output().expect("ldd runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        for library in text
+            .split_ascii_whitespace()
+            .filter(|word| word.starts_with('/'))
+        {
+            // Where /lib is a link, what is behind it is archived below its real name.
+            let parent = Path::new(library).parent().expect("a parent");
+            let parent = std::fs::canonicalize(parent).expect("it is there");
+            let name = Path::new(library).file_name().expect("a name");
+            files.insert(parent.join(name).to_string_lossy().into_owned());
+            let real = std::fs::canonicalize(library).expect("it is there");
+            files.insert(real.to_string_lossy().into_owned());
+        }
+        if program.ends_with("python3") {
+            let name = real
+                .file_name()
+                .expect("a name")
+                .to_string_lossy()
+                .into_owned();
+            files.insert(format!("/usr/lib/{name}"));
+        }
+    }
+    files.into_iter().collect()
+}
+
+impl Drop for Docker {
+    fn drop(&mut self) {
+        self.go_on();
+        let ids = String::from_utf8_lossy(&self.run(&["ps", "-aq"]).stdout).into_owned();
+        for id in ids.split_ascii_whitespace() {
+            let _ = self.run(&["rm", "-f", id]);
+        }
+        self.stop();
+        let name = self.folder.path().file_name().expect("a name");
+        for tree in std::fs::read_dir("/sys/fs/cgroup")
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            let _ = std::fs::remove_dir(tree.path().join(name));
+        }
+        let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(name));
+    }
+}

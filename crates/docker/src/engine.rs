@@ -776,7 +776,8 @@ struct Position {
     /// What came up to here was read before.
     from: String,
     is_news: bool,
-    kept: std::time::Instant,
+    /// When it was last written down.
+    kept: Option<std::time::Instant>,
 }
 
 impl Position {
@@ -786,7 +787,7 @@ impl Position {
             from: String::new(),
             is_news: false,
             path,
-            kept: std::time::Instant::now(),
+            kept: None,
         }
     }
 
@@ -819,13 +820,14 @@ impl Position {
 
     /// At once, but not more often than every so often: what is not kept is read twice if we are killed.
     fn keep(&mut self) {
-        if self.is_news && self.kept.elapsed() >= KEEP {
+        let is_due = self.kept.is_none_or(|kept| kept.elapsed() >= KEEP);
+        if self.is_news && is_due {
             self.keep_now();
         }
     }
 
     fn keep_now(&mut self) {
-        self.kept = std::time::Instant::now();
+        self.kept = Some(std::time::Instant::now());
         self.is_news = false;
         let fresh = self.path.with_extension("fresh");
         if std::fs::write(&fresh, &self.last).is_ok() {

@@ -60,6 +60,8 @@ pub enum AppState {
     Stopped,
     /// Nobody asked for it for a while; the next request starts it.
     Asleep,
+    /// In quarantine: nobody reaches it, and its processes are frozen.
+    Isolated,
     /// Removed; its data is kept for a while.
     Removed,
 }
@@ -72,9 +74,22 @@ impl std::fmt::Display for AppState {
             AppState::Failing => "failing",
             AppState::Stopped => "stopped",
             AppState::Asleep => "asleep",
+            AppState::Isolated => "isolated",
             AppState::Removed => "removed",
         })
     }
+}
+
+/// An app in quarantine.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Isolation {
+    pub app: String,
+    /// Instances whose processes are frozen.
+    pub frozen: Vec<String>,
+    /// Instances whose processes could not be frozen yet.
+    pub moving: Vec<String>,
+    /// Every worker of the gateway has been told; no request reaches it any more.
+    pub is_cut: bool,
 }
 
 /// A worker or a timed job.

@@ -95,6 +95,10 @@ enum Command {
     Run(verbs::run::Args),
     /// List what was run once: timed jobs, and what was asked for
     Runs(verbs::run::ListArgs),
+    /// Put an app into quarantine: cut off, frozen, and evidence kept
+    Isolate(verbs::isolate::Args),
+    /// Let an app out of quarantine
+    Release(verbs::AppArg),
     /// Show our own processes: role, pid, uid, memory
     System,
     /// Replace the running server by the program installed in its place; apps run on, no request is lost
@@ -174,6 +178,8 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Exec(args) => return server.block_on(verbs::exec::run(&args, &server)),
         Command::Run(args) => return server.block_on(verbs::run::run(&args, &server)),
         Command::Runs(args) => server.block_on(verbs::run::list(&args, &server))?,
+        Command::Isolate(args) => server.block_on(verbs::isolate::isolate(&args, &server))?,
+        Command::Release(args) => server.block_on(verbs::isolate::release(&args.app, &server))?,
         Command::System => server.block_on(verbs::system::run(&server))?,
         Command::Upgrade => server.block_on(verbs::upgrade::run(&server))?,
         Command::Version => server.block_on(verbs::version::run(&server))?,

@@ -11,6 +11,8 @@ use crate::spec::{Restart, Strategy};
 #[derive(Clone, Debug)]
 pub struct Desired {
     pub running: bool,
+    /// It is in quarantine: nothing of it is started, stopped or served.
+    pub isolated: bool,
     /// The deployment that serves.
     pub active: Option<Version>,
     /// The deployment under way.
@@ -176,6 +178,13 @@ pub fn plan(desired: &Desired, seen: &[Seen], now_ms: u64) -> Plan {
         steps: Vec::new(),
         roles: Vec::new(),
     };
+    if desired.isolated {
+        return Plan {
+            steps: Vec::new(),
+            serve: down("the app is isolated", 300),
+            roles: Vec::new(),
+        };
+    }
     let serve = planner.run();
     planner.look_after_workers();
     Plan {

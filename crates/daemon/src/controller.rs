@@ -203,6 +203,10 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
             outcome.again |= apply(control, loaded, step);
             fail::point(&format!("applied {word}"));
         }
+        freeze(control, &loaded.app);
+        if loaded.app.isolated {
+            continue;
+        }
         let runs = loaded.app.goal == Goal::Running;
         let spec = loaded.routing_spec();
         let subject = jobs::Subject {
@@ -352,6 +356,30 @@ fn containers(control: &Control) -> Vec<Instance> {
             };
             let known = observed.instances.values();
             known.filter(|i| i.container.is_some()).cloned().collect()
+        }
+    }
+}
+
+/// What is in quarantine is frozen, and nothing else is.
+fn freeze(control: &Control, app: &App) {
+    let wrong: Vec<String> = {
+        let observed = lock(&control.observed);
+        let mine = observed.instances.values().filter(|i| i.app == app.name);
+        let wrong = mine.filter(|i| i.frozen != app.isolated && !i.ending);
+        wrong.map(|i| i.instance.clone()).collect()
+    };
+    for instance in wrong {
+        let done = control.freeze_instance(&instance, app.isolated);
+        let text = match (&done, app.isolated) {
+            (Ok(()), true) => "is frozen".to_owned(),
+            (Ok(()), false) => "goes on".to_owned(),
+            (Err(error), _) => format!("cannot be frozen or thawed: {error}"),
+        };
+        control.logs.note(&app.name, &instance, &text);
+        if done.is_ok()
+            && let Some(found) = lock(&control.observed).instances.get_mut(&instance)
+        {
+            found.frozen = app.isolated;
         }
     }
 }
@@ -635,6 +663,7 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
     Desired {
         workers,
         running: loaded.app.goal == Goal::Running,
+        isolated: loaded.app.isolated,
         active: loaded.active.as_ref().map(|active| loaded.version(active)),
         rollout,
         // When it failed is not known any more after a restart: then it need not wait long.

@@ -11,7 +11,7 @@ use hutong_core::spec;
 use hutong_ipc::channel;
 use hutong_ipc::docker::{About, Answer, Container, Image, Pull, Request, Start};
 use hutong_ipc::shim::Exec;
-use hutong_ipc::warden::{Instance, Reach};
+use hutong_ipc::warden::{Evidence, Instance, Reach};
 use hutong_runtime::client::{Driver, DriverError};
 
 use crate::{Control, lock};
@@ -108,6 +108,22 @@ impl DockerClient {
         })
     }
 
+    pub fn freeze(&self, instance: &str, frozen: bool) -> Result<(), DriverError> {
+        self.done(&Request::Freeze {
+            instance: instance.to_owned(),
+            frozen,
+        })
+    }
+
+    pub fn examine(&self, app: &str) -> Result<Vec<Evidence>, DriverError> {
+        match self.ask(&Request::Examine {
+            app: app.to_owned(),
+        })? {
+            Answer::Evidence(found) => Ok(found),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
     /// Removes what belongs to no app.
     pub fn sweep(&self, apps: Vec<String>) -> Result<(), DriverError> {
         self.done(&Request::Sweep { apps })
@@ -196,6 +212,22 @@ impl Control {
         }
     }
 
+    pub fn freeze_instance(&self, instance: &str, frozen: bool) -> Result<(), DriverError> {
+        match self.docker.has(instance) {
+            true => self.docker.freeze(instance, frozen),
+            false => self.warden.freeze(instance, frozen),
+        }
+    }
+
+    /// What an app's processes are and hold, wherever they run.
+    pub fn examine(&self, app: &str) -> Result<Vec<Evidence>, DriverError> {
+        let mut all = self.warden.examine(app)?;
+        if self.settings.docker.is_some() {
+            all.extend(self.docker.examine(app)?);
+        }
+        Ok(all)
+    }
+
     pub fn exec_in(
         &self,
         instance: &str,
@@ -231,6 +263,7 @@ fn instance(container: Container) -> Instance {
             health: container.health,
         }),
         ending: false,
+        frozen: container.frozen,
         memory: container.memory,
         oom_kills: 0,
         cpu_usec: container.cpu_usec,

@@ -42,8 +42,9 @@ const MIGRATIONS: [&str; 4] = [
        reason TEXT NOT NULL,
        PRIMARY KEY (app, ip)
      ) STRICT;",
-    // Programs that run once, and up to when timed jobs were looked after.
-    "CREATE TABLE runs (
+    // Quarantine; programs that run once, and up to when timed jobs were looked after.
+    "ALTER TABLE apps ADD COLUMN isolated INTEGER NOT NULL DEFAULT 0;
+     CREATE TABLE runs (
        id INTEGER PRIMARY KEY AUTOINCREMENT,
        app TEXT NOT NULL REFERENCES apps(name) ON DELETE CASCADE,
        name TEXT NOT NULL,
@@ -190,6 +191,8 @@ pub struct App {
     pub removed_ms: u64,
     /// The number of its next release.
     pub next_release: u64,
+    /// It is in quarantine.
+    pub isolated: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -601,6 +604,20 @@ impl Store {
         }
     }
 
+    /// Puts an app into quarantine, or takes it out. What is under way ends.
+    pub fn isolate(&self, app: &str, isolated: bool) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE apps SET isolated = ?2 WHERE name = ?1",
+                params![app, isolated],
+            )?;
+            if isolated {
+                supersede(t, app)?;
+            }
+            Ok(())
+        })
+    }
+
     pub fn scale(&self, app: &str, instances: u32) -> Result<()> {
         self.write(|t| {
             t.execute(
@@ -764,6 +781,7 @@ fn app_from(row: &Row<'_>) -> rusqlite::Result<App> {
         halted: row.get("halted")?,
         removed_ms: row.get("removed_ms")?,
         next_release: row.get("next_release")?,
+        isolated: row.get("isolated")?,
     })
 }
 

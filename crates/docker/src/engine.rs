@@ -64,6 +64,8 @@ struct Instance {
     health: Option<Health>,
     pid: i32,
     usage: Usage,
+    /// Its processes are frozen.
+    frozen: bool,
     /// We had asked it to stop.
     told: bool,
     out_of_memory: bool,
@@ -228,6 +230,7 @@ impl Engine {
                 health: None,
                 pid: 0,
                 usage: Usage::default(),
+                frozen: false,
                 told: self.note(name, "told").exists(),
                 out_of_memory: false,
                 unwanted: false,
@@ -317,6 +320,11 @@ impl Engine {
                 tokio::task::spawn_local(async move { engine.kill(&instance).await });
                 Answer::Done
             }
+            Request::Freeze { instance, frozen } => match self.freeze(&instance, frozen).await {
+                Ok(()) => Answer::Done,
+                Err(reason) => Answer::Refused(reason),
+            },
+            Request::Examine { app } => Answer::Evidence(self.examine(&app).await),
             Request::Sweep { apps } => self.sweep(&apps).await,
             Request::About => self.about().await,
             Request::Exec { .. } | Request::Watch => Answer::Refused("not here".into()),
@@ -334,6 +342,7 @@ impl Engine {
                 started_steady: instance.started_steady,
                 address: instance.address,
                 health: instance.health,
+                frozen: instance.frozen,
                 pid: instance.pid,
                 memory: instance.usage.memory(),
                 cpu_usec: instance.usage.cpu_usec(),
@@ -434,6 +443,7 @@ impl Engine {
             health: None,
             pid: 0,
             usage: Usage::default(),
+            frozen: false,
             told: false,
             out_of_memory: false,
             unwanted: false,
@@ -580,7 +590,9 @@ impl Engine {
                     "unhealthy" => Some(Health::Unhealthy),
                     _ => None,
                 });
+                let frozen = status == "paused";
                 self.change(name, |instance| {
+                    instance.frozen = frozen;
                     instance.address = address;
                     if instance.pid != pid {
                         (instance.pid, instance.usage) = (pid, Usage::of(pid));
@@ -727,6 +739,48 @@ impl Engine {
         if !matches!(stopped.await, Ok(Ok(()))) {
             self.kill(name).await;
         }
+    }
+
+    /// A frozen container sends nothing; what was in its queues when it froze may still go out.
+    async fn freeze(&self, name: &str, frozen: bool) -> Result<(), String> {
+        let id = self.container_of(name).ok_or("the instance does not run")?;
+        let docker = self.docker()?;
+        let done = match frozen {
+            true => docker.pause_container(&id).await,
+            false => docker.unpause_container(&id).await,
+        };
+        match done {
+            Ok(()) => {}
+            // It is so already.
+            Err(Error::DockerResponseServerError {
+                status_code: 409, ..
+            }) => {}
+            Err(error) => return Err(error.to_string()),
+        }
+        self.change(name, |instance| instance.frozen = frozen);
+        Ok(())
+    }
+
+    async fn examine(&self, app: &str) -> Vec<hutong_ipc::warden::Evidence> {
+        let mine: Vec<(String, String)> = {
+            let all = self.instances.borrow();
+            let mine = all
+                .iter()
+                .filter(|(_, one)| one.app == app && !one.id.is_empty());
+            mine.map(|(name, one)| (name.clone(), one.id.clone()))
+                .collect()
+        };
+        let mut found = Vec::new();
+        for (instance, container) in mine {
+            let ask = Ask::Examine {
+                instance,
+                container,
+            };
+            if let Ok((Told::Evidence(evidence), _)) = self.ask(ask).await {
+                found.push(evidence);
+            }
+        }
+        found
     }
 
     async fn kill(&self, name: &str) {

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::shim::{Exec, Exit};
-use crate::warden::{Limits, Tree};
+use crate::warden::{Evidence, Limits, Tree};
 
 /// Asked by control on the driver's socket. Each is answered by one [`Answer`]; `Exec` by two, `Watch` by any number.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,6 +27,15 @@ pub enum Request {
     },
     Kill {
         instance: String,
+    },
+    /// Freezes every process of a container, or undoes that.
+    Freeze {
+        instance: String,
+        frozen: bool,
+    },
+    /// What an app's processes are and hold.
+    Examine {
+        app: String,
     },
     /// Runs a program beside the app; descriptors 0, 1, 2 come along.
     Exec {
@@ -85,6 +94,7 @@ pub enum Answer {
     Done,
     Resolved(Image),
     Instances(Vec<Container>),
+    Evidence(Vec<Evidence>),
     Changed,
     About(About),
     ExecStarted,
@@ -120,6 +130,7 @@ pub struct Container {
     pub address: Option<IpAddr>,
     /// What the image's own health check says.
     pub health: Option<Health>,
+    pub frozen: bool,
     pub pid: i32,
     /// As the kernel charges it, in bytes.
     pub memory: u64,
@@ -165,6 +176,8 @@ pub enum Ask {
     Spool { instance: String },
     /// SIGKILL to a process of a container (the engine's id, 64 hex digits).
     End { container: String, pid: i32 },
+    /// What the processes of a container are and hold.
+    Examine { instance: String, container: String },
     /// The walls around containers' networks, and what the container gets to see of the host.
     Prepare {
         app: String,
@@ -180,6 +193,7 @@ pub enum Ask {
 #[serde(rename_all = "snake_case")]
 pub enum Told {
     Done,
+    Evidence(Evidence),
     /// Two descriptors come along.
     Spool,
     Prepared(Prepared),

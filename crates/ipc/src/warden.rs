@@ -75,6 +75,15 @@ pub enum Request {
     Kill {
         instance: String,
     },
+    /// Freezes every process of an instance and cuts its way out, or undoes that.
+    Freeze {
+        instance: String,
+        frozen: bool,
+    },
+    /// What an app's processes are and hold.
+    Examine {
+        app: String,
+    },
     List,
     /// Our own processes.
     System,
@@ -109,6 +118,7 @@ pub enum Answer {
     Done,
     Yes(bool),
     Instances(Vec<Instance>),
+    Evidence(Vec<Evidence>),
     System(Vec<Process>),
     Doctor(Vec<Wanted>),
     Leaks(Vec<Leak>),
@@ -135,6 +145,9 @@ pub struct Instance {
     pub container: Option<Reach>,
     /// It was killed, and the kernel has not let go of it yet.
     pub ending: bool,
+    /// Its processes are frozen.
+    #[serde(default)]
+    pub frozen: bool,
     /// What the app's processes use, as the kernel charges it, in bytes.
     pub memory: u64,
     pub oom_kills: u64,
@@ -147,6 +160,38 @@ pub struct Reach {
     /// Known once it runs.
     pub address: Option<std::net::IpAddr>,
     pub health: Option<crate::docker::Health>,
+}
+
+/// What the processes of one instance are and hold.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Evidence {
+    pub instance: String,
+    pub processes: Vec<Suspect>,
+    /// Tables of its network, as the kernel writes them: name and text.
+    pub tables: Vec<(String, String)>,
+    /// Nothing was left out for its size.
+    pub complete: bool,
+}
+
+/// One process of an app. Its environment is not among it: that holds secrets.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Suspect {
+    pub pid: i32,
+    /// As it is called inside.
+    pub inner_pid: i32,
+    pub parent: i32,
+    pub uid: u32,
+    pub name: String,
+    pub state: String,
+    pub command: String,
+    pub program: String,
+    pub folder: String,
+    pub threads: u32,
+    pub memory_kb: u64,
+    /// Milliseconds since boot.
+    pub started_steady: u64,
+    /// Number and target of each open file.
+    pub files: Vec<String>,
 }
 
 /// One of our own processes.

@@ -146,6 +146,44 @@ impl Cgroups {
         }
     }
 
+    /// Freezes every process of an instance, or thaws them (cgroup v2's `cgroup.freeze`, which needs no controller).
+    pub fn freeze(&self, instance: &str, frozen: bool) -> Result<(), String> {
+        let unified = self
+            .unified
+            .as_ref()
+            .ok_or("this host has no cgroup v2 tree to freeze with")?;
+        let folder = unified.join(instance);
+        let word = if frozen { "1" } else { "0" };
+        fs::write(folder.join("cgroup.freeze"), word).map_err(|error| error.to_string())?;
+        // The kernel stops them one by one.
+        for _ in 0..100 {
+            let events = fs::read_to_string(folder.join("cgroup.events")).unwrap_or_default();
+            if events.lines().any(|line| line == format!("frozen {word}")) {
+                return Ok(());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        Err("its processes do not freeze".into())
+    }
+
+    pub fn is_frozen(&self, instance: &str) -> bool {
+        let Some(unified) = &self.unified else {
+            return false;
+        };
+        let text = fs::read_to_string(unified.join(instance).join("cgroup.freeze"));
+        text.is_ok_and(|text| text.trim() == "1")
+    }
+
+    /// The processes of an instance.
+    pub fn processes(&self, instance: &str) -> Vec<i32> {
+        let folders = self.folders(instance);
+        let lists = folders.iter().filter_map(|folder| {
+            let text = fs::read_to_string(folder.join("cgroup.procs")).ok()?;
+            Some(text.lines().filter_map(|line| line.parse().ok()).collect())
+        });
+        lists.max_by_key(Vec::len).unwrap_or_default()
+    }
+
     /// Removes the cgroups of an instance; false while processes are still in one.
     pub fn remove(&self, instance: &str) -> bool {
         self.folders(instance)

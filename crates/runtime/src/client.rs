@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use hutong_ipc::channel;
 use hutong_ipc::shim;
-use hutong_ipc::warden::{Answer, Build, Instance, Leak, Process, Request, Start, Wanted};
+use hutong_ipc::warden::{
+    Answer, Build, Evidence, Instance, Leak, Process, Request, Start, Wanted,
+};
 use thiserror::Error;
 
 #[derive(Debug, Error)]
@@ -177,6 +179,22 @@ impl WardenClient {
     ) -> Result<Vec<Leak>, DriverError> {
         match self.ask(&Request::Leaks { apps, builds, fix })? {
             Answer::Leaks(list) => Ok(list),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    /// Freezes every process of an instance and cuts its way out, or undoes that.
+    pub fn freeze(&self, instance: &str, frozen: bool) -> Result<(), DriverError> {
+        self.done(&Request::Freeze {
+            instance: instance.into(),
+            frozen,
+        })
+    }
+
+    /// What an app's processes are and hold.
+    pub fn examine(&self, app: &str) -> Result<Vec<Evidence>, DriverError> {
+        match self.ask(&Request::Examine { app: app.into() })? {
+            Answer::Evidence(found) => Ok(found),
             _ => Err(DriverError::Unexpected),
         }
     }

@@ -299,6 +299,12 @@ table inet {table} {{
         ])
     }
 
+    /// Takes an instance's leg up or down.
+    pub fn set_link(&self, index: u16, up: bool) -> Result<(), String> {
+        let outer = format!("{}-{index}", self.bridge);
+        self.ip(&["link", "set", &outer, if up { "up" } else { "down" }])
+    }
+
     pub fn resolver_sockets(&self) -> Result<(UdpSocket, TcpListener), String> {
         let address = SocketAddr::from((self.gateway, 53));
         let failed = |error| format!("cannot bind the resolver to {address}: {error}");

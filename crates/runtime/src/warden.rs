@@ -5,6 +5,7 @@
 mod adopt;
 mod children;
 mod docker;
+mod evidence;
 mod leaks;
 mod requests;
 

@@ -11,6 +11,7 @@ pub mod env;
 pub mod exec;
 pub mod gateway;
 pub mod internal;
+pub mod isolate;
 pub mod logs;
 pub mod password;
 pub mod releases;

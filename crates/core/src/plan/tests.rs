@@ -17,6 +17,7 @@ fn version(deployment: u64, instances: u32, strategy: Strategy) -> Version {
 fn wanted(active: Option<Version>, rollout: Option<Version>) -> Desired {
     Desired {
         running: true,
+        isolated: false,
         active,
         rollout: rollout.map(|version| Rollout {
             version,
@@ -467,4 +468,15 @@ fn a_worker_that_ends_is_started_again_with_pauses_of_its_own() {
     serve: Down { reason: "the app is stopped", retry_after_s: 60 }
     stop t: the app is stopped
     "#);
+}
+
+#[test]
+fn what_is_in_quarantine_is_left_as_it_is() {
+    let mut desired = wanted(Some(version(1, 2, Rolling)), Some(version(2, 1, Recreate)));
+    desired.isolated = true;
+    let all = [
+        seen("a", 1, Health::Failing("it is frozen".into())),
+        seen("x", 7, starting()),
+    ];
+    insta::assert_snapshot!(show(&desired, &all, 2000), @r#"serve: Down { reason: "the app is isolated", retry_after_s: 300 }"#);
 }

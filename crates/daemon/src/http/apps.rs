@@ -17,6 +17,20 @@ use crate::{Control, controller, ids, lock, publish};
 
 /// The app's row, or 404; removed ones only where asked for.
 pub fn find(control: &Control, name: &str) -> Result<store::App> {
+    known(control, name)
+}
+
+/// The same, for what changes an app or enters it: one in quarantine is left as it is.
+pub fn find_free(control: &Control, name: &str) -> Result<store::App> {
+    let app = known(control, name)?;
+    if app.isolated {
+        return Err(ApiError::conflict(format!("{name} is isolated"))
+            .hint(format!("hutong release {name}")));
+    }
+    Ok(app)
+}
+
+fn known(control: &Control, name: &str) -> Result<store::App> {
     let app = control.store.app(name)?;
     app.filter(|app| app.goal != Goal::Removed).ok_or_else(|| {
         ApiError::not_found(format!("there is no app {name}")).hint("`hutong apps` lists them")
@@ -90,6 +104,7 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
     };
     drop(observed);
     let state = match (app.goal, &serve) {
+        _ if app.isolated => AppState::Isolated,
         (Goal::Stopped, _) => AppState::Stopped,
         (Goal::Removed, _) => AppState::Removed,
         (_, Some(Serve::Static)) if silent.is_some() => AppState::Failing,
@@ -223,7 +238,7 @@ pub async fn start(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,
 ) -> Result<Json<App>> {
-    let app = find(&control, &name)?;
+    let app = find_free(&control, &name)?;
     if app.active.is_none() {
         return Err(
             ApiError::conflict(format!("{name} has no release that ever got healthy"))
@@ -246,7 +261,7 @@ pub async fn stop(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,
 ) -> Result<Json<App>> {
-    find(&control, &name)?;
+    find_free(&control, &name)?;
     control.store.set_goal(&name, Goal::Stopped, false)?;
     next_pass(&control).await;
     show(State(control), Path(name)).await
@@ -258,7 +273,7 @@ pub async fn restart(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,
 ) -> Result<Json<Deployment>> {
-    let app = find(&control, &name)?;
+    let app = find_free(&control, &name)?;
     redeploy_current(&control, &app, "restart").map(Json)
 }
 
@@ -293,7 +308,7 @@ pub async fn scale(
     Path(name): Path<String>,
     Json(request): Json<ScaleRequest>,
 ) -> Result<Json<App>> {
-    let app = find(&control, &name)?;
+    let app = find_free(&control, &name)?;
     if !(1..=64).contains(&request.instances) {
         return Err(ApiError::bad("an app has 1 to 64 instances").hint("`hutong stop` stops it"));
     }
@@ -352,7 +367,7 @@ pub async fn change_env(
     Path(name): Path<String>,
     Json(change): Json<EnvChange>,
 ) -> Result<Json<Option<Deployment>>> {
-    let app = find(&control, &name)?;
+    let app = find_free(&control, &name)?;
     for (key, value) in &change.set {
         spec::check_env(key, value).map_err(ApiError::bad)?;
     }
@@ -413,6 +428,7 @@ pub async fn remove(
 ) -> Result<Json<()>> {
     // A purge also ends the week of one that was removed before.
     match control.store.app(&name)? {
+        Some(app) if app.isolated => find_free(&control, &name).map(drop)?,
         Some(app) if app.goal != Goal::Removed || removal.purge => {}
         _ => find(&control, &name).map(drop)?,
     }

@@ -165,6 +165,9 @@ pub async fn deploy(
     }
     let mut warnings = waiting_routes(&others[0], &spec);
     let before = control.store.app(&name)?;
+    if before.as_ref().is_some_and(|app| app.isolated) {
+        apps::find_free(&control, &name)?;
+    }
     let steps = if there {
         check_tree(&spec, &folder)?;
         warnings.extend(builds::advice(&spec, &folder));
@@ -491,7 +494,7 @@ pub async fn rollback(
     Path(name): Path<String>,
     Json(request): Json<RollbackRequest>,
 ) -> Result<Json<Deployment>> {
-    let app = apps::find(&control, &name)?;
+    let app = apps::find_free(&control, &name)?;
     let serving = active(&control, &app)?.map(|deployment| deployment.release);
     let releases = control.store.releases(&name)?;
     let chosen = match request.release {

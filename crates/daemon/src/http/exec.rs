@@ -33,7 +33,7 @@ pub async fn exec(
     Path(name): Path<String>,
     mut request: Request,
 ) -> Result<Response> {
-    let app = apps::find(&control, &name)?;
+    let app = apps::find_free(&control, &name)?;
     let place = SESSIONS
         .try_acquire()
         .map_err(|_| ApiError::new(503, "too many programs run beside apps already"))?;

@@ -8,6 +8,7 @@ mod deploy;
 mod error;
 mod exec;
 mod gateway;
+mod isolate;
 mod logs;
 mod runs;
 mod server;
@@ -47,6 +48,9 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(deploy::watch))
         .routes(routes!(deploy::releases))
         .routes(routes!(deploy::rollback))
+        .routes(routes!(isolate::isolate))
+        .routes(routes!(isolate::release))
+        .routes(routes!(isolate::evidence))
         .routes(routes!(runs::list, runs::start))
         .routes(routes!(runs::show, runs::stop))
         .routes(routes!(logs::logs))

@@ -26,7 +26,7 @@ pub async fn start(
     Path(name): Path<String>,
     Json(request): Json<RunRequest>,
 ) -> Result<Json<Run>> {
-    let app = apps::find(&control, &name)?;
+    let app = apps::find_free(&control, &name)?;
     let spec = match (app.goal, app.active, apps::current_spec(&control, &app)?) {
         (Goal::Running, Some(_), Some((_, spec))) => spec,
         (Goal::Stopped, ..) => {
@@ -152,7 +152,7 @@ pub async fn stop(
     found(&control, &name, id).map(|run| Json(to_wire(&run)))
 }
 
-fn to_wire(run: &store::Run) -> Run {
+pub fn to_wire(run: &store::Run) -> Run {
     Run {
         id: run.id,
         app: run.app.clone(),

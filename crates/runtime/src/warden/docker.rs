@@ -75,6 +75,16 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
             };
             Ok((Told::Spool, vec![open("a")?, open("b")?]))
         }
+        Ask::Examine {
+            instance,
+            container,
+        } => {
+            checked_instance(&instance)?;
+            let pids = processes_of(&container)?;
+            let mut left = 1 << 20;
+            let evidence = super::evidence::examine(&instance, &pids, &mut left);
+            Ok((Told::Evidence(evidence), Vec::new()))
+        }
         Ask::End { container, pid } => {
             end(&container, pid)?;
             Ok((Told::Done, Vec::new()))
@@ -117,6 +127,28 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
     }
 }
 
+/// The processes in a container's cgroup.
+fn processes_of(container: &str) -> Result<Vec<i32>, String> {
+    if !is_digest(container) {
+        return Err("not a container".into());
+    }
+    let all = std::fs::read_dir("/proc").map_err(|error| error.to_string())?;
+    let pids = all
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(pids.filter(|pid| is_in(*pid, container)).collect())
+}
+
+fn is_in(pid: i32, container: &str) -> bool {
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let names = [
+        format!("/{container}"),
+        format!("/docker-{container}.scope"),
+    ];
+    let is_of = |line: &str| names.iter().any(|name| line.ends_with(name.as_str()));
+    cgroups.lines().any(is_of)
+}
+
 /// SIGKILL to a process, if it is in the container's cgroup.
 fn end(container: &str, pid: i32) -> Result<(), String> {
     if !is_digest(container) {
@@ -126,14 +158,7 @@ fn end(container: &str, pid: i32) -> Result<(), String> {
     let pid = pid.ok_or("not a process")?;
     let process = pidfd_open(pid, PidfdFlags::empty()).map_err(|error| error.to_string())?;
     // Asked behind pidfd_open: the number may have become another's before it.
-    let path = format!("/proc/{}/cgroup", pid.as_raw_nonzero());
-    let cgroups = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
-    let names = [
-        format!("/{container}"),
-        format!("/docker-{container}.scope"),
-    ];
-    let is_of = |line: &str| names.iter().any(|name| line.ends_with(name.as_str()));
-    if !cgroups.lines().any(is_of) {
+    if !is_in(pid.as_raw_nonzero().get(), container) {
         return Err("not a process of that container".into());
     }
     pidfd_send_signal(process, Signal::KILL).map_err(|error| error.to_string())

@@ -142,6 +142,14 @@ impl Warden {
                 self.instances.kill(&instance);
                 Ok(Answer::Done)
             }
+            Request::Freeze { instance, frozen } => {
+                checked_instance(&instance)?;
+                self.freeze(&instance, frozen).map(|()| Answer::Done)
+            }
+            Request::Examine { app } => {
+                checked_app(&app)?;
+                Ok(Answer::Evidence(self.examine(&app)))
+            }
             Request::List => Ok(Answer::Instances(self.list())),
             Request::System => Ok(Answer::System(self.system())),
             Request::Leaks { apps, builds, fix } => Ok(Answer::Leaks(super::leaks::find(
@@ -534,6 +542,7 @@ impl Warden {
                 ending: record.is_ending(),
                 started_steady: processes::ticks_to_ms(record.start_time),
                 container: None,
+                frozen: self.cgroups.is_frozen(&record.instance),
                 memory: usage.memory,
                 oom_kills: usage.oom_kills,
                 cpu_usec: usage.cpu_usec,
@@ -598,6 +607,7 @@ impl<'a> Launching<'a> {
             started_at: processes::now_ms(),
             started_steady: processes::steady_ms(),
             container: None,
+            frozen: false,
             ending: false,
             memory: 0,
             oom_kills: 0,

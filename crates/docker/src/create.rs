@@ -197,7 +197,10 @@ impl Engine {
                 dns: Some(vec![dns]),
                 cap_drop: Some(vec!["ALL".into()]),
                 cap_add: start.allow_root.then(root_keeps),
-                security_opt: Some(vec!["no-new-privileges:true".into()]),
+                security_opt: Some(vec![
+                    "no-new-privileges:true".into(),
+                    format!("seccomp={}", self.setup.seccomp),
+                ]),
                 ipc_mode: Some("private".into()),
                 shm_size: Some(64 << 20),
                 ulimits: Some(vec![ResourcesUlimits {

@@ -164,6 +164,8 @@ pub struct Setup {
     pub drop_to: Option<(u32, u32, u32)>,
     pub control_uid: u32,
     pub spool_bytes: u64,
+    /// The system calls that containers may make, as the engine takes it.
+    pub seccomp: String,
     /// The networks of apps are taken from this one (CIDR).
     pub pool: String,
 }

@@ -62,9 +62,12 @@ const NEWER: u32 = 463;
 type Rules = BTreeMap<i64, Vec<SeccompRule>>;
 
 fn rules() -> Result<Rules, seccompiler::BackendError> {
-    let mut rules: Rules = ALLOWED.iter().map(|number| (*number, Vec::new())).collect();
+    let mut rules: Rules = ALLOWED
+        .iter()
+        .map(|(number, _)| (*number, Vec::new()))
+        .collect();
     #[cfg(target_arch = "x86_64")]
-    rules.extend(LEGACY.iter().map(|number| (*number, Vec::new())));
+    rules.extend(LEGACY.iter().map(|(number, _)| (*number, Vec::new())));
     let no_namespaces = SeccompCondition::new(
         0,
         SeccompCmpArgLen::Qword,
@@ -81,8 +84,7 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
         SeccompRule::new(vec![condition])
     });
     rules.insert(libc::SYS_socket, families.collect::<Result<_, _>>()?);
-    // personality: query, Linux, and without address randomisation (as gdb and some runtimes ask).
-    let personalities = [0, 0x0004_0000, 0xffff_ffff].into_iter().map(|value| {
+    let personalities = PERSONALITIES.into_iter().map(|value| {
         let condition = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value)?;
         SeccompRule::new(vec![condition])
     });
@@ -93,11 +95,60 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     Ok(rules)
 }
 
-macro_rules! numbers {
-    ($($name:ident)*) => { &[$(libc::$name),*] };
+/// The same list as a profile of Docker's (moby's seccomp JSON), for containers: what engines allow by themselves
+/// differs with their age, io_uring and vsock among it.
+pub fn docker_profile() -> String {
+    let names = |list: &[(i64, &str)]| -> Vec<String> {
+        let names = list
+            .iter()
+            .map(|(_, name)| name.trim_start_matches("SYS_").to_owned());
+        names.collect()
+    };
+    let mut allowed = names(ALLOWED);
+    #[cfg(target_arch = "x86_64")]
+    allowed.extend(names(LEGACY));
+    let when = |name: &str, value: u64, mask: Option<u64>| {
+        let (value, second, op) = match mask {
+            Some(mask) => (mask, value, "SCMP_CMP_MASKED_EQ"),
+            None => (value, 0, "SCMP_CMP_EQ"),
+        };
+        serde_json::json!({
+            "names": [name],
+            "action": "SCMP_ACT_ALLOW",
+            "args": [{ "index": 0, "value": value, "valueTwo": second, "op": op }],
+        })
+    };
+    let mut calls = vec![
+        serde_json::json!({ "names": allowed, "action": "SCMP_ACT_ALLOW" }),
+        serde_json::json!({ "names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": libc::ENOSYS }),
+        when("clone", 0, Some(NAMESPACES)),
+    ];
+    calls.extend(
+        FAMILIES
+            .iter()
+            .map(|family| when("socket", *family as u64, None)),
+    );
+    calls.extend(
+        PERSONALITIES
+            .iter()
+            .map(|value| when("personality", *value, None)),
+    );
+    serde_json::json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "defaultErrnoRet": libc::EPERM,
+        "syscalls": calls,
+    })
+    .to_string()
 }
 
-const ALLOWED: &[i64] = numbers! {
+/// Query, Linux, and without address randomisation (as gdb and some runtimes ask).
+const PERSONALITIES: [u64; 3] = [0, 0x0004_0000, 0xffff_ffff];
+
+macro_rules! numbers {
+    ($($name:ident)*) => { &[$((libc::$name, stringify!($name))),*] };
+}
+
+const ALLOWED: &[(i64, &str)] = numbers! {
     SYS_accept SYS_accept4 SYS_bind SYS_brk SYS_capget SYS_capset SYS_chdir
     SYS_clock_getres SYS_clock_gettime SYS_clock_nanosleep SYS_close SYS_close_range SYS_connect
     SYS_copy_file_range SYS_dup SYS_dup3 SYS_epoll_create1 SYS_epoll_ctl SYS_epoll_pwait
@@ -141,7 +192,7 @@ const ALLOWED: &[i64] = numbers! {
 
 /// What only x86-64 has beside the newer forms.
 #[cfg(target_arch = "x86_64")]
-const LEGACY: &[i64] = numbers! {
+const LEGACY: &[(i64, &str)] = numbers! {
     SYS_access SYS_alarm SYS_arch_prctl SYS_chmod SYS_chown SYS_creat SYS_dup2 SYS_epoll_create
     SYS_epoll_wait SYS_eventfd SYS_fork SYS_futimesat SYS_getdents SYS_getpgrp SYS_inotify_init
     SYS_lchown SYS_link SYS_lstat SYS_mkdir SYS_mknod SYS_modify_ldt SYS_open SYS_pause SYS_pipe

@@ -234,32 +234,43 @@ fn image_files() -> Vec<String> {
     for link in ["/bin", "/lib", "/lib64", "/etc/passwd"] {
         files.insert(link.to_owned());
     }
+    let mut linked = Vec::new();
     for program in PROGRAMS {
         files.insert(program.to_owned());
         let real = std::fs::canonicalize(program).unwrap_or_else(|e| panic!("{program}: {e}"));
-        files.insert(real.to_string_lossy().into_owned());
-        let output = Command::new("ldd").arg(&real).output().expect("ldd runs");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        for library in text
-            .split_ascii_whitespace()
-            .filter(|word| word.starts_with('/'))
-        {
-            // Where /lib is a link, what is behind it is archived below its real name.
-            let parent = Path::new(library).parent().expect("a parent");
-            let parent = std::fs::canonicalize(parent).expect("it is there");
-            let name = Path::new(library).file_name().expect("a name");
-            files.insert(parent.join(name).to_string_lossy().into_owned());
-            let real = std::fs::canonicalize(library).expect("it is there");
-            files.insert(real.to_string_lossy().into_owned());
-        }
         if program.ends_with("python3") {
-            let name = real
-                .file_name()
-                .expect("a name")
-                .to_string_lossy()
-                .into_owned();
-            files.insert(format!("/usr/lib/{name}"));
+            let name = real.file_name().expect("a name").to_string_lossy();
+            let library = format!("/usr/lib/{name}");
+            let modules = std::fs::read_dir(format!("{library}/lib-dynload"));
+            linked.extend(
+                modules
+                    .into_iter()
+                    .flatten()
+                    .flatten()
+                    .map(|module| module.path()),
+            );
+            files.insert(library);
         }
+        files.insert(real.to_string_lossy().into_owned());
+        linked.push(real);
+    }
+    let output = Command::new("ldd")
+        .args(&linked)
+        .output()
+        .expect("ldd runs");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words = text.split_ascii_whitespace();
+    let libraries: std::collections::BTreeSet<&str> = words
+        .filter(|word| word.starts_with('/') && !word.ends_with(':'))
+        .collect();
+    for library in libraries {
+        // Where /lib is a link, what is behind it is archived below its real name.
+        let parent = Path::new(library).parent().expect("a parent");
+        let parent = std::fs::canonicalize(parent).expect("it is there");
+        let name = Path::new(library).file_name().expect("a name");
+        files.insert(parent.join(name).to_string_lossy().into_owned());
+        let real = std::fs::canonicalize(library).expect("it is there");
+        files.insert(real.to_string_lossy().into_owned());
     }
     files.into_iter().collect()
 }

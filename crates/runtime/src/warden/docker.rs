@@ -33,6 +33,7 @@ pub fn set_up(warden: &Warden, line: UnixStream) -> Result<(), String> {
         drop_to: warden.root.then_some((uid, uid, group)),
         control_uid: control.unwrap_or_else(sys::effective_uid),
         spool_bytes: SPOOL_BYTES,
+        seccomp: crate::seccomp::docker_profile(),
         pool: settings.pool.clone(),
     };
     channel::send(&line, &setup, &[listener.as_fd()]).map_err(|error| error.to_string())?;

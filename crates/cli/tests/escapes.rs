@@ -129,6 +129,10 @@ fn nobody_gets_out() {
     let table = "[container]\nmount = '/app'\nuser = 'app'\n";
     server.deploy(app("boxed", &format!("{image}{limits}{table}")).path());
     server.deploy(app("neighbour", &format!("{image}{table}")).path());
+    // The same with a way out, which leads to none of it.
+    let egress = "egress = 'internet'\n";
+    server.deploy(app("sandout", &format!("{egress}{limits}")).path());
+    server.deploy(app("boxout", &format!("{image}{egress}{limits}{table}")).path());
     let ids = engine.ok(&["ps", "-q", "--filter", "label=hutong.app=neighbour"]);
     let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
     let neighbour = engine
@@ -198,6 +202,10 @@ fn nobody_gets_out() {
     };
     let sandbox = inside("sandbox");
     let boxed = inside("boxed");
+    let with_a_way_out = [
+        ("sandbox", inside("sandout")),
+        ("container", inside("boxout")),
+    ];
     let folder = app("plain", "");
     let plain = read(&engine.run(&[
         "run",
@@ -235,6 +243,11 @@ fn nobody_gets_out() {
     let (sandbox, boxed, plain, bare) = (index(sandbox), index(boxed), index(plain), index(bare));
     assert!(order.len() >= 60, "{} tries", order.len());
     let mut wrong = Vec::new();
+    for (where_, table) in &with_a_way_out {
+        for (name, _) in table.iter().filter(|(_, tried)| tried.out) {
+            wrong.push(format!("{where_} with egress: {name} got out"));
+        }
+    }
     let mut text = String::new();
     for name in &order {
         let all = [&sandbox, &boxed, &plain, &bare].map(|table| table.get(name));

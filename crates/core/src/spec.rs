@@ -16,7 +16,7 @@ use crate::name::{self, AppName};
 use crate::units;
 
 use image::RawContainer;
-pub use image::{Image, Pull, User as ContainerUser};
+pub use image::{Image, MAX_INSTANCES as MAX_CONTAINERS, Pull, User as ContainerUser};
 pub use processes::{Caps, Cron, ReleaseCommand, Worker};
 use processes::{RawCron, RawReleaseCommand, RawWorker};
 use traffic::RawTraffic;

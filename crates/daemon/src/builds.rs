@@ -111,7 +111,17 @@ async fn settle(control: &Arc<Control>, write: impl Fn(&Control) -> Result<(), S
 pub fn start(control: &Arc<Control>, deployment: Deployment) {
     let control = control.clone();
     tokio::spawn(async move {
-        let Ok(_turn) = control.building.acquire().await else {
+        // A registry may be slow: whoever fetches an image keeps no builds waiting.
+        let release = control.store.release(&deployment.app, deployment.release);
+        let spec = release
+            .ok()
+            .flatten()
+            .and_then(|release| release.parse().ok());
+        let turns = match spec.is_some_and(|spec| spec.image.is_some()) {
+            true => &control.fetching,
+            false => &control.building,
+        };
+        let Ok(_turn) = turns.acquire().await else {
             return;
         };
         if is_superseded(&control, deployment.id) {

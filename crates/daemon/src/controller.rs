@@ -147,10 +147,11 @@ struct Loaded {
 fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, String> {
     fail::point("observe");
     observe(control)?;
-    let (loaded, broken) = load(control).map_err(|error| error.to_string())?;
+    let (loaded, broken, waiting) = load(control).map_err(|error| error.to_string())?;
     let agenda = jobs::agenda(control).map_err(|error| error.to_string())?;
     let specs: BTreeMap<String, Arc<AppSpec>> = loaded
         .iter()
+        .chain(&waiting)
         .filter(|l| l.app.goal != Goal::Removed)
         .filter_map(|l| Some((l.app.name.clone(), l.routing_spec()?.clone())))
         .collect();
@@ -248,6 +249,7 @@ fn observe(control: &Arc<Control>) -> Result<(), String> {
         .filter(|name| !ids::is_of_deployment(name))
         .chain(before)
         .filter(|instance| !now.contains_key(instance))
+        .filter(|instance| is_known(control, instance))
         .collect();
     ended.sort();
     ended.dedup();
@@ -315,6 +317,20 @@ fn observe(control: &Arc<Control>) -> Result<(), String> {
     Ok(())
 }
 
+/// Whether it can be said of an instance that it has ended: of a container only while its engine answers.
+fn is_known(control: &Control, instance: &str) -> bool {
+    let silent = control.settings.docker.is_some()
+        && !matches!(lock(&control.observed).engine, Engine::Answers);
+    if !silent {
+        return true;
+    }
+    let deployment = ids::parse(instance).map(|(_, deployment)| deployment);
+    match version_of(control, deployment) {
+        Ok(Some((_, _, spec))) => spec.image.is_none(),
+        _ => true,
+    }
+}
+
 /// Ends release commands that nobody waits for any more: a control plane before us began them.
 fn end_releases(control: &Control, listed: &[Instance]) {
     let is_release = |i: &&Instance| ids::kind(&i.instance) == ids::Kind::Release;
@@ -325,7 +341,9 @@ fn end_releases(control: &Control, listed: &[Instance]) {
     let Ok(building) = control.store.building() else {
         return;
     };
-    for instance in found {
+    // Whoever waits for one in this process ends it more gently.
+    let waited_for = |id: u64| lock(&control.observed).building.contains_key(&id);
+    for instance in found.filter(|i| !waited_for(i.deployment)) {
         if !building
             .iter()
             .any(|deployment| deployment.id == instance.deployment)
@@ -426,6 +444,15 @@ fn note_end(control: &Control, instance: &str) -> Result<Option<Failure>, StoreE
     // The machine was switched off: nothing of that is the app's doing.
     let by_itself = matches!(end.exit, Some(Exit::Code(_)));
     let machine_went = !looked && control.rebooted && !by_itself;
+    // A container that the driver knows nothing of was never made, or the driver died over it.
+    let was_container = {
+        let observed = lock(&control.observed);
+        let found = observed.instances.get(instance);
+        found.is_some_and(|found| found.container.is_some())
+    };
+    if was_container && end.exit.is_none() && !is_job(instance) {
+        return Ok(None);
+    }
     let why = why(&end);
     if is_job(instance) {
         jobs::note_end(control, instance, &end, &why)?;
@@ -554,10 +581,11 @@ fn version_of(control: &Control, deployment: Option<u64>) -> Result<VersionOf, S
 
 /// Every app, and those whose stored configuration this program does not understand, and why: they are
 /// left as they are.
-type Read = (Vec<Loaded>, BTreeMap<String, String>);
+/// The third: apps from images while it is not known what runs of them.
+type Read = (Vec<Loaded>, BTreeMap<String, String>, Vec<Loaded>);
 
 fn load(control: &Control) -> Result<Read, StoreError> {
-    let (mut all, mut broken) = (Vec::new(), BTreeMap::new());
+    let (mut all, mut broken, mut waiting) = (Vec::new(), BTreeMap::new(), Vec::new());
     for app in control.store.apps()? {
         let name = app.name.clone();
         match load_one(control, app) {
@@ -567,6 +595,7 @@ fn load(control: &Control) -> Result<Read, StoreError> {
                     // What runs of it is not known: starting it once more would be wrong.
                     Engine::Unknown(why) if loaded.is_from_image() => {
                         broken.insert(name, format!("the Docker engine does not answer: {why}"));
+                        waiting.push(loaded);
                     }
                     _ => all.push(loaded),
                 }
@@ -577,7 +606,7 @@ fn load(control: &Control) -> Result<Read, StoreError> {
             Err(error) => return Err(error),
         }
     }
-    Ok((all, broken))
+    Ok((all, broken, waiting))
 }
 
 fn load_one(control: &Control, app: App) -> Result<Loaded, StoreError> {
@@ -1178,6 +1207,14 @@ fn forget(control: &Control, app: &str) -> bool {
     if let Err(error) = control.store.forget_app(app) {
         tracing::warn!("{error}");
         return false;
+    }
+    if control.settings.docker.is_some()
+        && let Ok(apps) = control.store.apps()
+    {
+        // Its network goes with it; what stays is cleared away at the next start.
+        let _ = control
+            .docker
+            .sweep(apps.into_iter().map(|app| app.name).collect());
     }
     let mut observed = lock(&control.observed);
     observed.doing.remove(app);

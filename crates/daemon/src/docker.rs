@@ -24,8 +24,9 @@ const FETCH: Duration = Duration::from_secs(30 * 60);
 pub struct DockerClient {
     path: PathBuf,
     idle: Mutex<Option<UnixStream>>,
-    /// Instances that are containers, as of the last look.
+    /// Instances that are containers, as of the last look, and those that were asked for since.
     known: Mutex<HashSet<String>>,
+    last: Mutex<Vec<Instance>>,
 }
 
 impl DockerClient {
@@ -34,6 +35,7 @@ impl DockerClient {
             path: run_dir.join("docker.sock"),
             idle: Mutex::new(None),
             known: Mutex::default(),
+            last: Mutex::default(),
         }
     }
 
@@ -79,6 +81,7 @@ impl DockerClient {
                 let list: Vec<Instance> = list.into_iter().map(instance).collect();
                 let names = list.iter().map(|one| one.instance.clone());
                 *lock(&self.known) = names.collect();
+                lock(&self.last).clone_from(&list);
                 Ok(list)
             }
             _ => Err(DriverError::Unexpected),
@@ -88,6 +91,11 @@ impl DockerClient {
     pub fn start(&self, start: Start) -> Result<(), DriverError> {
         lock(&self.known).insert(start.instance.clone());
         self.done(&Request::Start(Box::new(start)))
+    }
+
+    /// What the last list had.
+    fn last(&self) -> Vec<Instance> {
+        lock(&self.last).clone()
     }
 
     /// Whether an instance is a container.
@@ -185,11 +193,13 @@ impl DockerClient {
 
 /// What is asked of whichever runs an instance.
 impl Control {
-    /// Everything that runs, wherever. An engine that does not answer hides nothing of what the warden runs.
+    /// Everything that runs, wherever. An engine that does not answer hides nothing of what the warden runs; what it ran
+    /// is taken to run on.
     pub fn running(&self) -> Result<Vec<Instance>, DriverError> {
         let mut all = self.warden.list()?;
         if self.settings.docker.is_some() {
-            all.extend(self.docker.list()?);
+            let listed = self.docker.list();
+            all.extend(listed.unwrap_or_else(|_| self.docker.last()));
         }
         Ok(all)
     }

@@ -113,6 +113,18 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
     }
 }
 
+/// What a container gets beside the app's own variables.
+pub fn container_env(spec: &AppSpec, instance: &str) -> Vec<(String, String)> {
+    let mut env = vec![
+        ("HUTONG_APP".to_owned(), spec.name.to_string()),
+        ("HUTONG_INSTANCE".to_owned(), instance.to_owned()),
+    ];
+    if spec.data {
+        env.push(("DATA_DIR".into(), "/data".into()));
+    }
+    env
+}
+
 fn start_container(
     control: &Control,
     instance: &str,
@@ -126,13 +138,7 @@ fn start_container(
     }
     let built = what.release.built.clone();
     let id = built.ok_or_else(|| DriverError::Refused("its image was never fetched".into()))?;
-    let mut all = vec![
-        ("HUTONG_APP".to_owned(), what.spec.name.to_string()),
-        ("HUTONG_INSTANCE".to_owned(), instance.to_owned()),
-    ];
-    if what.spec.data {
-        all.push(("DATA_DIR".into(), "/data".into()));
-    }
+    let mut all = container_env(what.spec, instance);
     all.extend(env);
     let digest = what.release.digest.clone();
     control.docker.start(docker::Start {

@@ -62,6 +62,8 @@ struct Control {
     published: Notify,
     /// One build at a time: two freeze a small machine.
     building: tokio::sync::Semaphore,
+    /// Images that are fetched at once.
+    fetching: tokio::sync::Semaphore,
     /// When this process began, and when each tree was last asked for: milliseconds since boot.
     began_ms: u64,
     trees_asked: Mutex<HashMap<String, u64>>,
@@ -137,6 +139,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         wake: Notify::new(),
         published: Notify::new(),
         building: tokio::sync::Semaphore::new(1),
+        fetching: tokio::sync::Semaphore::new(3),
         began_ms: hutong_runtime::processes::steady_ms(),
         trees_asked: Mutex::default(),
         rebooted: std::fs::read(own.join("boot")).unwrap_or_default() != boot_id(),

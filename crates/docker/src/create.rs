@@ -4,15 +4,16 @@ use std::collections::HashMap;
 use std::io::Read;
 
 use bollard::models::{
-    ContainerCreateBody, HostConfig, HostConfigLogConfig, ResourcesUlimits, RestartPolicy,
-    RestartPolicyNameEnum,
+    ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, ImageConfig, Mount,
+    MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
 };
 use bollard::query_parameters::{CreateContainerOptions, DownloadFromContainerOptions};
 use futures_util::StreamExt;
 use hutong_ipc::docker::{Ask, Prepared, Start, Told};
 
 use crate::engine::{
-    Engine, LABEL_APP, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_SERVER, LABEL_STARTED, LABEL_STEADY,
+    Engine, LABEL_APP, LABEL_BOOT, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_SERVER, LABEL_STARTED,
+    LABEL_STEADY, is_missing,
 };
 
 /// What root keeps of its powers where an app may be root: enough to change its user, own files and listen on low
@@ -34,16 +35,17 @@ const LOG_FILE: &str = "8m";
 /// An /etc/passwd is not longer, in bytes.
 const MAX_PASSWD: u64 = 1 << 20;
 
-/// Whom a container's first program runs as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an image's own words say of whom it runs as.
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum User {
     Number(u32, u32),
     /// Only the image's /etc/passwd says which number.
-    Named,
+    Named(String),
 }
 
 impl Engine {
-    /// Makes the container of an instance; its id. Its walls stand before it is started.
+    /// Makes the container of an instance; its id. Everything that keeps it in is settled before: the engine is told a
+    /// number to run as, and resolves no name by itself.
     pub async fn create(
         &self,
         start: &Start,
@@ -51,56 +53,39 @@ impl Engine {
         now_ms: u64,
     ) -> Result<String, String> {
         let docker = self.docker()?;
-        let failed = |error: bollard::errors::Error| error.to_string();
         let image = format!("sha256:{}", start.image);
         let found = docker.inspect_image(&image).await.map_err(|error| {
-            format!("the image is not there any more ({error}); deploy it again")
+            if is_missing(&error) {
+                "the image is not there any more; deploy it again".to_owned()
+            } else {
+                error.to_string()
+            }
         })?;
-        let said = found
-            .config
-            .as_ref()
-            .and_then(|config| config.user.as_deref());
+        let config = found.config.unwrap_or_default();
         let user = match start.own_user {
             true => None,
-            false => Some(parse_user(said.unwrap_or_default())),
+            false => Some(
+                match parse_user(config.user.as_deref().unwrap_or_default())? {
+                    User::Number(uid, gid) => (uid, gid),
+                    User::Named(name) => self.look_up(start, &image, &name).await?,
+                },
+            ),
         };
-        let number = |user: Option<User>| match user {
-            Some(User::Number(uid, gid)) => Some((uid, gid)),
-            _ => None,
-        };
-        self.check_root(start, number(user)).await?;
-        let mut prepared = self.prepare(start, number(user)).await?;
+        let is_root = user.is_some_and(|(uid, _)| uid == 0);
+        if is_root && !start.allow_root && !self.is_remapped().await {
+            return Err(
+                "the image runs as root; see container.user and container.allow_root".into(),
+            );
+        }
+        let prepared = self.prepare(start, user).await?;
         let network = self.ensure_network(&start.app, start.egress).await?;
-        let runs_as = match user {
-            None => Some(format!("{}:{}", prepared.user.0, prepared.user.1)),
-            Some(_) => None,
-        };
-        let body = self.body(start, &prepared, network, runs_as, (now_ms, steady_ms));
+        let body = self.body(start, &prepared, network, &config, (now_ms, steady_ms));
         let options = CreateContainerOptions {
-            name: Some(format!("hutong-{}-{}", self.setup.tag, start.instance)),
+            name: Some(self.name_of(&start.instance)),
             platform: String::new(),
         };
-        let made = docker
-            .create_container(Some(options), body)
-            .await
-            .map_err(failed)?;
-        if user == Some(User::Named) {
-            let name = said.unwrap_or_default();
-            let ready = match self.look_up(&made.id, name).await {
-                Ok(number) => match self.check_root(start, Some(number)).await {
-                    Ok(()) => {
-                        let ready = self.prepare(start, Some(number)).await;
-                        ready.map(|ready| prepared = ready)
-                    }
-                    Err(reason) => Err(reason),
-                },
-                Err(reason) => Err(reason),
-            };
-            if let Err(reason) = ready {
-                self.remove(&made.id).await;
-                return Err(reason);
-            }
-        }
+        let made = docker.create_container(Some(options), body).await;
+        let made = made.map_err(|error| error.to_string())?;
         Ok(made.id)
     }
 
@@ -119,39 +104,43 @@ impl Engine {
         }
     }
 
-    /// Root inside is root on the host, but for what was taken from it: only where the owner says so, or where the
-    /// engine makes somebody else of it.
-    async fn check_root(&self, start: &Start, user: Option<(u32, u32)>) -> Result<(), String> {
-        let is_root = user.is_some_and(|(uid, _)| uid == 0);
-        if !is_root || start.allow_root || self.is_remapped().await {
-            return Ok(());
-        }
-        Err("the image runs as root; see container.user and container.allow_root".into())
-    }
-
     fn body(
         &self,
         start: &Start,
         prepared: &Prepared,
         network: String,
-        user: Option<String>,
+        image: &ImageConfig,
         (now_ms, steady_ms): (u64, u64),
     ) -> ContainerCreateBody {
-        let mut binds = Vec::new();
+        let bind = |source: &String, target: &str, read_only: bool| Mount {
+            typ: Some(MountType::BIND),
+            source: Some(source.clone()),
+            target: Some(target.to_owned()),
+            read_only: Some(read_only),
+            ..Default::default()
+        };
+        let mut mounts = Vec::new();
         if let (Some(tree), Some((_, target))) = (&prepared.tree, &start.mount) {
-            binds.push(format!("{tree}:{target}:ro"));
+            mounts.push(bind(tree, target, true));
         }
         if let Some(data) = &prepared.data {
-            binds.push(format!("{data}:/data:rw"));
+            mounts.push(bind(data, "/data", false));
         }
+        let taken: Vec<String> = mounts.iter().filter_map(|one| one.target.clone()).collect();
         let in_memory = ["/tmp", "/run"].map(str::to_owned).into_iter();
+        // What an image declares as a volume would be a folder of the host without any bound.
+        let volumes = image.volumes.clone().unwrap_or_default();
         let tmpfs = in_memory
             .chain(start.writable.iter().cloned())
+            .chain(volumes)
+            .map(|path| path.trim_end_matches('/').to_owned())
+            .filter(|path| path.starts_with('/') && !taken.contains(path))
             .map(|path| (path, WRITABLE.to_owned()));
         let memory = i64::try_from(start.limits.memory).unwrap_or(i64::MAX);
         let some = |text: &[String]| (!text.is_empty()).then(|| text.to_vec());
         let labels = [
-            (LABEL_SERVER, self.setup.tag.clone()),
+            (LABEL_SERVER, self.setup.server.clone()),
+            (LABEL_BOOT, boot_id()),
             (LABEL_APP, start.app.clone()),
             (LABEL_INSTANCE, start.instance.clone()),
             (LABEL_DEPLOYMENT, start.deployment.to_string()),
@@ -167,7 +156,8 @@ impl Engine {
         ContainerCreateBody {
             image: Some(format!("sha256:{}", start.image)),
             hostname: Some(start.app.clone()),
-            user,
+            user: Some(format!("{}:{}", prepared.runs_as.0, prepared.runs_as.1)),
+            healthcheck: image.healthcheck.clone().map(calmly),
             cmd: some(&start.argv),
             entrypoint: start.entrypoint.clone(),
             env: Some(
@@ -186,13 +176,14 @@ impl Engine {
                 memory: Some(memory),
                 // Swap would only hide that the memory is used up.
                 memory_swap: Some(memory),
-                nano_cpus: Some(i64::from(start.limits.cpu_millis) * 1_000_000),
+                cpu_period: Some(100_000),
+                cpu_quota: Some(i64::from(start.limits.cpu_millis) * 100),
                 // Init counts too.
                 pids_limit: Some(i64::from(start.limits.pids) + 1),
                 init: Some(true),
                 readonly_rootfs: Some(true),
                 tmpfs: Some(tmpfs.collect()),
-                binds: Some(binds),
+                mounts: Some(mounts),
                 network_mode: Some(network),
                 dns: Some(vec![dns]),
                 cap_drop: Some(vec!["ALL".into()]),
@@ -228,54 +219,132 @@ impl Engine {
         }
     }
 
-    /// The number of a user by the image's own /etc/passwd.
-    async fn look_up(&self, container: &str, user: &str) -> Result<(u32, u32), String> {
-        let unknown = || format!("the image's user `{user}` is not in its /etc/passwd");
+    /// The number of a user by the image's own /etc/passwd: read out of a container that is never started.
+    async fn look_up(&self, start: &Start, image: &str, user: &str) -> Result<(u32, u32), String> {
+        let docker = self.docker()?;
+        let body = ContainerCreateBody {
+            image: Some(image.to_owned()),
+            user: Some("65534:65534".into()),
+            cmd: Some(vec!["/".into()]),
+            labels: Some(HashMap::from([(
+                LABEL_SERVER.to_owned(),
+                self.setup.server.clone(),
+            )])),
+            network_disabled: Some(true),
+            ..Default::default()
+        };
+        let options = CreateContainerOptions {
+            name: Some(format!("{}-user", self.name_of(&start.instance))),
+            platform: String::new(),
+        };
+        let made = docker.create_container(Some(options), body).await;
+        let made = made.map_err(|error| error.to_string())?;
+        let text = self.passwd(&made.id).await;
+        self.remove(&made.id).await;
+        let found = text.and_then(|text| find_user(&text, user));
+        found.ok_or_else(|| {
+            format!("the image's user `{user}` is not in its /etc/passwd, or not once; set `user = \"app\"`")
+        })
+    }
+
+    async fn passwd(&self, container: &str) -> Option<String> {
         let options = DownloadFromContainerOptions {
             path: "/etc/passwd".into(),
         };
-        let docker = self.docker()?;
+        let docker = self.docker().ok()?;
         let mut stream = Box::pin(docker.download_from_container(container, Some(options)));
         let mut archive = Vec::new();
         while let Some(chunk) = stream.next().await {
-            archive.extend_from_slice(&chunk.map_err(|_| unknown())?);
+            archive.extend_from_slice(&chunk.ok()?);
             if archive.len() as u64 > 2 * MAX_PASSWD {
-                return Err(unknown());
+                return None;
             }
         }
-        let mut text = String::new();
         let mut archive = tar::Archive::new(archive.as_slice());
-        let entry = archive.entries().ok().and_then(|mut all| all.next()?.ok());
-        let entry = entry.ok_or_else(unknown)?;
-        let _ = entry.take(MAX_PASSWD).read_to_string(&mut text);
-        let name = user.split(':').next().unwrap_or_default();
-        find_user(&text, name).ok_or_else(unknown)
+        let entry = archive.entries().ok()?.next()?.ok()?;
+        let mut text = String::new();
+        entry.take(MAX_PASSWD).read_to_string(&mut text).ok()?;
+        Some(text)
+    }
+
+    /// What the container of an instance is called.
+    pub fn name_of(&self, instance: &str) -> String {
+        format!("hutong-{}-{instance}", self.setup.tag)
     }
 }
 
-/// `USER` of an image: `""`, `1000`, `1000:1000`, `node`, `node:node`.
-fn parse_user(text: &str) -> User {
+/// An image's health check, not more often than an app of ours could ask for: each costs the machine a process that is
+/// not the container's.
+fn calmly(check: HealthConfig) -> HealthConfig {
+    let at_least = |time: Option<i64>| time.filter(|time| *time > 0).map(|time| time.max(LEAST_NS));
+    HealthConfig {
+        interval: at_least(check.interval),
+        start_interval: at_least(check.start_interval),
+        ..check
+    }
+}
+
+/// The shortest time between two health checks, in nanoseconds.
+const LEAST_NS: i64 = 1_000_000_000;
+
+/// The kernel's own name for this boot (random(4)).
+pub fn boot_id() -> String {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    text.trim().to_owned()
+}
+
+/// A decimal number, and nothing else: what the engine would make of anything odder is its own affair.
+fn number(text: &str) -> Option<u32> {
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    text.parse().ok().filter(|_| plain)
+}
+
+/// `USER` of an image: `""`, `1000`, `1000:1000`, `node`.
+fn parse_user(text: &str) -> Result<User, String> {
     let (user, group) = text.split_once(':').unwrap_or((text, ""));
-    match (user, user.parse()) {
-        ("", _) => User::Number(0, 0),
-        (_, Ok(uid)) => User::Number(uid, group.parse().unwrap_or(0)),
-        _ => User::Named,
+    let odd = || format!("the image's user `{text}` is not understood; set `user = \"app\"`");
+    let group = match group {
+        "" => None,
+        text => Some(number(text).ok_or_else(odd)?),
+    };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    match (user, number(user)) {
+        ("", _) => Ok(User::Number(0, 0)),
+        (_, Some(uid)) => Ok(User::Number(uid, group.unwrap_or(0))),
+        (name, None)
+            if group.is_none()
+                && name.bytes().all(plain)
+                && name.as_bytes()[0].is_ascii_alphabetic() =>
+        {
+            Ok(User::Named(name.to_owned()))
+        }
+        _ => Err(odd()),
     }
 }
 
-/// A line of passwd(5): user and group.
+/// A line of passwd(5): user and group. Nothing if any line is odd or the name is there twice: the engine might read it
+/// another way.
 fn find_user(passwd: &str, name: &str) -> Option<(u32, u32)> {
-    passwd.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next()? == name).then_some(())?;
-        let uid = fields.nth(1)?.parse().ok()?;
-        Some((uid, fields.next()?.parse().ok()?))
-    })
+    let mut found = None;
+    for line in passwd.lines().filter(|line| !line.is_empty()) {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [user, _, uid, gid, _, _, _] = fields[..] else {
+            return None;
+        };
+        if user.trim() != user {
+            return None;
+        }
+        let ids = number(uid).zip(number(gid))?;
+        if user == name && found.replace(ids).is_some() {
+            return None;
+        }
+    }
+    found
 }
 
 /// Whether an image's `USER` is root, or says nothing.
 pub fn is_root(user: &str) -> bool {
-    matches!(parse_user(user), User::Number(0, _))
+    matches!(parse_user(user), Ok(User::Number(0, _)))
 }
 
 #[cfg(test)]
@@ -287,13 +356,46 @@ mod tests {
         for root in ["", "0", "0:0", "0:1000", "00"] {
             assert!(is_root(root), "{root}");
         }
-        assert_eq!(parse_user("1000"), User::Number(1000, 0));
-        assert_eq!(parse_user("1000:20"), User::Number(1000, 20));
-        assert_eq!(parse_user("node"), User::Named);
-        // A name may stand for root: it is looked up before anything is started.
-        let passwd = "root:x:0:0:root:/root:/bin/sh\nbroken\ntoor:x:0:0::/:/bin/sh\nnode:x:1000:1001::/:/bin/sh\n";
-        assert_eq!(find_user(passwd, "node"), Some((1000, 1001)));
-        assert_eq!(find_user(passwd, "toor"), Some((0, 0)));
-        assert_eq!(find_user(passwd, "nobody"), None);
+        assert_eq!(parse_user("1000"), Ok(User::Number(1000, 0)));
+        assert_eq!(parse_user("1000:20"), Ok(User::Number(1000, 20)));
+        assert_eq!(parse_user("node"), Ok(User::Named("node".into())));
+        for odd in [
+            "-0",
+            "+0",
+            "0x0",
+            "node:staff",
+            " 0",
+            "4294967296",
+            "a b",
+            "-a",
+            ":",
+            "1:",
+        ] {
+            let parsed = parse_user(odd);
+            assert!(
+                parsed.is_err() || matches!(parsed, Ok(User::Number(0 | 1, 0))),
+                "{odd}: {parsed:?}"
+            );
+        }
+        for odd in ["-0", "+0", "0x0", " 0"] {
+            assert!(parse_user(odd).is_err(), "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_passwd_that_two_may_read_differently_is_not_read() {
+        let good =
+            "root:x:0:0:root:/root:/bin/sh\nnode:x:1000:1001::/:/bin/sh\ntoor:x:0:0::/:/bin/sh\n";
+        assert_eq!(find_user(good, "node"), Some((1000, 1001)));
+        assert_eq!(find_user(good, "toor"), Some((0, 0)));
+        assert_eq!(find_user(good, "nobody"), None);
+        for odd in [
+            "evil:x:x:0::/:/\n",
+            "evil\n",
+            " evil:x:0:0::/:/\n",
+            "node:x:0:0::/:/\n",
+        ] {
+            assert_eq!(find_user(&format!("{odd}{good}"), "node"), None, "{odd}");
+        }
     }
 }

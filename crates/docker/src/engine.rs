@@ -17,7 +17,6 @@ use bollard::errors::Error;
 use bollard::query_parameters::{
     CreateImageOptions, EventsOptions, InspectContainerOptions, KillContainerOptions,
     ListContainersOptions, LogsOptions, RemoveContainerOptions, StartContainerOptions,
-    StopContainerOptions,
 };
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
@@ -34,6 +33,8 @@ use crate::create;
 use crate::usage::Usage;
 
 pub const LABEL_SERVER: &str = "hutong.server";
+/// The boot of the machine that it was made in.
+pub const LABEL_BOOT: &str = "hutong.boot";
 pub const LABEL_APP: &str = "hutong.app";
 pub const LABEL_INSTANCE: &str = "hutong.instance";
 pub const LABEL_DEPLOYMENT: &str = "hutong.deployment";
@@ -44,10 +45,18 @@ pub const LABEL_STEADY: &str = "hutong.steady";
 
 /// How long the engine may take for an answer, in seconds; output and events go on.
 const TIMEOUT_S: u64 = 60;
+/// How long the warden may take for an answer.
+const WARDEN: Duration = Duration::from_secs(120);
 /// How soon an engine that does not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How often it is written down how far a container's output was read.
 const KEEP: Duration = Duration::from_millis(50);
+/// From SIGTERM to SIGKILL for what belongs to no app, in milliseconds.
+const SWEPT_MS: u64 = 5000;
+const LONG: Duration = Duration::from_secs(3600);
+/// How long an image may take to be fetched, and to say nothing.
+const FETCH: Duration = Duration::from_secs(15 * 60);
+const STALL: Duration = Duration::from_secs(60);
 /// Output taken from one container, in bytes a second, as with sandboxes.
 const OUTPUT_RATE: f64 = 16e6;
 
@@ -88,6 +97,12 @@ pub struct Engine {
     trouble: RefCell<String>,
 }
 
+/// Ends the process: the warden starts another, which begins with a line that is in order.
+fn give_up(reason: &str) -> ! {
+    tracing::error!("the Docker driver begins again: {reason}");
+    std::process::exit(1);
+}
+
 /// Whether the engine says that there is no such thing.
 pub fn is_missing(error: &Error) -> bool {
     matches!(
@@ -112,7 +127,7 @@ fn steady_ms() -> u64 {
 impl Engine {
     pub fn new(setup: Setup, warden: UnixStream) -> Result<Self, String> {
         warden
-            .set_read_timeout(Some(Duration::from_secs(30)))
+            .set_read_timeout(Some(WARDEN))
             .map_err(|error| error.to_string())?;
         Ok(Engine {
             setup,
@@ -157,8 +172,12 @@ impl Engine {
                 .unwrap_or_else(|poisoned| poisoned.into_inner());
             channel::call(&line, &ask, &[])
         });
-        let told = asked.await.map_err(|error| error.to_string())?;
-        told.map_err(|error| format!("the warden does not answer: {error}"))
+        match asked.await {
+            Ok(Ok(told)) => Ok(told),
+            // An answer that comes later would be taken for another question's.
+            Ok(Err(error)) => give_up(&format!("the warden does not answer: {error}")),
+            Err(error) => give_up(&error.to_string()),
+        }
     }
 
     /// Whether the engine makes somebody else of root.
@@ -186,6 +205,8 @@ impl Engine {
                     self.trouble.borrow_mut().clear();
                     self.changed.notify_waiters();
                     self.hear(&docker).await;
+                    self.trouble.replace("the engine went away".into());
+                    self.remapped.set(None);
                 }
                 Err(reason) => {
                     self.trouble.replace(reason);
@@ -196,10 +217,8 @@ impl Engine {
     }
 
     async fn look(self: &Rc<Self>) -> Result<Docker, String> {
+        self.may_connect().await;
         let docker = self.connect().await?;
-        if self.looked.get() {
-            return Ok(docker);
-        }
         let filters = HashMap::from([("label".to_owned(), vec![self.label()])]);
         let options = ListContainersOptions {
             all: true,
@@ -210,16 +229,27 @@ impl Engine {
         for container in found.map_err(|error| error.to_string())? {
             let labels = container.labels.unwrap_or_default();
             let number = |key: &str| labels.get(key).and_then(|text| text.parse().ok());
-            let name = labels
-                .get(LABEL_INSTANCE)
-                .filter(|name| is_instance_id(name));
-            let (Some(id), Some(name), Some(app)) = (container.id, name, labels.get(LABEL_APP))
-            else {
+            let name = labels.get(LABEL_INSTANCE);
+            let called = |name: &&String| {
+                let wanted = format!("/{}", self.name_of(name));
+                let names = container.names.iter().flatten();
+                is_instance_id(name) && names.into_iter().any(|found| *found == wanted)
+            };
+            let Some(id) = container.id.clone() else {
+                continue;
+            };
+            let (Some(name), Some(app)) = (name.filter(called), labels.get(LABEL_APP)) else {
+                // One that was only made to be looked into.
+                let leftover = |name: &String| name.ends_with("-user");
+                if container.names.iter().flatten().any(leftover) {
+                    self.remove(&id).await;
+                }
                 continue;
             };
             if self.instances.borrow().contains_key(name) {
                 continue;
             }
+            let of_this_boot = labels.get(LABEL_BOOT) == Some(&create::boot_id());
             let instance = Instance {
                 id,
                 app: app.clone(),
@@ -231,19 +261,48 @@ impl Engine {
                 pid: 0,
                 usage: Usage::default(),
                 frozen: false,
-                told: self.note(name, "told").exists(),
+                // That the machine went is not the app's doing.
+                told: !of_this_boot || self.note(name, "told").exists(),
                 out_of_memory: false,
                 unwanted: false,
             };
+            let id = instance.id.clone();
             self.instances.borrow_mut().insert(name.clone(), instance);
+            // Nobody waits for one that was made and not started: whoever made it has given it up.
+            self.change(name, |instance| instance.unwanted = instance.pid == 0);
+            if !matches!(self.state(name, &id).await, State::Made) {
+                self.change(name, |instance| instance.unwanted = false);
+            } else {
+                self.change(name, |instance| instance.told = true);
+            }
             tokio::task::spawn_local(self.clone().follow(name.clone()));
+        }
+        // What happened while nobody listened.
+        let known: Vec<(String, String)> = {
+            let all = self.instances.borrow();
+            let made = all.iter().filter(|(_, one)| !one.id.is_empty());
+            made.map(|(name, one)| (name.clone(), one.id.clone()))
+                .collect()
+        };
+        for (name, id) in known {
+            self.state(&name, &id).await;
         }
         self.looked.set(true);
         Ok(docker)
     }
 
+    /// The group that may use the socket was asked for when this process began. If the engine was not there then, it
+    /// has to begin again.
+    async fn may_connect(&self) {
+        let tried = UnixStream::connect(&self.setup.socket);
+        if tried.is_err_and(|error| error.kind() == std::io::ErrorKind::PermissionDenied) {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            give_up(&format!("{}: permission denied", self.setup.socket));
+        }
+    }
+
     fn label(&self) -> String {
-        format!("{LABEL_SERVER}={}", self.setup.tag)
+        format!("{LABEL_SERVER}={}", self.setup.server)
     }
 
     /// Until the engine goes away.
@@ -286,6 +345,10 @@ impl Engine {
         self.changed.notify_waiters();
     }
 
+    pub fn has_instances(&self, app: &str) -> bool {
+        self.instances.borrow().values().any(|one| one.app == *app)
+    }
+
     fn instance(&self, name: &str) -> Option<Instance> {
         self.instances.borrow().get(name).cloned()
     }
@@ -298,7 +361,9 @@ impl Engine {
 
     pub async fn answer(self: &Rc<Self>, request: Request) -> Answer {
         match request {
-            Request::List if self.looked.get() => Answer::Instances(self.list()),
+            Request::List if self.looked.get() && self.trouble.borrow().is_empty() => {
+                Answer::Instances(self.list())
+            }
             Request::List => Answer::Later(self.trouble.borrow().clone()),
             Request::Resolve { image, pull } => match self.resolve(&image, pull).await {
                 Ok(image) => Answer::Resolved(image),
@@ -379,8 +444,13 @@ impl Engine {
                 ..Default::default()
             };
             let mut steps = Box::pin(docker.create_image(Some(options), None, None));
-            while let Some(step) = steps.next().await {
+            let deadline = tokio::time::Instant::now() + FETCH;
+            loop {
                 let failed = |why: String| format!("cannot fetch the image {image}: {why}");
+                let patience = deadline.min(tokio::time::Instant::now() + STALL);
+                let step = tokio::time::timeout_at(patience, steps.next()).await;
+                let step = step.map_err(|_| failed("the registry is too slow".into()))?;
+                let Some(step) = step else { break };
                 let step = step.map_err(|error| failed(error.to_string()))?;
                 if let Some(error) = step.error_detail.and_then(|detail| detail.message) {
                     return Err(failed(error));
@@ -425,7 +495,7 @@ impl Engine {
         if !sound {
             return Answer::Refused("not an app, a program or a path".into());
         }
-        if !self.looked.get() {
+        if !self.looked.get() || !self.trouble.borrow().is_empty() {
             return Answer::Later(self.trouble.borrow().clone());
         }
         let name = start.instance.clone();
@@ -459,9 +529,18 @@ impl Engine {
         let Some(known) = self.instance(name) else {
             return;
         };
-        let made = self
-            .create(&start, known.started_steady, known.started_at)
-            .await;
+        let made = loop {
+            let (steady, now) = (known.started_steady, known.started_at);
+            let made = self.create(&start, steady, now).await;
+            let wanted = self
+                .instance(name)
+                .is_some_and(|instance| !instance.unwanted);
+            // That the engine went away meanwhile is not the app's fault.
+            if made.is_ok() || !wanted || self.answers().await {
+                break made;
+            }
+            tokio::time::sleep(AGAIN).await;
+        };
         match made {
             Ok(id) => {
                 self.change(name, |instance| instance.id = id);
@@ -469,6 +548,8 @@ impl Engine {
             }
             Err(reason) => {
                 let exit = Exit::NotStarted(reason);
+                // It may have been made all the same, a moment ago.
+                self.remove_soon(self.name_of(name));
                 match self.spool(name).await {
                     Ok(mut spool) => self.end(name, &mut spool, exit, false).await,
                     Err(error) => {
@@ -508,24 +589,47 @@ impl Engine {
             tokio::time::sleep(AGAIN).await;
         };
         let mut position = Position::read(self.note(&name, "cursor"));
+        // The engine went away while it ran: its end is the engine's doing.
+        let mut left_alone = false;
+        let mut is_complete = false;
         loop {
-            match self.state(&name, &id).await {
+            let state = self.state(&name, &id).await;
+            let told = self
+                .instance(&name)
+                .is_some_and(|instance| instance.unwanted);
+            match state {
                 State::Made => {
-                    if self
-                        .instance(&name)
-                        .is_some_and(|instance| instance.unwanted)
-                    {
-                        return self.end(&name, &mut spool, Exit::Signal(9), true).await;
+                    if told {
+                        let exit = Exit::Signal(9);
+                        return self.end(&name, &mut spool, exit, false).await;
                     }
                     if let Err(reason) = self.start(&id).await {
                         let exit = Exit::NotStarted(reason);
                         return self.end(&name, &mut spool, exit, false).await;
                     }
                 }
-                State::Runs => self.copy_output(&id, &mut spool, &mut position).await,
+                State::Runs if told => {
+                    // Its end was asked for while it was being started.
+                    self.change(&name, |instance| instance.unwanted = false);
+                    self.kill(&name).await;
+                }
+                State::Runs => {
+                    is_complete = self.copy_output(&id, &mut spool, &mut position).await;
+                    if !is_complete {
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                }
                 State::Ended(exit, out_of_memory) => {
-                    // Its last words.
-                    self.copy_output(&id, &mut spool, &mut position).await;
+                    // Its last words; again if the engine went away over them.
+                    if !is_complete && self.answers().await {
+                        is_complete = self.copy_output(&id, &mut spool, &mut position).await;
+                        if !is_complete && !self.answers().await {
+                            continue;
+                        }
+                    }
+                    if left_alone {
+                        self.change(&name, |instance| instance.told = true);
+                    }
                     return self.end(&name, &mut spool, exit, out_of_memory).await;
                 }
                 State::Gone => {
@@ -533,7 +637,10 @@ impl Engine {
                         Exit::NotStarted("its container was removed by somebody else".into());
                     return self.end(&name, &mut spool, exit, false).await;
                 }
-                State::Unknown => tokio::time::sleep(AGAIN).await,
+                State::Unknown => {
+                    left_alone = true;
+                    tokio::time::sleep(AGAIN).await;
+                }
             }
         }
     }
@@ -613,11 +720,12 @@ impl Engine {
         }
     }
 
-    /// Until the container ends, or the engine goes away.
-    async fn copy_output(&self, id: &str, spool: &mut Writer, position: &mut Position) {
+    /// Until the container ends, or the engine goes away; true if all of it was read.
+    async fn copy_output(&self, id: &str, spool: &mut Writer, position: &mut Position) -> bool {
         let Ok(docker) = self.docker() else {
-            return;
+            return false;
         };
+        let mut is_complete = false;
         let options = LogsOptions {
             follow: true,
             stdout: true,
@@ -632,9 +740,15 @@ impl Engine {
         let mut allowance = OUTPUT_RATE;
         let mut refilled = std::time::Instant::now();
         loop {
-            let chunk = match tokio::time::timeout(KEEP, output.next()).await {
+            // Whoever says nothing wakes nobody.
+            let pause = if position.is_news { KEEP } else { LONG };
+            let chunk = match tokio::time::timeout(pause, output.next()).await {
                 Ok(Some(Ok(chunk))) => chunk,
-                Ok(_) => break,
+                Ok(None) => {
+                    is_complete = true;
+                    break;
+                }
+                Ok(Some(Err(_))) => break,
                 Err(_) => {
                     position.keep();
                     continue;
@@ -662,6 +776,22 @@ impl Engine {
         position.keep_now();
         // The engine ends the stream a moment before it says that the container has ended.
         tokio::time::sleep(Duration::from_millis(10)).await;
+        is_complete
+    }
+
+    /// Whether the engine answers now.
+    async fn answers(&self) -> bool {
+        let Ok(docker) = self.docker() else {
+            return false;
+        };
+        let asked = tokio::time::timeout(Duration::from_secs(5), docker.ping());
+        matches!(asked.await, Ok(Ok(_)))
+    }
+
+    /// Removes a container by its name, if there is one.
+    fn remove_soon(self: &Rc<Self>, name: String) {
+        let engine = self.clone();
+        tokio::task::spawn_local(async move { engine.remove(&name).await });
     }
 
     /// Writes down how it ended, and removes it.
@@ -689,9 +819,11 @@ impl Engine {
         self.changed.notify_waiters();
     }
 
-    /// Removes a container, however long the engine is away.
+    /// Removes a container, however long the engine is away. One that cannot be removed (something holds its files) is
+    /// left to the next start of this process.
     pub async fn remove(&self, id: &str) {
-        loop {
+        let mut refused = 0;
+        while refused < 10 {
             if let Ok(docker) = self.docker() {
                 let options = RemoveContainerOptions {
                     force: true,
@@ -701,7 +833,13 @@ impl Engine {
                 match docker.remove_container(id, Some(options)).await {
                     Ok(()) => return,
                     Err(error) if is_missing(&error) => return,
-                    Err(error) => tracing::warn!("cannot remove a container: {error}"),
+                    Err(error @ Error::DockerResponseServerError { .. }) => {
+                        refused += 1;
+                        if refused == 10 {
+                            tracing::warn!("cannot remove a container: {error}");
+                        }
+                    }
+                    Err(_) => {}
                 }
             }
             tokio::time::sleep(AGAIN).await;
@@ -725,20 +863,27 @@ impl Engine {
         }
     }
 
+    /// The image's own stop signal, or SIGTERM; SIGKILL after the time-out.
     async fn stop(&self, name: &str, timeout_ms: u64) {
-        let (Some(id), Ok(docker)) = (self.container_of(name), self.docker()) else {
-            return;
-        };
-        let seconds = i32::try_from(timeout_ms.div_ceil(1000)).unwrap_or(i32::MAX);
-        let options = StopContainerOptions {
-            t: Some(seconds),
-            signal: None,
-        };
-        let patience = Duration::from_millis(timeout_ms) + Duration::from_secs(5);
-        let stopped = tokio::time::timeout(patience, docker.stop_container(&id, Some(options)));
-        if !matches!(stopped.await, Ok(Ok(()))) {
-            self.kill(name).await;
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(timeout_ms);
+        if let (Some(id), Ok(docker)) = (self.container_of(name), self.docker()) {
+            let inspected = docker.inspect_container(&id, None::<InspectContainerOptions>);
+            let signal = inspected
+                .await
+                .ok()
+                .and_then(|found| found.config?.stop_signal);
+            let options = KillContainerOptions {
+                signal: signal.unwrap_or_else(|| "SIGTERM".into()),
+            };
+            let _ = docker.kill_container(&id, Some(options)).await;
         }
+        while tokio::time::Instant::now() < deadline {
+            if self.instance(name).is_none() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.kill(name).await;
     }
 
     /// A frozen container sends nothing; what was in its queues when it froze may still go out.
@@ -803,8 +948,12 @@ impl Engine {
             strays.map(|(name, _)| name.clone()).collect()
         };
         for name in strays {
+            let is_told = self.instance(&name).is_some_and(|instance| instance.told);
             self.tell(&name);
-            self.kill(&name).await;
+            if !is_told {
+                let engine = self.clone();
+                tokio::task::spawn_local(async move { engine.stop(&name, SWEPT_MS).await });
+            }
         }
         match self.sweep_networks(apps).await {
             Ok(()) => Answer::Done,

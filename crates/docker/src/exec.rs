@@ -6,13 +6,12 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bollard::container::LogOutput;
-use bollard::exec::{CreateExecOptions, ResizeExecOptions, StartExecOptions, StartExecResults};
-use futures_util::StreamExt;
+use bollard::exec::{CreateExecOptions, ResizeExecOptions};
 use hutong_ipc::docker::{Answer, Ask};
 use hutong_ipc::shim::{Exec, Exit};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::Engine;
@@ -20,6 +19,12 @@ use crate::serve::send;
 
 /// Pieces of input and output on their way; more wait.
 const ON_THE_WAY: usize = 8;
+/// Bytes of one piece.
+const PIECE: usize = 16 << 10;
+/// The longest head of the engine's answer, in bytes.
+const MAX_HEAD: usize = 16 << 10;
+/// How long the engine may take to attach.
+const PATIENCE: Duration = Duration::from_secs(8);
 /// How often a terminal's size is looked at.
 const LOOK: Duration = Duration::from_millis(300);
 
@@ -39,39 +44,142 @@ pub async fn run(
         )
         .await;
     };
-    let began = begin(engine, instance, &exec).await;
-    let (id, output, input) = match began {
+    let (id, stream) = match begin(engine, instance, &exec).await {
         Ok(began) => began,
         Err(reason) => return send(&mut caller, &Answer::Refused(reason)).await,
     };
-    send(&mut caller, &Answer::ExecStarted).await?;
+    let told = send(&mut caller, &Answer::ExecStarted).await;
     let terminal = exec.terminal.then(|| stdin.try_clone()).transpose()?;
-    let words = read_from(stdin);
-    let feeding = tokio::task::spawn_local(feed(input, words));
+    let (output, input) = stream.into_split();
+    let feeding = tokio::task::spawn_local(feed(input, read_from(stdin)));
     let sizing = terminal.map(|terminal| {
         let (engine, id) = (engine.clone(), id.clone());
         tokio::task::spawn_local(async move { keep_size(&engine, &id, &terminal).await })
     });
     let (out, out_written) = write_to(stdout);
     let (err, err_written) = write_to(stderr);
-    let mut nothing = [0; 1];
-    let ended = tokio::select! {
-        () = copy(output, out, err) => {
-            let _ = (out_written.await, err_written.await);
-            true
+    if told.is_ok() {
+        let mut nothing = [0; 1];
+        tokio::select! {
+            () = copy(output, exec.terminal, out, err) => {
+                let _ = (out_written.await, err_written.await);
+            }
+            _ = caller.read(&mut nothing) => {}
         }
-        _ = caller.read(&mut nothing) => false,
-    };
+    }
     feeding.abort();
     if let Some(sizing) = sizing {
         sizing.abort();
     }
-    if ended {
-        let exit = exit_of(engine, &id).await;
-        return send(&mut caller, &Answer::ExecEnded(exit)).await;
+    // However it came to this, it does not run on with nobody.
+    match exit_of(engine, &id).await {
+        Some(exit) => send(&mut caller, &Answer::ExecEnded(exit)).await,
+        None => {
+            end(engine, instance, &id).await;
+            send(&mut caller, &Answer::ExecEnded(Exit::Signal(9))).await
+        }
     }
-    end(engine, instance, &id).await;
-    Ok(())
+}
+
+async fn begin(
+    engine: &Engine,
+    instance: &str,
+    exec: &Exec,
+) -> Result<(String, UnixStream), String> {
+    let container = engine
+        .container_of(instance)
+        .ok_or("the instance does not run")?;
+    let docker = engine.docker()?;
+    let env = exec.env.iter().map(|(key, value)| format!("{key}={value}"));
+    let options = CreateExecOptions {
+        attach_stdin: Some(true),
+        attach_stdout: Some(true),
+        attach_stderr: Some(true),
+        tty: Some(exec.terminal),
+        cmd: Some(exec.argv.clone()),
+        env: Some(env.collect()),
+        ..Default::default()
+    };
+    let made = docker.create_exec(&container, options).await;
+    let id = made.map_err(|error| error.to_string())?.id;
+    let attached = attach(&engine.setup.socket, &id, exec.terminal);
+    let attached = tokio::time::timeout(PATIENCE, attached).await;
+    match attached {
+        Ok(Ok(stream)) => Ok((id, stream)),
+        Ok(Err(error)) => Err(format!("the engine does not attach: {error}")),
+        Err(_) => Err("the engine does not answer".into()),
+    }
+}
+
+/// Starts the program and takes the connection over: by hand, because what comes is copied as it comes, and nothing
+/// that the program says may make us hold more than a piece of it.
+async fn attach(socket: &str, id: &str, terminal: bool) -> std::io::Result<UnixStream> {
+    let mut stream = UnixStream::connect(socket).await?;
+    let body = format!("{{\"Detach\":false,\"Tty\":{terminal}}}");
+    let request = format!(
+        "POST /exec/{id}/start HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await?;
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if head.len() > MAX_HEAD {
+            return Err(std::io::ErrorKind::InvalidData.into());
+        }
+        head.push(stream.read_u8().await?);
+    }
+    let text = String::from_utf8_lossy(&head).into_owned();
+    let status = text.split(' ').nth(1).unwrap_or_default();
+    if !matches!(status, "101" | "200") {
+        let line = text.lines().next().unwrap_or_default().to_owned();
+        return Err(std::io::Error::other(line));
+    }
+    Ok(stream)
+}
+
+/// How it ended; `None` if it runs, or the engine does not say.
+async fn exit_of(engine: &Engine, id: &str) -> Option<Exit> {
+    let found = engine.docker().ok()?.inspect_exec(id).await.ok()?;
+    if found.running == Some(true) {
+        return None;
+    }
+    let code = found.exit_code?;
+    Some(Exit::Code(i32::try_from(code).unwrap_or(1)))
+}
+
+/// From the engine to the caller. Without a terminal each piece has a head: its stream and its length.
+async fn copy(
+    mut output: OwnedReadHalf,
+    terminal: bool,
+    out: mpsc::Sender<Vec<u8>>,
+    err: mpsc::Sender<Vec<u8>>,
+) {
+    let mut buffer = vec![0; PIECE];
+    loop {
+        let (to, mut left) = if terminal {
+            (&out, usize::MAX)
+        } else {
+            let mut head = [0; 8];
+            if output.read_exact(&mut head).await.is_err() {
+                return;
+            }
+            let [kind, _, _, _, length @ ..] = head;
+            let to = if kind == 2 { &err } else { &out };
+            (to, u32::from_be_bytes(length) as usize)
+        };
+        while left > 0 {
+            let room = left.min(PIECE);
+            match output.read(&mut buffer[..room]).await {
+                Ok(count @ 1..) => {
+                    left -= count;
+                    if to.send(buffer[..count].to_vec()).await.is_err() {
+                        return;
+                    }
+                }
+                _ => return,
+            }
+        }
+    }
 }
 
 /// Ends a program whose caller is gone. The engine knows no way; the warden does.
@@ -87,74 +195,6 @@ async fn end(engine: &Engine, instance: &str, id: &str) {
         let ask = Ask::End { container, pid };
         if let Err(error) = engine.ask(ask).await {
             tracing::warn!("a program whose caller is gone runs on: {error}");
-        }
-    }
-}
-
-type Output = std::pin::Pin<
-    Box<dyn futures_util::Stream<Item = Result<LogOutput, bollard::errors::Error>> + Send>,
->;
-type Input = std::pin::Pin<Box<dyn tokio::io::AsyncWrite + Send>>;
-
-async fn begin(
-    engine: &Engine,
-    instance: &str,
-    exec: &Exec,
-) -> Result<(String, Output, Input), String> {
-    let container = engine
-        .container_of(instance)
-        .ok_or("the instance does not run")?;
-    let docker = engine.docker()?;
-    let options = CreateExecOptions {
-        attach_stdin: Some(true),
-        attach_stdout: Some(true),
-        attach_stderr: Some(true),
-        tty: Some(exec.terminal),
-        cmd: Some(exec.argv.clone()),
-        env: Some(
-            exec.env
-                .iter()
-                .map(|(key, value)| format!("{key}={value}"))
-                .collect(),
-        ),
-        ..Default::default()
-    };
-    let made = docker.create_exec(&container, options).await;
-    let id = made.map_err(|error| error.to_string())?.id;
-    let options = StartExecOptions {
-        detach: false,
-        tty: exec.terminal,
-        output_capacity: Some(64 << 10),
-    };
-    match docker.start_exec(&id, Some(options)).await {
-        Ok(StartExecResults::Attached { output, input }) => Ok((id, output, input)),
-        Ok(StartExecResults::Detached) => Err("the engine does not attach".into()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-async fn exit_of(engine: &Engine, id: &str) -> Exit {
-    let Ok(docker) = engine.docker() else {
-        return Exit::Signal(9);
-    };
-    match docker.inspect_exec(id).await {
-        Ok(found) => match found.exit_code {
-            Some(code) => Exit::Code(i32::try_from(code).unwrap_or(1)),
-            None => Exit::Signal(9),
-        },
-        Err(_) => Exit::Signal(9),
-    }
-}
-
-async fn copy(mut output: Output, out: mpsc::Sender<Vec<u8>>, err: mpsc::Sender<Vec<u8>>) {
-    while let Some(Ok(piece)) = output.next().await {
-        let (to, bytes) = match piece {
-            LogOutput::StdErr { message } => (&err, message),
-            LogOutput::StdOut { message } | LogOutput::Console { message } => (&out, message),
-            LogOutput::StdIn { .. } => continue,
-        };
-        if to.send(bytes.to_vec()).await.is_err() {
-            return;
         }
     }
 }
@@ -190,7 +230,7 @@ fn read_from(mut file: File) -> mpsc::Receiver<Vec<u8>> {
     pieces
 }
 
-async fn feed(mut input: Input, mut words: mpsc::Receiver<Vec<u8>>) {
+async fn feed(mut input: OwnedWriteHalf, mut words: mpsc::Receiver<Vec<u8>>) {
     while let Some(bytes) = words.recv().await {
         if input.write_all(&bytes).await.is_err() || input.flush().await.is_err() {
             return;

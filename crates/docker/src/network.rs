@@ -33,7 +33,7 @@ impl Engine {
         let _one = self.networks.lock().await;
         let docker = self.docker()?;
         match docker.inspect_network(&name, None).await {
-            Ok(found) if is_ours(found.labels.as_ref(), tag) => return Ok(name),
+            Ok(found) if is_ours(found.labels.as_ref(), &self.setup.server) => return Ok(name),
             Ok(_) => return Err(format!("somebody else has a network {name}")),
             Err(error) if is_missing(&error) => {}
             Err(error) => return Err(error.to_string()),
@@ -64,7 +64,7 @@ impl Engine {
                 ),
             ])),
             labels: Some(HashMap::from([
-                (LABEL_SERVER.to_owned(), tag.clone()),
+                (LABEL_SERVER.to_owned(), self.setup.server.clone()),
                 (LABEL_APP.to_owned(), app.to_owned()),
             ])),
             ..Default::default()
@@ -101,10 +101,12 @@ impl Engine {
 
     /// Removes the networks of apps that are not among these; those that are in use stay.
     pub async fn sweep_networks(&self, apps: &[String]) -> Result<(), String> {
+        // None is removed that somebody is about to use.
+        let _one = self.networks.lock().await;
         let docker = self.docker()?;
         let filters = HashMap::from([(
             "label".to_owned(),
-            vec![format!("{LABEL_SERVER}={}", self.setup.tag)],
+            vec![format!("{LABEL_SERVER}={}", self.setup.server)],
         )]);
         let options = ListNetworksOptions {
             filters: Some(filters),
@@ -113,7 +115,8 @@ impl Engine {
         for network in found.map_err(|error| error.to_string())? {
             let labels = network.labels.unwrap_or_default();
             let app = labels.get(LABEL_APP);
-            if app.is_some_and(|app| !apps.contains(app))
+            let unused = |app: &String| !apps.contains(app) && !self.has_instances(app);
+            if app.is_some_and(unused)
                 && let Some(name) = network.name
             {
                 let _ = docker.remove_network(&name).await;
@@ -123,8 +126,8 @@ impl Engine {
     }
 }
 
-fn is_ours(labels: Option<&HashMap<String, String>>, tag: &str) -> bool {
-    labels.is_some_and(|labels| labels.get(LABEL_SERVER).is_some_and(|server| server == tag))
+fn is_ours(labels: Option<&HashMap<String, String>>, own: &str) -> bool {
+    labels.is_some_and(|labels| labels.get(LABEL_SERVER).is_some_and(|server| server == own))
 }
 
 /// A name for a bridge that no network has: the prefix, and a hash of the app's name.

@@ -158,8 +158,10 @@ pub struct Setup {
     pub socket: String,
     /// A folder of the driver's own.
     pub folder: String,
-    /// Tells this server's containers from those of others on the same engine.
+    /// Tells this server's bridges and names from those of others on the same engine.
     pub tag: String,
+    /// The same, and nobody can guess it: what carries it is ours.
+    pub server: String,
     /// uid and gid to take on, and the group that may use the engine's socket; `None` in ordinary-user mode.
     pub drop_to: Option<(u32, u32, u32)>,
     pub control_uid: u32,
@@ -204,8 +206,8 @@ pub enum Told {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Prepared {
-    /// The app's own user.
-    pub user: (u32, u32),
+    /// Who the program is to run as.
+    pub runs_as: (u32, u32),
     /// Where the tree lies on the host.
     pub tree: Option<String>,
     /// Where `/data` lies on the host.

@@ -232,6 +232,7 @@ table inet {table} {{
         ContainerRules {
             input: format!(
                 r#"iifname {{ "{out}", "{within}" }} ct state established,related accept
+    {bound}
     iifname "{out}" ip daddr {gateway} udp dport 53 accept
     iifname "{out}" ip daddr {gateway} tcp dport 53 accept
     iifname {{ "{out}", "{within}" }} drop"#
@@ -379,6 +380,17 @@ pub fn interfaces() -> Vec<String> {
     lines
         .filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned()))
         .collect()
+}
+
+/// Whether there are networks of containers, whose walls our table is.
+pub fn has_containers(tag: &str) -> bool {
+    let prefixes = [true, false].map(|egress| bridge_prefix(tag, egress));
+    let is_one = |name: &String| {
+        prefixes
+            .iter()
+            .any(|prefix| name.starts_with(prefix.as_str()))
+    };
+    interfaces().iter().any(is_one)
 }
 
 /// Removes an interface of ours.

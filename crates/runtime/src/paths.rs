@@ -66,6 +66,10 @@ impl Layout {
     pub fn instance_socket(&self, instance: &str) -> PathBuf {
         self.instances().join(format!("{instance}.sock"))
     }
+    /// Trees as containers have them.
+    pub fn mounts(&self) -> PathBuf {
+        self.data.join("mounts")
+    }
     /// The Docker driver's own folder.
     pub fn docker(&self) -> PathBuf {
         self.data.join("docker")
@@ -103,6 +107,7 @@ impl Layout {
             (self.warden_state(), root, private(0), 0o700),
             (self.app_data(), root, private(0), 0o700),
             (self.builds(), root, private(0), 0o700),
+            (self.mounts(), root, private(0), 0o700),
             // The gateway may pass through to files of static apps, nobody else.
             (self.built(), root, gateway, 0o710),
             (self.trees(), control, gateway, 0o710),

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use hutong_ipc::warden::{ServerSettings, Wanted};
 
 use crate::cgroup::Cgroups;
-use crate::egress::Network;
+use crate::egress::{self, Network};
 use crate::instances::Instances;
 use crate::paths::Layout;
 use crate::uids::Uids;
@@ -160,7 +160,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     // Before anybody can ask for a way out.
     let uses_egress = warden.instances.all().iter().any(|r| r.egress.is_some());
     let has_engine = warden.config.settings.docker.is_some();
-    if root && !uses_egress && !has_engine {
+    if root && !uses_egress && !has_engine && !egress::has_containers(&warden.layout.tag) {
         crate::egress::remove_leftovers(&warden.layout.tag);
     }
     warden.serve_requests()?;
@@ -378,7 +378,7 @@ impl Warden {
         if let Some(path) = lock(&self.children).api_path() {
             let _ = fs::remove_file(path);
         }
-        if self.instances.all().is_empty() {
+        if self.instances.all().is_empty() && !egress::has_containers(&self.layout.tag) {
             if self.root {
                 crate::egress::remove_leftovers(&self.layout.tag);
             }

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::processes::RawWorker;
 use super::{Check, RawSpec};
 
 /// What a container of an app is made of.
@@ -66,7 +67,7 @@ pub(super) struct RawContainer {
 }
 
 /// An app's network has sixteen addresses, and a rolling deploy needs two for each instance.
-const MAX_INSTANCES: u32 = 6;
+pub const MAX_INSTANCES: u32 = 6;
 const MAX_WRITABLE: usize = 16;
 
 impl Check<'_> {
@@ -97,9 +98,13 @@ impl Check<'_> {
                 "`build` makes the app's folder; an image is there already",
             );
         }
-        if let Some(count) = raw.instances.as_ref().filter(|_| instances > MAX_INSTANCES) {
-            let message = format!("an app from an image has at most {MAX_INSTANCES} instances");
-            self.wrong(count.span().start, message);
+        let workers = raw.workers.values().map(RawWorker::count);
+        let all = workers.fold(i64::from(instances), i64::saturating_add);
+        if all > i64::from(MAX_INSTANCES) {
+            let message = format!(
+                "an app from an image has at most {MAX_INSTANCES} instances, workers among them, not {all}"
+            );
+            self.wrong(at, message);
         }
         let none = RawContainer::default();
         let container = raw.container.as_ref().map_or(&none, |raw| raw.get_ref());
@@ -158,7 +163,7 @@ fn is_plain_path(path: &str) -> bool {
             .strip_prefix('/')
             .is_some_and(|rest| rest.split('/').all(part))
         && path != "/data"
-        && !["/proc", "/sys", "/dev"].iter().any(|system| {
+        && !["/proc", "/sys", "/dev", "/etc"].iter().any(|system| {
             path == *system
                 || path
                     .strip_prefix(system)

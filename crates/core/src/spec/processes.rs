@@ -60,6 +60,12 @@ pub(super) struct RawWorker {
     limits: RawLimits,
 }
 
+impl RawWorker {
+    pub(super) fn count(&self) -> i64 {
+        self.instances.as_ref().map_or(1, |count| *count.get_ref())
+    }
+}
+
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawCron {

@@ -316,6 +316,13 @@ pub async fn scale(
         if !spec.run.has_instances() {
             return Err(ApiError::bad("only an app with a `command` has instances"));
         }
+        let beside: u32 = spec.workers.values().map(|worker| worker.instances).sum();
+        if spec.image.is_some() && request.instances + beside > spec::MAX_CONTAINERS {
+            return Err(ApiError::bad(format!(
+                "an app from an image has at most {} instances, workers among them",
+                spec::MAX_CONTAINERS
+            )));
+        }
         if spec.data && request.instances > 1 && spec.instances == 1 {
             return Err(ApiError::bad(
                 "its /data has a single writer, so it stays at one instance",

@@ -136,7 +136,11 @@ fn environment(
         return Err(ApiError::conflict("the app has no release"));
     };
     let home = if spec.data { "/data" } else { "/tmp" };
-    let mut env: Vec<(String, String)> = hutong_runtime::base_env(&app.name, instance, home);
+    // An image has a PATH and a HOME of its own.
+    let mut env: Vec<(String, String)> = match control.docker.has(instance) {
+        true => launch::container_env(&spec, instance),
+        false => hutong_runtime::base_env(&app.name, instance, home),
+    };
     let kind = ids::kind(instance);
     env.extend(
         launch::environment(control, &spec, release, kind).map_err(|e| ApiError::new(500, e))?,

@@ -11,6 +11,7 @@ use hutong_core::name::is_digest;
 use hutong_ipc::channel;
 use hutong_ipc::docker::{self, Ask, Prepared, Setup, Told};
 use hutong_ipc::shim::APP_UID;
+use hutong_ipc::warden::Tree;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::requests::{SPOOL_BYTES, checked_app, checked_instance};
@@ -30,6 +31,7 @@ pub fn set_up(warden: &Warden, line: UnixStream) -> Result<(), String> {
         socket: settings.socket.clone(),
         folder: warden.layout.docker().to_string_lossy().into_owned(),
         tag: warden.layout.tag.clone(),
+        server: format!("{}-{:016x}", warden.layout.tag, lock(&warden.uids).server()),
         drop_to: warden.root.then_some((uid, uid, group)),
         control_uid: control.unwrap_or_else(sys::effective_uid),
         spool_bytes: SPOOL_BYTES,
@@ -103,8 +105,9 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
                 .uid_base(&app)?
                 .ok_or("containers need a server that is root")?;
             let own = (base + APP_UID, base + APP_UID);
-            let tree = tree.map(|tree| trees::locate(&warden.layout, &app, &tree));
-            let tree = tree.transpose()?;
+            let tree = tree
+                .map(|tree| safe_copy(warden, &app, &tree))
+                .transpose()?;
             // Before there is anything to keep in.
             warden.ensure_egress()?;
             let resolver = lock(&warden.network)
@@ -118,12 +121,51 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
             }
             let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
             let prepared = Prepared {
-                user: own,
+                runs_as: user.unwrap_or(own),
                 tree: tree.map(text),
                 data: data.then(|| text(folder)),
                 resolver: resolver.filter(|_| egress),
             };
             Ok((Told::Prepared(prepared), Vec::new()))
+        }
+    }
+}
+
+/// A tree as containers may have it: the engine follows links as root, and trees are control's to change. So it is copied,
+/// once, to where only root writes; no link is followed on the way.
+fn safe_copy(warden: &Warden, app: &str, tree: &Tree) -> Result<std::path::PathBuf, String> {
+    let Tree::Source { digest } = tree else {
+        return Err("containers have no built trees".into());
+    };
+    let source = trees::locate(&warden.layout, app, tree)?;
+    let folder = warden.layout.mounts();
+    let kept = folder.join(digest);
+    let failed = |error: std::io::Error| format!("cannot copy the app's folder: {error}");
+    let _one = lock(&warden.preparing);
+    forget_copies(warden);
+    if kept.is_dir() {
+        return Ok(kept);
+    }
+    let fresh = folder.join(format!("{}{digest}", trees::GONE));
+    trees::delete(&fresh).map_err(failed)?;
+    if let Err(error) = trees::copy(&source, &fresh, None) {
+        let _ = trees::delete(&fresh);
+        return Err(failed(error));
+    }
+    std::fs::rename(&fresh, &kept).map_err(failed)?;
+    Ok(kept)
+}
+
+/// Copies of trees that control has thrown away: it keeps those of what runs.
+fn forget_copies(warden: &Warden) {
+    let copies = std::fs::read_dir(warden.layout.mounts())
+        .into_iter()
+        .flatten()
+        .flatten();
+    for entry in copies {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if is_digest(&name) && !warden.layout.trees().join(&name).is_dir() {
+            let _ = trees::delete(&entry.path());
         }
     }
 }

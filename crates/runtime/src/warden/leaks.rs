@@ -132,6 +132,8 @@ fn find_processes(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
         });
         match instance {
             Some(instance) if known.instance(instance) => continue,
+            // A container of ours or of somebody else's: the engine accounts for it.
+            None if groups.lines().any(of_a_container) => continue,
             // Another server's, whose random range of ids meets ours.
             None if groups.lines().any(of_a_server) => continue,
             _ => {}
@@ -144,6 +146,14 @@ fn find_processes(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
             Ok(())
         });
     }
+}
+
+/// Whether a line of `/proc/PID/cgroup` ends with the name that engines give a container's group.
+fn of_a_container(line: &str) -> bool {
+    let last = line.rsplit('/').next().unwrap_or_default();
+    let id = last.strip_suffix(".scope").unwrap_or(last);
+    let id = id.rsplit('-').next().unwrap_or(id);
+    hutong_core::name::is_digest(id)
 }
 
 /// Whether a line of `/proc/PID/cgroup` names the group of any server of ours.
@@ -263,7 +273,9 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
             .and_then(|found| found.modified())
             // From the future: somebody set the clock back.
             .is_ok_and(|at| at.elapsed().map_or(true, |age| age.as_secs() < 5));
-        if !used && !fresh && is_instance_id(of) {
+        // Of containers only the driver knows, and it may not know yet.
+        let may_be_container = warden.config.settings.docker.is_some();
+        if !used && !fresh && !may_be_container && is_instance_id(of) {
             let path = folder.join(&name);
             found.leak("file", path.display().to_string(), || {
                 fs::remove_file(&path).map_err(|error| error.to_string())

@@ -144,6 +144,39 @@ both! {
         assert_eq!(driver.get("shop", "/"), "good");
     }
 
+    /// A release that gets healthy and then ends again and again gives its place back.
+    fn a_release_on_probation(driver: &Driver) {
+        let server = &driver.server;
+        driver.deploy("prob", "", "good");
+        let folder = driver.folder("prob", "", "bad");
+        let path = folder.path().join("app.py");
+        let program = std::fs::read_to_string(&path).expect("it is there");
+        let fuse = "import os, threading\nthreading.Timer(1.0, lambda: os._exit(9)).start()\n";
+        std::fs::write(&path, format!("{fuse}{program}")).expect("written");
+        server.deploy(folder.path());
+        eventually("the release before serves again", 60, || {
+            get(&server.http, "prob.test", "/").text() == "good"
+        });
+        eventually("it says so", 20, || {
+            server.ok(&["logs", "prob"]).contains("release 1 takes its place again")
+        });
+        eventually("it runs well", 30, || server.app("prob")["release"] == 1);
+    }
+
+    /// What uses more memory than its owner wants is replaced, and nobody notices.
+    fn it_is_replaced_when_it_grows(driver: &Driver) {
+        let server = &driver.server;
+        driver.deploy("grow", "[limits]\nmemory = '200M'\nrestart_at = '80M'\n", "here");
+        let before = server.app("grow")["instances"][0]["id"].clone();
+        driver.eval("grow", "import builtins; builtins.keep = b'x' * (100 << 20); result = 1");
+        eventually("another takes its place", 60, || {
+            assert_eq!(get(&server.http, "grow.test", "/").status, 200);
+            let now = server.app("grow")["instances"].clone();
+            now.as_array().is_some_and(|all| all.len() == 1) && now[0]["id"] != before
+        });
+        assert!(server.ok(&["logs", "grow"]).contains("more than limits.restart_at"));
+    }
+
     /// A release takes over under traffic; nobody notices.
     fn a_rolling_deploy_loses_nothing(driver: &Driver) {
         let server = &driver.server;

@@ -317,6 +317,9 @@ struct RawLimits {
     /// Cores, such as 0.5; default 1.
     #[schemars(with = "Option<f64>")]
     cpu: Option<Spanned<Number>>,
+    /// An instance that uses more than this, such as "200M", for ten seconds is replaced; default never.
+    #[schemars(with = "Option<String>")]
+    restart_at: Option<Spanned<String>>,
     /// Processes and threads; default 128.
     #[schemars(with = "Option<u32>")]
     pids: Option<Spanned<i64>>,
@@ -550,6 +553,7 @@ impl Check<'_> {
             memory_bytes: 256 << 20,
             cpu_millis: 1000,
             pids: 128,
+            restart_at: None,
         };
         let caps = self.caps(&raw.limits, default);
         self.check_processes(&raw, &run);

@@ -42,6 +42,11 @@ const TROUBLE: Duration = Duration::from_secs(5);
 const KEEP_TREES_MS: u64 = 3_600_000;
 /// Behind the stop time-out the shim itself is stuck.
 const STUCK_MS: u64 = 5_000;
+/// A release that took over a shorter time ago is on probation, and may end so often.
+const PROBATION_MS: u64 = 5 * 60_000;
+const ON_PROBATION: u32 = 3;
+/// How long an instance may use more memory than its owner wants.
+const HEAVY_MS: u64 = 10_000;
 /// Lines of output that a failed deployment shows.
 const LAST_WORDS: usize = 20;
 const FIRST_WORDS: usize = 10;
@@ -518,6 +523,9 @@ fn note_worker(
 fn note_failure(control: &Control, app: &App, steady: bool, why: &str, halt: bool) {
     let before = failures_of(control, app);
     let failures = if steady { 1 } else { before.saturating_add(1) };
+    if roll_back(control, app, failures) {
+        return;
+    }
     let written = control.store.note_failure(&app.name, failures, why, halt);
     let mut observed = lock(&control.observed);
     observed.failed_at.insert(app.name.clone(), steady_ms());
@@ -529,6 +537,107 @@ fn note_failure(control: &Control, app: &App, steady: bool, why: &str, halt: boo
             tracing::warn!("{error}");
             observed.failures.insert(app.name.clone(), failures);
         }
+    }
+}
+
+/// A release that ends again and again soon after it took over gives its place back to the one before.
+fn roll_back(control: &Control, app: &App, failures: u32) -> bool {
+    let promoted = lock(&control.observed).promoted.get(&app.name).copied();
+    let on_probation = promoted.is_some_and(|at| steady_ms() < at + PROBATION_MS);
+    if failures < ON_PROBATION || !on_probation {
+        return false;
+    }
+    let found = || -> Result<Option<(u64, u64)>, StoreError> {
+        let Some((deployment, release, _)) = version_of(control, app.active)? else {
+            return Ok(None);
+        };
+        if deployment.kind != "deploy" || control.store.under_way(&app.name)?.is_some() {
+            return Ok(None);
+        }
+        let releases = control.store.releases(&app.name)?;
+        let before = releases
+            .iter()
+            .find(|r| r.served && r.number < release.number);
+        let Some(before) = before else {
+            return Ok(None);
+        };
+        let app = &app.name;
+        control
+            .store
+            .redeploy(app, before.number, "rollback", "rolling")?;
+        Ok(Some((release.number, before.number)))
+    };
+    match found() {
+        Ok(Some((from, to))) => {
+            let text = format!(
+                "release {from} ended {failures} times soon after it took over: release {to} takes its place again"
+            );
+            control.logs.note(&app.name, "", &text);
+            lock(&control.observed).promoted.remove(&app.name);
+            true
+        }
+        Ok(None) => false,
+        Err(error) => {
+            tracing::warn!("{error}");
+            false
+        }
+    }
+}
+
+/// Replaces what uses more memory than its owner wants: what serves by a restart that loses no request, workers by
+/// stopping them.
+fn replace_heavy(control: &Control, loaded: &Loaded, now: u64) {
+    let Some((deployment, release, spec)) = &loaded.active else {
+        return;
+    };
+    let mut heavy = Vec::new();
+    {
+        let mut observed = lock(&control.observed);
+        let observed = &mut *observed;
+        let mine = observed
+            .instances
+            .values()
+            .filter(|i| i.app == loaded.app.name);
+        for instance in mine.filter(|i| i.deployment == deployment.id) {
+            let caps = match ids::kind(&instance.instance) {
+                ids::Kind::Web => Some(spec.caps),
+                ids::Kind::Worker(name) => spec.workers.get(name).map(|worker| worker.caps),
+                _ => None,
+            };
+            let limit = caps.and_then(|caps| caps.restart_at);
+            if limit.is_none_or(|limit| instance.memory <= limit) {
+                observed.heavy.remove(&instance.instance);
+                continue;
+            }
+            let name = instance.instance.clone();
+            let since = *observed.heavy.entry(name.clone()).or_insert(now);
+            if now >= since + HEAVY_MS && !observed.stopping.contains_key(&name) {
+                heavy.push((name, instance.memory));
+            }
+        }
+    }
+    let mut restarts = false;
+    for (instance, memory) in heavy {
+        let text = format!(
+            "uses {} of memory, more than limits.restart_at: it is replaced",
+            hutong_core::units::show_size(memory)
+        );
+        control.logs.note(&loaded.app.name, &instance, &text);
+        lock(&control.observed).heavy.remove(&instance);
+        if ids::kind(&instance) == ids::Kind::Web {
+            restarts = true;
+        } else {
+            control.stop_instance(&instance, spec.stop_timeout);
+            lock(&control.observed).stopping.insert(instance, now);
+        }
+    }
+    if restarts
+        && let Err(error) =
+            control
+                .store
+                .redeploy(&loaded.app.name, release.number, "restart", "rolling")
+    {
+        tracing::warn!("{error}");
     }
 }
 
@@ -949,6 +1058,7 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                 Ok(()) => {
                     let mut observed = lock(&control.observed);
                     observed.failures.remove(app);
+                    observed.promoted.insert(app.clone(), steady_ms());
                     observed.workers.retain(|(of, _), _| of != app);
                     observed.wake(app);
                     drop(observed);
@@ -1125,6 +1235,9 @@ fn tidy(control: &Control, loaded: &Loaded, now: u64) -> bool {
     }
     if loaded.rollout.is_none() {
         forgive(control, loaded, now);
+        if loaded.app.goal == Goal::Running && !loaded.deploying {
+            replace_heavy(control, loaded, now);
+        }
         forgive_workers(control, loaded, now);
         if has_changed(control, loaded) {
             retain(control, loaded);
@@ -1224,6 +1337,7 @@ fn forget(control: &Control, app: &str) -> bool {
     observed.idle.remove(app);
     observed.retained.remove(app);
     observed.workers.retain(|(of, _), _| of != app);
+    observed.promoted.remove(app);
     drop(observed);
     drop_unused_trees(control);
     true

@@ -20,6 +20,10 @@ pub struct Observed {
     /// Instances whose shim the gateway saw go, and when: it sees that a moment before the kernel calls the
     /// process dead.
     pub gone: HashMap<String, u64>,
+    /// Instances that use more memory than their owner wants, and since when.
+    pub heavy: HashMap<String, u64>,
+    /// When the version that serves each app took over.
+    pub promoted: HashMap<String, u64>,
     /// Runs whose end could not be written down yet.
     pub unwritten: HashSet<String>,
     /// Whether the container engine answers.
@@ -144,5 +148,6 @@ impl Observed {
         self.draining.remove(instance);
         self.drained.remove(instance);
         self.gone.remove(instance);
+        self.heavy.remove(instance);
     }
 }

@@ -1009,7 +1009,8 @@ impl Position {
     fn take<'a>(&mut self, piece: &'a [u8]) -> Option<&'a [u8]> {
         let space = piece.iter().position(|byte| *byte == b' ')?;
         let time = std::str::from_utf8(&piece[..space]).ok()?;
-        if time <= self.from.as_str() {
+        let is_time = time.starts_with(|first: char| first.is_ascii_digit());
+        if !is_time || time <= self.from.as_str() {
             return None;
         }
         // Pieces of the two streams may come out of order, by a little.

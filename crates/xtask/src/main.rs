@@ -6,6 +6,7 @@ mod crowd;
 mod footprint;
 mod gateway;
 mod machine;
+mod runtime;
 
 use clap::{Parser, Subcommand};
 
@@ -41,6 +42,12 @@ enum Bench {
     Crowd,
     /// Memory of our own processes, and the time that start, deploy and rollback take
     Footprint,
+    /// Start and wake of sandboxes beside bubblewrap, runc and Docker; what bad neighbours cost
+    Runtime {
+        /// Fewer rounds: two minutes instead of eight
+        #[arg(long)]
+        quick: bool,
+    },
     /// The budgets of the core: memory, start, deploy, exit, routes, boot with 500 apps, lost requests
     Core {
         /// 40 apps instead of 500, and fewer rounds: under a minute instead of under six
@@ -101,6 +108,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Crowd => crowd::run()?,
         Bench::Footprint => footprint::run()?.into(),
         Bench::Core { quick } => core::run(quick)?,
+        Bench::Runtime { quick } => runtime::run(quick)?,
     };
     header.extend(notes);
     if json {

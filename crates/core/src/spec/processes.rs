@@ -18,6 +18,8 @@ pub struct Caps {
     /// Thousandths of a core.
     pub cpu_millis: u32,
     pub pids: u32,
+    /// One that uses more than this for a while is replaced, in bytes.
+    pub restart_at: Option<u64>,
 }
 
 /// A program that runs all the time and serves no visitors.
@@ -105,11 +107,24 @@ const MAX_PROCESSES: usize = 32;
 
 impl Check<'_> {
     pub(super) fn caps(&mut self, raw: &RawLimits, default: Caps) -> Caps {
+        let memory_bytes = match &raw.memory {
+            None => default.memory_bytes,
+            Some(text) => self.size(text, 4 << 20, 1 << 40),
+        };
+        let restart_at = match &raw.restart_at {
+            None => default.restart_at,
+            Some(text) => {
+                let bytes = self.size(text, 1 << 20, 1 << 40);
+                if bytes >= memory_bytes && memory_bytes > 0 {
+                    let at = text.span().start;
+                    self.wrong(at, "restart_at is below limits.memory: beyond that there is no program to restart");
+                }
+                Some(bytes)
+            }
+        };
         Caps {
-            memory_bytes: match &raw.memory {
-                None => default.memory_bytes,
-                Some(text) => self.size(text, 4 << 20, 1 << 40),
-            },
+            memory_bytes,
+            restart_at,
             cpu_millis: match &raw.cpu {
                 None => default.cpu_millis,
                 Some(number) => self.cpu(number),

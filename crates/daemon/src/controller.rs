@@ -385,24 +385,32 @@ fn containers(control: &Control) -> Vec<Instance> {
 
 /// What is in quarantine is frozen, and nothing else is.
 fn freeze(control: &Control, app: &App) {
-    let wrong: Vec<String> = {
+    let wrong: Vec<(String, bool)> = {
         let observed = lock(&control.observed);
         let mine = observed.instances.values().filter(|i| i.app == app.name);
         let wrong = mine.filter(|i| i.frozen != app.isolated && !i.ending);
-        wrong.map(|i| i.instance.clone()).collect()
+        wrong
+            .map(|i| (i.instance.clone(), i.container.is_some()))
+            .collect()
     };
-    for instance in wrong {
+    for (instance, is_container) in wrong {
         let done = control.freeze_instance(&instance, app.isolated);
-        let text = match (&done, app.isolated) {
-            (Ok(()), true) => "is frozen".to_owned(),
-            (Ok(()), false) => "goes on".to_owned(),
-            (Err(error), _) => format!("cannot be frozen or thawed: {error}"),
-        };
-        control.logs.note(&app.name, &instance, &text);
-        if done.is_ok()
-            && let Some(found) = lock(&control.observed).instances.get_mut(&instance)
+        let mut observed = lock(&control.observed);
+        // An engine takes its time; what it came to shows in the next list.
+        if let (Ok(()), false, Some(found)) =
+            (&done, is_container, observed.instances.get_mut(&instance))
         {
             found.frozen = app.isolated;
+        }
+        let news = observed.freezing.insert(instance.clone(), app.isolated) != Some(app.isolated);
+        drop(observed);
+        if news {
+            let text = match (&done, app.isolated) {
+                (Ok(()), true) => "is frozen".to_owned(),
+                (Ok(()), false) => "goes on".to_owned(),
+                (Err(error), _) => format!("cannot be frozen or thawed: {error}"),
+            };
+            control.logs.note(&app.name, &instance, &text);
         }
     }
 }

@@ -134,7 +134,7 @@ impl DockerClient {
 
     /// Removes what belongs to no app.
     pub fn sweep(&self, apps: Vec<String>) -> Result<(), DriverError> {
-        self.done(&Request::Sweep { apps })
+        self.done(&Request::Sweep { apps, wait: false })
     }
 
     pub fn about(&self) -> Result<About, DriverError> {

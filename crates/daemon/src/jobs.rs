@@ -15,7 +15,7 @@ use hutong_runtime::processes::{now_ms, steady_ms};
 use crate::controller::Made;
 use crate::launch::{NotStarted, What, launch};
 use crate::logs::End;
-use crate::store::{Cause, NewRun, Outcome, Run, StoreError};
+use crate::store::{Cause, JobsSeen, NewRun, Outcome, Run, StoreError};
 use crate::{Control, boot_id, ids, lock};
 
 /// What was not begun within this is not begun any more: who wanted it at three does not want it at nine.
@@ -34,7 +34,7 @@ const AGAIN_MS: u64 = 500;
 /// What there is to do, read once for a pass.
 pub struct Agenda {
     open: BTreeMap<String, Vec<Run>>,
-    seen: BTreeMap<String, BTreeMap<String, (String, u64)>>,
+    seen: BTreeMap<String, JobsSeen>,
     /// How many may still begin.
     room: Cell<usize>,
     /// How many due times may still be written down.

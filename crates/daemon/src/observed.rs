@@ -20,6 +20,8 @@ pub struct Observed {
     /// Instances whose shim the gateway saw go, and when: it sees that a moment before the kernel calls the
     /// process dead.
     pub gone: HashMap<String, u64>,
+    /// Instances that were asked to freeze (true) or to go on.
+    pub freezing: HashMap<String, bool>,
     /// Instances that use more memory than their owner wants, and since when.
     pub heavy: HashMap<String, u64>,
     /// When the version that serves each app took over.
@@ -149,5 +151,6 @@ impl Observed {
         self.drained.remove(instance);
         self.gone.remove(instance);
         self.heavy.remove(instance);
+        self.freezing.remove(instance);
     }
 }

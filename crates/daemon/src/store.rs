@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::cipher::Cipher;
 use crate::lock;
 
-pub use runs::{Cause, NewRun, Outcome, Run};
+pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
 const VERSION: i64 = 5;

@@ -385,12 +385,17 @@ impl Engine {
                 tokio::task::spawn_local(async move { engine.kill(&instance).await });
                 Answer::Done
             }
-            Request::Freeze { instance, frozen } => match self.freeze(&instance, frozen).await {
-                Ok(()) => Answer::Done,
-                Err(reason) => Answer::Refused(reason),
-            },
+            Request::Freeze { instance, frozen } => {
+                let engine = self.clone();
+                tokio::task::spawn_local(async move {
+                    if let Err(reason) = engine.freeze(&instance, frozen).await {
+                        tracing::warn!("{instance} cannot be frozen or thawed: {reason}");
+                    }
+                });
+                Answer::Done
+            }
             Request::Examine { app } => Answer::Evidence(self.examine(&app).await),
-            Request::Sweep { apps } => self.sweep(&apps).await,
+            Request::Sweep { apps, wait } => self.sweep(apps, wait).await,
             Request::About => self.about().await,
             Request::Exec { .. } | Request::Watch => Answer::Refused("not here".into()),
         }
@@ -938,7 +943,7 @@ impl Engine {
     }
 
     /// Ends and removes what belongs to no app.
-    async fn sweep(self: &Rc<Self>, apps: &[String]) -> Answer {
+    async fn sweep(self: &Rc<Self>, apps: Vec<String>, wait: bool) -> Answer {
         if !self.looked.get() {
             return Answer::Later(self.trouble.borrow().clone());
         }
@@ -955,7 +960,12 @@ impl Engine {
                 tokio::task::spawn_local(async move { engine.stop(&name, SWEPT_MS).await });
             }
         }
-        match self.sweep_networks(apps).await {
+        if !wait {
+            let engine = self.clone();
+            tokio::task::spawn_local(async move { engine.sweep_networks(&apps).await });
+            return Answer::Done;
+        }
+        match self.sweep_networks(&apps).await {
             Ok(()) => Answer::Done,
             Err(reason) => Answer::Later(reason),
         }

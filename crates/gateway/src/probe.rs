@@ -21,6 +21,9 @@ use crate::{Shared, status};
 /// While an instance starts it is asked often: at first every 10 ms, then every 250.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_millis(250);
+/// How soon one that was just started is asked again, and for how long.
+const SOON_PAUSE: Duration = Duration::from_millis(20);
+const SOON: Duration = Duration::from_secs(2);
 
 /// Somewhere to tell what happened; bounded, and never waited for.
 pub type Events = tokio::sync::mpsc::Sender<Event>;
@@ -130,6 +133,7 @@ impl Probing {
     async fn probe(&self) {
         let mut line = None;
         let mut pause = FIRST_PAUSE;
+        let began = std::time::Instant::now();
         let mut failures = 0;
         loop {
             let result = self.once(&mut line).await;
@@ -150,7 +154,13 @@ impl Probing {
                 }
                 Err(detail) if !healthy => {
                     self.set(false, detail);
-                    pause = (pause * 3 / 2).min(LAST_PAUSE);
+                    // Somebody may be waiting for it to wake: most programs are up within a second or two.
+                    let longest = if began.elapsed() < SOON {
+                        SOON_PAUSE
+                    } else {
+                        LAST_PAUSE
+                    };
+                    pause = (pause * 3 / 2).min(longest);
                 }
                 Err(detail) => {
                     failures += 1;

@@ -28,7 +28,7 @@ pub enum Request {
     Kill {
         instance: String,
     },
-    /// Freezes every process of a container, or undoes that.
+    /// Freezes every process of a container, or undoes that; answered at once.
     Freeze {
         instance: String,
         frozen: bool,
@@ -44,9 +44,10 @@ pub enum Request {
     },
     /// [`Answer::Changed`] whenever something began or ended.
     Watch,
-    /// Removes what belongs to apps that are not among these.
+    /// Removes what belongs to apps that are not among these; answered at once, or when networks are gone, too.
     Sweep {
         apps: Vec<String>,
+        wait: bool,
     },
     /// About the engine.
     About,

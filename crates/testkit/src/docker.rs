@@ -222,6 +222,17 @@ impl Docker {
             "{}",
             String::from_utf8_lossy(&done.stderr)
         );
+        // An empty /tmp, as images have.
+        let tmp = self.folder.path().join("extra/tmp");
+        std::fs::create_dir_all(&tmp).expect("a folder");
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+        std::fs::set_permissions(&tmp, open).expect("chmod");
+        let done = Command::new("tar")
+            .args(["-rf", &archive, "-C"])
+            .arg(tmp.parent().expect("its folder"))
+            .arg("tmp")
+            .status();
+        assert!(done.expect("tar runs").success());
         self.ok(&["import", "-c", "USER 1000", &archive, IMAGE]);
         self.ok(&["import", &archive, ROOT_IMAGE]);
         let _ = std::fs::remove_file(&*archive);

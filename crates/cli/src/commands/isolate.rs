@@ -13,7 +13,8 @@ use crate::error::CliError;
 #[derive(clap::Args)]
 #[command(
     after_help = "No request reaches the app, nothing goes out of it, and its processes are frozen as they are. The
-bundle has its logs, its processes with their open files and sockets, its releases; no variable.
+bundle has its logs, its processes with their open files and sockets, and its releases; of the
+variables that `hutong env set` keeps none is in it.
 `hutong release APP` lets it go on.
 
 Examples:

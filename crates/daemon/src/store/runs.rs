@@ -37,6 +37,9 @@ impl Run {
     }
 }
 
+/// By timed job: its schedule, and up to when its times were dealt with.
+pub type JobsSeen = BTreeMap<String, (String, u64)>;
+
 /// Why a run is ended before its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
@@ -137,7 +140,7 @@ impl Store {
     }
 
     /// By app and timed job: its schedule, and up to when its times were dealt with.
-    pub fn cron_seen(&self) -> Result<BTreeMap<String, BTreeMap<String, (String, u64)>>> {
+    pub fn cron_seen(&self) -> Result<BTreeMap<String, JobsSeen>> {
         let rows: Vec<(String, String, String, u64)> = self.read(|c| {
             c.prepare_cached("SELECT app, name, schedule, seen_ms FROM cron")?
                 .query_map([], |row| {
@@ -145,7 +148,7 @@ impl Store {
                 })?
                 .collect()
         })?;
-        let mut seen: BTreeMap<String, BTreeMap<String, (String, u64)>> = BTreeMap::new();
+        let mut seen: BTreeMap<String, JobsSeen> = BTreeMap::new();
         for (app, name, schedule, ms) in rows {
             seen.entry(app).or_default().insert(name, (schedule, ms));
         }

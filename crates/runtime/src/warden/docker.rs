@@ -215,7 +215,10 @@ pub fn stop_all(warden: &Warden, patience: Duration) {
         line.set_read_timeout(Some(patience))?;
         channel::call(&line, request, &[]).map(|(answer, _)| answer)
     };
-    let sweep = docker::Request::Sweep { apps: Vec::new() };
+    let sweep = docker::Request::Sweep {
+        apps: Vec::new(),
+        wait: true,
+    };
     loop {
         // Networks go when nobody is in them any more.
         let swept = matches!(ask(&sweep), Ok(docker::Answer::Done));

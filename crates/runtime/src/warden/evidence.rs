@@ -30,10 +30,16 @@ impl Warden {
             .ok_or("there is no such instance")?;
         // What is in its queues would go out all the same.
         let network = lock(&self.network).clone();
-        if let Some((network, index)) = network.zip(record.egress) {
-            network.set_link(index, !frozen)?;
+        let link = network.zip(record.egress);
+        if let Some((network, index)) = &link {
+            network.set_link(*index, !frozen)?;
         }
-        self.cgroups.freeze(instance, frozen)
+        let done = self.cgroups.freeze(instance, frozen);
+        if let (Err(_), true, Some((network, index))) = (&done, frozen, link) {
+            // It is not frozen, and is not to be half of it for ever.
+            network.set_link(index, true)?;
+        }
+        done
     }
 
     /// The processes of an app's instances, and what they hold.

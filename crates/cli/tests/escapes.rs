@@ -133,7 +133,7 @@ fn nobody_gets_out() {
     let egress = "egress = 'internet'\n";
     server.deploy(app("sandout", &format!("{egress}{limits}")).path());
     server.deploy(app("boxout", &format!("{image}{egress}{limits}{table}")).path());
-    let ids = engine.ok(&["ps", "-q", "--filter", "label=hutong.app=neighbour"]);
+    let ids = engine.ok(&["ps", "-q", "--filter", "label=hutong.app=boxed"]);
     let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}";
     let neighbour = engine
         .ok(&["inspect", "-f", format, ids.trim()])
@@ -244,6 +244,7 @@ fn nobody_gets_out() {
     assert!(order.len() >= 60, "{} tries", order.len());
     let mut wrong = Vec::new();
     for (where_, table) in &with_a_way_out {
+        assert_eq!(table.len(), sandbox.len(), "{where_} with egress");
         for (name, _) in table.iter().filter(|(_, tried)| tried.out) {
             wrong.push(format!("{where_} with egress: {name} got out"));
         }

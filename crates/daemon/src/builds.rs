@@ -463,6 +463,10 @@ fn wait_for(
         }
         // Until it is gone: a word that got lost is said again.
         if late || is_superseded(control, deployment) {
+            let app = ids::parse(instance).map(|(app, _)| app).unwrap_or_default();
+            let found = control.store.app(app).ok().flatten();
+            // What is in quarantine gets no time to finish.
+            let patience = patience.filter(|_| !found.is_some_and(|app| app.isolated));
             match patience {
                 Some(patience) if !told => control.stop_instance(instance, patience),
                 Some(_) => {}

@@ -17,7 +17,7 @@ use hutong_runtime::processes::steady_ms;
 
 use crate::launch::{NotStarted, What, launch};
 use crate::logs::{End, Only, Query};
-use crate::observed::{Engine, Observed};
+use crate::observed::{Engine, Observed, Probation};
 use crate::store::{App, Deployment, Goal, Release, StoreError};
 use crate::{Control, ids, jobs, lock, publish};
 
@@ -47,6 +47,8 @@ const PROBATION_MS: u64 = 5 * 60_000;
 const ON_PROBATION: u32 = 3;
 /// How long an instance may use more memory than its owner wants.
 const HEAVY_MS: u64 = 10_000;
+/// How often an app's instances are replaced for that.
+const REPLACE_MS: u64 = 5 * 60_000;
 /// Lines of output that a failed deployment shows.
 const LAST_WORDS: usize = 20;
 const FIRST_WORDS: usize = 10;
@@ -160,6 +162,9 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
         .filter(|l| l.app.goal != Goal::Removed)
         .filter_map(|l| Some((l.app.name.clone(), l.routing_spec()?.clone())))
         .collect();
+    for loaded in loaded.iter().chain(&waiting) {
+        freeze(control, &loaded.app);
+    }
     let now = steady_ms();
     let mut plans = Vec::new();
     for loaded in &loaded {
@@ -209,7 +214,6 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
             outcome.again |= apply(control, loaded, step);
             fail::point(&format!("applied {word}"));
         }
-        freeze(control, &loaded.app);
         if loaded.app.isolated {
             continue;
         }
@@ -323,7 +327,7 @@ fn observe(control: &Arc<Control>) -> Result<(), String> {
 }
 
 /// Whether it can be said of an instance that it has ended: of a container only while its engine answers.
-fn is_known(control: &Control, instance: &str) -> bool {
+pub fn is_known(control: &Control, instance: &str) -> bool {
     let silent = control.settings.docker.is_some()
         && !matches!(lock(&control.observed).engine, Engine::Answers);
     if !silent {
@@ -388,7 +392,11 @@ fn freeze(control: &Control, app: &App) {
     let wrong: Vec<(String, bool)> = {
         let observed = lock(&control.observed);
         let mine = observed.instances.values().filter(|i| i.app == app.name);
-        let wrong = mine.filter(|i| i.frozen != app.isolated && !i.ending);
+        let is_wrong = |i: &&Instance| match app.isolated {
+            true => !i.frozen,
+            false => i.frozen || i.held,
+        };
+        let wrong = mine.filter(is_wrong).filter(|i| !i.ending);
         wrong
             .map(|i| (i.instance.clone(), i.container.is_some()))
             .collect()
@@ -400,7 +408,10 @@ fn freeze(control: &Control, app: &App) {
         if let (Ok(()), false, Some(found)) =
             (&done, is_container, observed.instances.get_mut(&instance))
         {
-            found.frozen = app.isolated;
+            (found.frozen, found.held) = (app.isolated, app.isolated);
+        }
+        if !app.isolated {
+            observed.thawed.insert(app.name.clone(), steady_ms());
         }
         let news = observed.freezing.insert(instance.clone(), app.isolated) != Some(app.isolated);
         drop(observed);
@@ -531,7 +542,7 @@ fn note_worker(
 fn note_failure(control: &Control, app: &App, steady: bool, why: &str, halt: bool) {
     let before = failures_of(control, app);
     let failures = if steady { 1 } else { before.saturating_add(1) };
-    if roll_back(control, app, failures) {
+    if roll_back(control, app) {
         return;
     }
     let written = control.store.note_failure(&app.name, failures, why, halt);
@@ -549,36 +560,40 @@ fn note_failure(control: &Control, app: &App, steady: bool, why: &str, halt: boo
 }
 
 /// A release that ends again and again soon after it took over gives its place back to the one before.
-fn roll_back(control: &Control, app: &App, failures: u32) -> bool {
-    let promoted = lock(&control.observed).promoted.get(&app.name).copied();
-    let on_probation = promoted.is_some_and(|at| steady_ms() < at + PROBATION_MS);
-    if failures < ON_PROBATION || !on_probation {
+fn roll_back(control: &Control, app: &App) -> bool {
+    let probation = {
+        let mut observed = lock(&control.observed);
+        let Some(probation) = observed.promoted.get_mut(&app.name) else {
+            return false;
+        };
+        probation.ends += 1;
+        *probation
+    };
+    let over = steady_ms() > probation.since_ms + PROBATION_MS;
+    let (Some(before), Some(active)) = (probation.before, app.active) else {
+        return false;
+    };
+    if over || probation.ends < ON_PROBATION {
         return false;
     }
-    let found = || -> Result<Option<(u64, u64)>, StoreError> {
-        let Some((deployment, release, _)) = version_of(control, app.active)? else {
+    let found = || -> Result<Option<u64>, StoreError> {
+        let Some((deployment, release, _)) = version_of(control, Some(active))? else {
             return Ok(None);
         };
-        if deployment.kind != "deploy" || control.store.under_way(&app.name)?.is_some() {
+        let kept = control.store.release(&app.name, before)?;
+        if deployment.kind != "deploy" || kept.is_none() || before == release.number {
             return Ok(None);
         }
-        let releases = control.store.releases(&app.name)?;
-        let before = releases
-            .iter()
-            .find(|r| r.served && r.number < release.number);
-        let Some(before) = before else {
-            return Ok(None);
-        };
-        let app = &app.name;
-        control
+        let begins = control
             .store
-            .redeploy(app, before.number, "rollback", "rolling")?;
-        Ok(Some((release.number, before.number)))
+            .redeploy_if(&app.name, active, before, "rollback")?;
+        Ok(begins.then_some(release.number))
     };
     match found() {
-        Ok(Some((from, to))) => {
+        Ok(Some(from)) => {
             let text = format!(
-                "release {from} ended {failures} times soon after it took over: release {to} takes its place again"
+                "release {from} ended {} times soon after it took over: release {before} takes its place again",
+                probation.ends
             );
             control.logs.note(&app.name, "", &text);
             lock(&control.observed).promoted.remove(&app.name);
@@ -602,6 +617,11 @@ fn replace_heavy(control: &Control, loaded: &Loaded, now: u64) {
     {
         let mut observed = lock(&control.observed);
         let observed = &mut *observed;
+        // One that is as heavy again at once is so by nature: it is not replaced without end.
+        let last = observed.replaced.get(&loaded.app.name);
+        if last.is_some_and(|at| now < at + REPLACE_MS) {
+            return;
+        }
         let mine = observed
             .instances
             .values()
@@ -636,16 +656,23 @@ fn replace_heavy(control: &Control, loaded: &Loaded, now: u64) {
             restarts = true;
         } else {
             control.stop_instance(&instance, spec.stop_timeout);
-            lock(&control.observed).stopping.insert(instance, now);
+            let mut observed = lock(&control.observed);
+            observed.stopping.insert(instance, now);
+            observed.replaced.insert(loaded.app.name.clone(), now);
         }
     }
-    if restarts
-        && let Err(error) =
-            control
-                .store
-                .redeploy(&loaded.app.name, release.number, "restart", "rolling")
-    {
-        tracing::warn!("{error}");
+    if !restarts {
+        return;
+    }
+    let name = &loaded.app.name;
+    let begun = control
+        .store
+        .redeploy_if(name, deployment.id, release.number, "restart");
+    match begun {
+        Ok(_) => {
+            lock(&control.observed).replaced.insert(name.clone(), now);
+        }
+        Err(error) => tracing::warn!("{error}"),
     }
 }
 
@@ -865,7 +892,11 @@ fn seen(control: &Control, app: &str) -> Vec<Seen> {
             worker,
             id: instance.instance.clone(),
             deployment: instance.deployment,
-            started_ms: instance.started_steady.max(observed.since_ms),
+            // What was frozen could not get healthy.
+            started_ms: instance
+                .started_steady
+                .max(observed.since_ms)
+                .max(observed.thawed.get(app).copied().unwrap_or(0)),
             health: health(&observed, instance),
             stopping: instance.ending || observed.stopping.contains_key(&instance.instance),
             draining_since_ms: observed.draining.get(&instance.instance).map(|d| d.0),
@@ -885,9 +916,18 @@ fn publish_all(
 ) -> Result<bool, String> {
     let mut apps = BTreeMap::new();
     for (name, reason) in broken {
-        // Whatever it served, it serves on.
+        // Whatever it served, it serves on, unless it is in quarantine.
         if let Some(app) = published.apps.get(name) {
-            apps.insert(name.clone(), app.clone());
+            let mut app = app.clone();
+            let found = control.store.app(name).ok().flatten();
+            if found.is_some_and(|found| found.isolated) {
+                app.targets.clear();
+                app.serve = wire::Serve::Down {
+                    reason: "the app is not available at the moment".into(),
+                    retry_after_s: 300,
+                };
+            }
+            apps.insert(name.clone(), app);
         }
         let mut observed = lock(&control.observed);
         observed.warnings.insert(name.clone(), vec![reason.clone()]);
@@ -1063,10 +1103,17 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
         Step::Promote { deployment } => {
             let done = control.store.promote(*deployment);
             match done {
-                Ok(()) => {
+                Ok(false) => true,
+                Ok(true) => {
+                    let before = loaded.active.as_ref().map(|(_, release, _)| release.number);
                     let mut observed = lock(&control.observed);
                     observed.failures.remove(app);
-                    observed.promoted.insert(app.clone(), steady_ms());
+                    let probation = Probation {
+                        since_ms: steady_ms(),
+                        before,
+                        ends: 0,
+                    };
+                    observed.promoted.insert(app.clone(), probation);
                     observed.workers.retain(|(of, _), _| of != app);
                     observed.wake(app);
                     drop(observed);

@@ -216,7 +216,7 @@ impl Due<'_> {
             return Ok((false, schedule.next_after(now)));
         }
         let Some(left) = budget.get().checked_sub(1) else {
-            return Ok((true, None));
+            return Ok((false, Some(now + AGAIN_MS)));
         };
         budget.set(left);
         let (runs, starts) = self.runs(&settled, now);
@@ -357,6 +357,9 @@ fn watch(control: &Control, run: &Run, subject: &Subject<'_>) -> Result<Option<u
             // How it ended is about to be read.
             return Ok(Some(steady_ms() + AGAIN_MS));
         }
+        if !crate::controller::is_known(control, instance) {
+            return Ok(Some(steady_ms() + AGAIN_MS));
+        }
         // Neither does it run nor did it leave anything: it was never started, or the machine forgot it.
         if run.boot.as_deref() != Some(boot().as_str()) {
             let why = "the machine was restarted meanwhile";
@@ -366,7 +369,9 @@ fn watch(control: &Control, run: &Run, subject: &Subject<'_>) -> Result<Option<u
         }
         return Ok(Some(steady_ms() + AGAIN_MS));
     };
-    let limit = started + run.timeout_ms;
+    // Time in quarantine does not count.
+    let thawed = lock(&control.observed).thawed.get(subject.app).copied();
+    let limit = started.max(thawed.unwrap_or(0)) + run.timeout_ms;
     let cause = match (run.cause, subject.active) {
         (Some(cause), _) => cause,
         (None, None) => Cause::App,

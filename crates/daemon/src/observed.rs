@@ -24,8 +24,12 @@ pub struct Observed {
     pub freezing: HashMap<String, bool>,
     /// Instances that use more memory than their owner wants, and since when.
     pub heavy: HashMap<String, u64>,
-    /// When the version that serves each app took over.
-    pub promoted: HashMap<String, u64>,
+    /// Apps whose version that serves took over not long ago.
+    pub promoted: HashMap<String, Probation>,
+    /// When an app was last replaced for its memory.
+    pub replaced: HashMap<String, u64>,
+    /// When an app last came out of quarantine.
+    pub thawed: HashMap<String, u64>,
     /// Runs whose end could not be written down yet.
     pub unwritten: HashSet<String>,
     /// Whether the container engine answers.
@@ -83,6 +87,16 @@ pub enum Engine {
     Silent(String),
     /// It never did since this process began.
     Unknown(String),
+}
+
+/// A version that has to show that it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Probation {
+    pub since_ms: u64,
+    /// The release that served before.
+    pub before: Option<u64>,
+    /// How often it has ended since.
+    pub ends: u32,
 }
 
 /// A worker that does not run as it should.

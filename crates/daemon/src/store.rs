@@ -531,6 +531,25 @@ impl Store {
         })
     }
 
+    /// Rolls a release out without anybody having asked: only if the app is as whoever decided it saw it, and
+    /// nothing else is under way. True if it begins.
+    pub fn redeploy_if(&self, app: &str, active: u64, release: u64, kind: &str) -> Result<bool> {
+        self.write(|t| {
+            let as_seen = t
+                .query_row(
+                    "SELECT 1 FROM apps WHERE name = ?1 AND goal = 'running' AND isolated = 0 AND active = ?2
+                       AND NOT EXISTS (SELECT 1 FROM deployments WHERE app = ?1 AND state IN ('building', 'rolling'))",
+                    params![app, active],
+                    |_| Ok(()),
+                )
+                .optional()?;
+            if as_seen.is_some() {
+                add_deployment(t, app, release, kind, "rolling")?;
+            }
+            Ok(as_seen.is_some())
+        })
+    }
+
     /// A build is done: its deployment goes on.
     pub fn built(&self, deployment: u64, key: Option<&str>) -> Result<()> {
         self.write(|t| {
@@ -546,8 +565,8 @@ impl Store {
         })
     }
 
-    /// The deployment serves from now on.
-    pub fn promote(&self, deployment: u64) -> Result<()> {
+    /// The deployment serves from now on; false if it is not wanted any more.
+    pub fn promote(&self, deployment: u64) -> Result<bool> {
         self.write(|t| {
             let now = now_ms();
             let rolling = t.execute(
@@ -556,7 +575,7 @@ impl Store {
             )?;
             if rolling == 0 {
                 // Stopped, removed or superseded meanwhile: the newest wish counts.
-                return Ok(());
+                return Ok(false);
             }
             t.execute(
                 "UPDATE apps SET active = ?1, failures = 0, last_failure = NULL, halted = NULL WHERE name = (SELECT app FROM deployments WHERE id = ?1)",
@@ -571,7 +590,7 @@ impl Store {
                 "UPDATE releases SET served = 1 WHERE (app, number) = (SELECT app, release FROM deployments WHERE id = ?)",
                 [deployment],
             )?;
-            Ok(())
+            Ok(true)
         })
     }
 
@@ -606,7 +625,8 @@ impl Store {
 
     /// Puts an app into quarantine, or takes it out. What is under way ends.
     pub fn isolate(&self, app: &str, isolated: bool) -> Result<()> {
-        self.write(|t| {
+        // The disk may be full by the very app.
+        self.write_at_any_cost(|t| {
             t.execute(
                 "UPDATE apps SET isolated = ?2 WHERE name = ?1",
                 params![app, isolated],

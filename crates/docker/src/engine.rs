@@ -367,7 +367,8 @@ impl Engine {
             Request::List => Answer::Later(self.trouble.borrow().clone()),
             Request::Resolve { image, pull } => match self.resolve(&image, pull).await {
                 Ok(image) => Answer::Resolved(image),
-                Err(reason) => Answer::Refused(reason),
+                Err(reason) if self.answers().await => Answer::Refused(reason),
+                Err(reason) => Answer::Later(reason),
             },
             Request::Start(start) => self.begin(*start),
             Request::Stop {
@@ -540,6 +541,16 @@ impl Engine {
             let wanted = self
                 .instance(name)
                 .is_some_and(|instance| !instance.unwanted);
+            if wanted
+                && made
+                    .as_ref()
+                    .is_err_and(|error| error.contains("already in use"))
+            {
+                // Made before, by an answer that got lost.
+                self.remove(&self.name_of(name)).await;
+                self.remove(&format!("{}-user", self.name_of(name))).await;
+                continue;
+            }
             // That the engine went away meanwhile is not the app's fault.
             if made.is_ok() || !wanted || self.answers().await {
                 break made;
@@ -619,6 +630,7 @@ impl Engine {
                     self.kill(&name).await;
                 }
                 State::Runs => {
+                    left_alone = false;
                     is_complete = self.copy_output(&id, &mut spool, &mut position).await;
                     if !is_complete {
                         tokio::time::sleep(AGAIN).await;
@@ -926,7 +938,10 @@ impl Engine {
                 instance,
                 container,
             };
-            if let Ok((Told::Evidence(evidence), _)) = self.ask(ask).await {
+            // All of it goes into one answer.
+            if let Ok((Told::Evidence(evidence), _)) = self.ask(ask).await
+                && found.len() < 3
+            {
                 found.push(evidence);
             }
         }

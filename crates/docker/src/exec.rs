@@ -71,12 +71,18 @@ pub async fn run(
     if let Some(sizing) = sizing {
         sizing.abort();
     }
-    // However it came to this, it does not run on with nobody.
-    match exit_of(engine, &id).await {
-        Some(exit) => send(&mut caller, &Answer::ExecEnded(exit)).await,
-        None => {
+    // It may have closed its output and go on, or the engine may not know yet that it ended.
+    loop {
+        if let Some(exit) = exit_of(engine, &id).await {
+            return send(&mut caller, &Answer::ExecEnded(exit)).await;
+        }
+        let mut nothing = [0; 1];
+        let gone = tokio::time::timeout(Duration::from_millis(50), caller.read(&mut nothing));
+        let instance_ended = engine.container_of(instance).is_none();
+        if told.is_err() || gone.await.is_ok() || instance_ended {
+            // It does not run on with nobody.
             end(engine, instance, &id).await;
-            send(&mut caller, &Answer::ExecEnded(Exit::Signal(9))).await
+            return send(&mut caller, &Answer::ExecEnded(Exit::Signal(9))).await;
         }
     }
 }

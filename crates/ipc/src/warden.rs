@@ -148,6 +148,9 @@ pub struct Instance {
     /// Its processes are frozen.
     #[serde(default)]
     pub frozen: bool,
+    /// They are meant to be.
+    #[serde(default)]
+    pub held: bool,
     /// What the app's processes use, as the kernel charges it, in bytes.
     pub memory: u64,
     pub oom_kills: u64,

@@ -166,12 +166,16 @@ impl Cgroups {
         Err("its processes do not freeze".into())
     }
 
-    pub fn is_frozen(&self, instance: &str) -> bool {
+    /// Whether its processes are frozen, and whether they are meant to be.
+    pub fn is_frozen(&self, instance: &str) -> (bool, bool) {
         let Some(unified) = &self.unified else {
-            return false;
+            return (false, false);
         };
-        let text = fs::read_to_string(unified.join(instance).join("cgroup.freeze"));
-        text.is_ok_and(|text| text.trim() == "1")
+        let read = |file: &str| fs::read_to_string(unified.join(instance).join(file));
+        let meant = read("cgroup.freeze").is_ok_and(|text| text.trim() == "1");
+        let is = meant
+            && read("cgroup.events").is_ok_and(|text| text.lines().any(|line| line == "frozen 1"));
+        (is, meant)
     }
 
     /// The processes of an instance.

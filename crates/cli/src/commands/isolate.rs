@@ -64,9 +64,13 @@ pub async fn isolate(args: &Args, server: &Server) -> Result<(), CliError> {
 /// Only its owner may read it: it holds what visitors sent.
 async fn fetch(app: &str, file: &std::path::Path, server: &Server) -> Result<(), CliError> {
     let failed = |error: std::io::Error| CliError::failed(format!("{}: {error}", file.display()));
+    // What was fetched before stays until this is whole.
+    let mut part = file.as_os_str().to_owned();
+    part.push(".part");
+    let _ = std::fs::remove_file(&part);
     let mut open = std::fs::OpenOptions::new();
-    let open = open.write(true).create(true).truncate(true).mode(0o600);
-    let mut target = open.open(file).map_err(failed)?;
+    let open = open.write(true).create_new(true).mode(0o600);
+    let mut target = open.open(&part).map_err(failed)?;
     let place = path(&["apps", app, "evidence"]);
     let mut body = server.client()?.stream(&place).await?;
     while let Some(frame) = body.frame().await {
@@ -76,7 +80,8 @@ async fn fetch(app: &str, file: &std::path::Path, server: &Server) -> Result<(),
             target.write_all(data).map_err(failed)?;
         }
     }
-    target.sync_all().map_err(failed)
+    target.sync_all().map_err(failed)?;
+    std::fs::rename(&part, file).map_err(failed)
 }
 
 pub async fn release(name: &str, server: &Server) -> Result<(), CliError> {

@@ -108,7 +108,10 @@ fn pack(control: &Control, app: &crate::store::App, shown: &App) -> Result<Vec<u
     let found = control.examine(name)?;
     control.logs.ingest();
     let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+    // Command lines and output may show what variables hold.
+    let values = control.store.env(name)?;
     let mut add = |path: &str, content: &[u8]| -> std::io::Result<()> {
+        let content = &redacted(content, &values)[..];
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o600);
@@ -152,6 +155,23 @@ fn pack(control: &Control, app: &crate::store::App, shown: &App) -> Result<Vec<u
     packed.finish().map_err(failed)
 }
 
+/// Without the values of variables; very short ones are no secrets, and stand for too much else.
+fn redacted(content: &[u8], values: &[(String, String)]) -> Vec<u8> {
+    let mut text = String::from_utf8_lossy(content).into_owned();
+    for (_, value) in values.iter().filter(|(_, value)| value.len() >= 4) {
+        let quoted = serde_json::to_string(value).unwrap_or_default();
+        let quoted = quoted.trim_matches('"');
+        text = text.replace(value.as_str(), "***").replace(quoted, "***");
+    }
+    text.into_bytes()
+}
+
+/// Without what would make another line of it, or drive a terminal.
+fn plain(text: &str) -> String {
+    let mark = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+    text.chars().map(mark).collect()
+}
+
 /// The processes as a person reads them.
 fn table(evidence: &hutong_ipc::warden::Evidence) -> String {
     let mut text = String::from("PID  INSIDE  PARENT  UID  STATE  THREADS  KB  COMMAND\n");
@@ -165,10 +185,10 @@ fn table(evidence: &hutong_ipc::warden::Evidence) -> String {
             one.state,
             one.threads,
             one.memory_kb,
-            one.command
+            plain(&one.command)
         ));
         for file in &one.files {
-            text.push_str(&format!("    {file}\n"));
+            text.push_str(&format!("    {}\n", plain(file)));
         }
     }
     if !evidence.complete {

@@ -130,7 +130,7 @@ impl Store {
 
     /// A timed job is none any more, or its app does not run.
     pub fn forget_job(&self, app: &str, job: &str) -> Result<()> {
-        self.write_at_any_cost(|t| {
+        self.write(|t| {
             t.execute(
                 "DELETE FROM cron WHERE app = ? AND name = ?",
                 params![app, job],
@@ -207,7 +207,7 @@ impl Store {
     pub fn run_did_not_begin(&self, id: u64) -> Result<()> {
         self.write(|t| {
             t.execute(
-                "UPDATE runs SET state = 'wanted', instance = NULL, started_ms = NULL WHERE id = ? AND state = 'running'",
+                "UPDATE runs SET state = iif(cause IS NULL, 'wanted', 'stopped'), instance = NULL, started_ms = NULL WHERE id = ? AND state = 'running'",
                 [id],
             )?;
             Ok(())

@@ -64,6 +64,9 @@ fn serve(warden: &Arc<Warden>, line: &UnixStream) {
     }
 }
 
+/// From here up ids are given to apps and to our own processes, and stand for nobody of an image.
+const FIRST_OWN: u32 = 0x7000_0000;
+
 type Answer = (Told, Vec<std::fs::File>);
 
 fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
@@ -105,6 +108,9 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
                 .uid_base(&app)?
                 .ok_or("containers need a server that is root")?;
             let own = (base + APP_UID, base + APP_UID);
+            if user.is_some_and(|(uid, gid)| uid >= FIRST_OWN || gid >= FIRST_OWN) {
+                return Err("the image's user is one of ours; set `user = \"app\"`".into());
+            }
             let tree = tree
                 .map(|tree| safe_copy(warden, &app, &tree))
                 .transpose()?;
@@ -152,6 +158,9 @@ fn safe_copy(warden: &Warden, app: &str, tree: &Tree) -> Result<std::path::PathB
         let _ = trees::delete(&fresh);
         return Err(failed(error));
     }
+    // On disk before its name says that it is there.
+    let opened = std::fs::File::open(&fresh).map_err(failed)?;
+    rustix::fs::syncfs(opened).map_err(|error| failed(error.into()))?;
     std::fs::rename(&fresh, &kept).map_err(failed)?;
     Ok(kept)
 }

@@ -30,16 +30,12 @@ impl Warden {
             .ok_or("there is no such instance")?;
         // What is in its queues would go out all the same.
         let network = lock(&self.network).clone();
-        let link = network.zip(record.egress);
-        if let Some((network, index)) = &link {
-            network.set_link(*index, !frozen)?;
-        }
-        let done = self.cgroups.freeze(instance, frozen);
-        if let (Err(_), true, Some((network, index))) = (&done, frozen, link) {
-            // It is not frozen, and is not to be half of it for ever.
-            network.set_link(index, true)?;
-        }
-        done
+        let link = match network.zip(record.egress) {
+            Some((network, index)) => network.set_link(index, !frozen),
+            None => Ok(()),
+        };
+        // Each whatever became of the other: what is cut off and not frozen is better than neither.
+        self.cgroups.freeze(instance, frozen).and(link)
     }
 
     /// The processes of an app's instances, and what they hold.
@@ -63,17 +59,23 @@ pub(super) fn examine(instance: &str, pids: &[i32], left: &mut usize) -> Evidenc
         tables: Vec::new(),
         complete: pids.len() <= MAX_PROCESSES,
     };
-    let room = |text: &str, left: &mut usize| {
-        let fits = text.len() + 64 <= *left;
-        *left -= if fits { text.len() + 64 } else { 0 };
+    // As it goes over the line: a name of control characters is six times as long there.
+    let size = |value: &dyn Fn() -> usize, left: &mut usize| {
+        let size = value() + 16;
+        let fits = size <= *left;
+        *left -= if fits { size } else { 0 };
         fits
     };
+    let length = |text: &str| serde_json::to_string(text).map_or(usize::MAX / 2, |text| text.len());
     if let Some(pid) = pids.first() {
         for name in TABLES {
             let path = format!("/proc/{pid}/net/{name}");
             let text = read_bounded(Path::new(&path));
-            if room(&text, left) {
+            evidence.complete &= text.len() < MAX_TABLE;
+            if size(&|| length(&text), left) {
                 evidence.tables.push((name.to_owned(), text));
+            } else {
+                evidence.complete = false;
             }
         }
     }
@@ -81,12 +83,12 @@ pub(super) fn examine(instance: &str, pids: &[i32], left: &mut usize) -> Evidenc
         let Some(suspect) = look_at(*pid) else {
             continue;
         };
-        let size: usize = suspect.files.iter().map(String::len).sum::<usize>() + 500;
-        if size > *left {
+        let whole = || serde_json::to_vec(&suspect).map_or(usize::MAX / 2, |text| text.len());
+        if !size(&whole, left) {
             evidence.complete = false;
             break;
         }
-        *left -= size;
+        evidence.complete &= suspect.files.len() < MAX_FILES;
         evidence.processes.push(suspect);
     }
     evidence

@@ -538,11 +538,13 @@ impl Warden {
             .collect();
         let live = live.into_iter().map(|record| {
             let usage = self.cgroups.usage(&record.instance);
+            let (frozen, held) = self.cgroups.is_frozen(&record.instance);
             Instance {
                 ending: record.is_ending(),
                 started_steady: processes::ticks_to_ms(record.start_time),
                 container: None,
-                frozen: self.cgroups.is_frozen(&record.instance),
+                frozen,
+                held,
                 memory: usage.memory,
                 oom_kills: usage.oom_kills,
                 cpu_usec: usage.cpu_usec,
@@ -608,6 +610,7 @@ impl<'a> Launching<'a> {
             started_steady: processes::steady_ms(),
             container: None,
             frozen: false,
+            held: false,
             ending: false,
             memory: 0,
             oom_kills: 0,

@@ -52,7 +52,7 @@ impl Docker {
         }
         let folder = tempfile::Builder::new().prefix("hutong-docker-").tempdir();
         let mut docker = Docker {
-            child: Self::launch(folder.as_ref().expect("a folder").path()),
+            child: Self::launch(folder.as_ref().expect("a folder").path(), true),
             folder: folder.expect("a folder"),
         };
         docker.await_start();
@@ -63,30 +63,32 @@ impl Docker {
         Some(docker)
     }
 
-    fn launch(folder: &Path) -> Child {
-        let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let name = folder
-            .file_name()
-            .expect("a name")
-            .to_string_lossy()
-            .into_owned();
-        let log = File::create(folder.join("log")).expect("a log");
-        let script = "ip link set lo up && exec /usr/sbin/dockerd \"$@\"";
-        Command::new("unshare")
-            .args(["--net", "sh", "-c", script, "sh"])
-            .args(["--data-root", &text(folder.join("data"))])
-            .args(["--exec-root", &text(folder.join("exec"))])
-            .args(["--pidfile", &text(folder.join("pid"))])
-            .args([
-                "-H",
-                &format!("unix://{}", text(folder.join("docker.sock"))),
-            ])
+    /// `own_network`: in a network namespace that is made for it, else in the one that this thread is in.
+    fn launch(folder: &Path, own_network: bool) -> Child {
+        let below = |name: &str| folder.join(name).to_string_lossy().into_owned();
+        let name = folder.file_name().expect("a name").to_string_lossy();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(folder.join("log"));
+        let mut command = if own_network {
+            let script = "ip link set lo up && exec /usr/sbin/dockerd \"$@\"";
+            let mut command = Command::new("unshare");
+            command.args(["--net", "sh", "-c", script, "sh"]);
+            command
+        } else {
+            Command::new("/usr/sbin/dockerd")
+        };
+        command
+            .args(["--data-root", &below("data"), "--exec-root", &below("exec")])
+            .args(["--pidfile", &below("pid")])
+            .args(["-H", &format!("unix://{}", below("docker.sock"))])
             .arg(format!("--cgroup-parent=/{name}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log)
+            .stderr(log.expect("a log"))
             .spawn()
-            .expect("unshare runs")
+            .expect("dockerd runs")
     }
 
     fn await_start(&mut self) {
@@ -165,34 +167,9 @@ impl Docker {
         rustix::process::kill_process(pid, rustix::process::Signal::CONT).expect("SIGCONT");
     }
 
-    /// Starts it after [`Self::stop`].
+    /// Starts it after [`Self::stop`], in the network that it had.
     pub fn begin_again(&mut self) {
-        let folder = self.folder.path();
-        // `unshare` would make another network: this thread's is the one wanted.
-        let text = |path: PathBuf| path.to_string_lossy().into_owned();
-        let name = folder
-            .file_name()
-            .expect("a name")
-            .to_string_lossy()
-            .into_owned();
-        let log = File::options()
-            .append(true)
-            .open(folder.join("log"))
-            .expect("the log");
-        self.child = Command::new("/usr/sbin/dockerd")
-            .args(["--data-root", &text(folder.join("data"))])
-            .args(["--exec-root", &text(folder.join("exec"))])
-            .args(["--pidfile", &text(folder.join("pid"))])
-            .args([
-                "-H",
-                &format!("unix://{}", text(folder.join("docker.sock"))),
-            ])
-            .arg(format!("--cgroup-parent=/{name}"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("dockerd runs");
+        self.child = Self::launch(self.folder.path(), false);
         self.await_start();
     }
 
@@ -294,14 +271,18 @@ impl Drop for Docker {
             let _ = self.run(&["rm", "-f", id]);
         }
         self.stop();
-        let name = self.folder.path().file_name().expect("a name");
-        for tree in std::fs::read_dir("/sys/fs/cgroup")
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
+        let folder = self.folder.path();
+        let name = folder.file_name().expect("a name");
+        let trees = std::fs::read_dir("/sys/fs/cgroup");
+        for tree in trees.into_iter().flatten().flatten() {
             let _ = std::fs::remove_dir(tree.path().join(name));
         }
         let _ = std::fs::remove_dir(Path::new("/sys/fs/cgroup").join(name));
+        // The engine leaves mounts of network namespaces, which would keep the folder from being removed.
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for point in points.filter(|point| Path::new(point).starts_with(folder)) {
+            let _ = Command::new("umount").args(["--lazy", point]).status();
+        }
     }
 }

@@ -312,6 +312,10 @@ fn images_and_their_engine() {
         )),
     ]);
     assert!(said.contains("hutong-test/none:1"), "{said}");
+    let toml = format!("name = 'idle'\nimage = '{IMAGE}'\n");
+    let idle = app_folder(&[("hutong.toml", &toml)]);
+    let (_, said) = server.fails(&["deploy", &deploy(&idle)]);
+    assert!(said.contains("says no command to run"), "{said}");
     // Nobody reaches anybody: not the other app, not the host, not by way of the engine's own name server.
     let address = engine.ok(&[
         "inspect",

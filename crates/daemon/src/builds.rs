@@ -5,12 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hutong_core::spec::{AppSpec, ContainerUser, Image, ReleaseCommand};
+use hutong_core::spec::{AppSpec, ContainerUser, Image, ReleaseCommand, Run};
 use hutong_core::tree::digest_of;
 use hutong_core::units::{show_size, show_time};
-use hutong_ipc::fail;
 use hutong_ipc::shim::Exit;
 use hutong_ipc::warden::{Build, Limits, ServerSettings};
+use hutong_ipc::{docker, fail};
 use hutong_runtime::client::{Driver, DriverError};
 
 use crate::launch::{NotStarted, What, launch};
@@ -185,9 +185,13 @@ fn patiently<T>(ask: impl Fn() -> Result<T, DriverError>) -> Result<T, DriverErr
     }
 }
 
-/// Has the engine fetch the image, if its owner may run it so; its id, which is what the release runs from then on,
-/// wherever the tag goes.
-fn fetch(control: &Control, deployment: &Deployment, image: &Image) -> Result<String, Broken> {
+/// Has the engine fetch the image, if its owner may run it so; its id is what the release runs from then on, wherever the
+/// tag goes.
+fn fetch(
+    control: &Control,
+    deployment: &Deployment,
+    image: &Image,
+) -> Result<docker::Image, Broken> {
     let reference = &image.reference;
     let doing = format!("fetching the image {reference}");
     control.logs.note(&deployment.app, "", &doing);
@@ -205,7 +209,7 @@ fn fetch(control: &Control, deployment: &Deployment, image: &Image) -> Result<St
             "the image {reference} runs as root: set `user = \"app\"` in [container] to run it as a user of the app's own, or `allow_root = true`"
         )));
     }
-    Ok(found.id)
+    Ok(found)
 }
 
 /// Why no app from an image runs here.
@@ -240,7 +244,15 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> 
         }
     }
     if let Some(image) = &spec.image {
-        ready.built = Some(fetch(control, deployment, image)?);
+        let found = fetch(control, deployment, image)?;
+        let brings_nothing = !found.has_command && image.entrypoint.is_none();
+        if brings_nothing && spec.run == Run::Command(Vec::new()) {
+            return Err(Broken::plain(format!(
+                "the image {} says no command to run: set `command`",
+                image.reference
+            )));
+        }
+        ready.built = Some(found.id);
     }
     // What a release did to the data is not undone by a rollback, nor done again by a restart.
     if let Some(command) = spec

@@ -15,21 +15,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bollard::container::LogOutput;
 use bollard::errors::Error;
 use bollard::query_parameters::{
-    CreateImageOptions, EventsOptions, InspectContainerOptions, KillContainerOptions,
-    ListContainersOptions, LogsOptions, RemoveContainerOptions, StartContainerOptions,
+    EventsOptions, InspectContainerOptions, KillContainerOptions, ListContainersOptions,
+    LogsOptions, RemoveContainerOptions, StartContainerOptions,
 };
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
 use hutong_core::name::{AppName, is_digest, is_instance_id};
 use hutong_ipc::channel;
-use hutong_ipc::docker::{
-    About, Answer, Ask, Container, Health, Image, Pull, Request, Setup, Start, Told,
-};
+use hutong_ipc::docker::{About, Answer, Ask, Container, Health, Request, Setup, Start, Told};
 use hutong_ipc::shim::{Ended, Exit};
 use hutong_ipc::spool::{Kind, Writer};
 use tokio::sync::Notify;
 
 use crate::create;
+use crate::position::{KEEP, Position};
 use crate::usage::Usage;
 
 pub const LABEL_SERVER: &str = "hutong.server";
@@ -49,14 +48,9 @@ const TIMEOUT_S: u64 = 60;
 const WARDEN: Duration = Duration::from_secs(120);
 /// How soon an engine that does not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How often it is written down how far a container's output was read.
-const KEEP: Duration = Duration::from_millis(50);
 /// From SIGTERM to SIGKILL for what belongs to no app, in milliseconds.
 const SWEPT_MS: u64 = 5000;
 const LONG: Duration = Duration::from_secs(3600);
-/// How long an image may take to be fetched, and to say nothing.
-const FETCH: Duration = Duration::from_secs(15 * 60);
-const STALL: Duration = Duration::from_secs(60);
 /// Output taken from one container, in bytes a second, as with sandboxes.
 const OUTPUT_RATE: f64 = 16e6;
 
@@ -155,7 +149,7 @@ impl Engine {
     }
 
     /// Speaks the version of the API that the engine speaks.
-    async fn connect(&self) -> Result<Docker, String> {
+    pub async fn connect(&self) -> Result<Docker, String> {
         let docker = self.docker()?;
         let docker = docker.negotiate_version().await;
         let docker = docker.map_err(|error| error.to_string())?;
@@ -433,57 +427,6 @@ impl Engine {
             }),
             Err(reason) => Answer::Later(reason),
         }
-    }
-
-    async fn resolve(&self, image: &str, pull: Pull) -> Result<Image, String> {
-        let docker = self.connect().await?;
-        let there = docker.inspect_image(image).await;
-        let fetch = match (&there, pull) {
-            (Ok(_), Pull::Always) | (Err(_), Pull::Missing | Pull::Always) => true,
-            (_, Pull::Never) | (Ok(_), Pull::Missing) => false,
-        };
-        if fetch {
-            let (name, tag) = split_tag(image);
-            let options = CreateImageOptions {
-                from_image: Some(name.into()),
-                tag: tag.map(str::to_owned),
-                ..Default::default()
-            };
-            let mut steps = Box::pin(docker.create_image(Some(options), None, None));
-            let deadline = tokio::time::Instant::now() + FETCH;
-            loop {
-                let failed = |why: String| format!("cannot fetch the image {image}: {why}");
-                let patience = deadline.min(tokio::time::Instant::now() + STALL);
-                let step = tokio::time::timeout_at(patience, steps.next()).await;
-                let step = step.map_err(|_| failed("the registry is too slow".into()))?;
-                let Some(step) = step else { break };
-                let step = step.map_err(|error| failed(error.to_string()))?;
-                if let Some(error) = step.error_detail.and_then(|detail| detail.message) {
-                    return Err(failed(error));
-                }
-            }
-        }
-        let found = match (there, fetch) {
-            (Ok(found), false) => found,
-            (Err(error), false) => return Err(format!("the engine has no image {image}: {error}")),
-            _ => docker
-                .inspect_image(image)
-                .await
-                .map_err(|error| error.to_string())?,
-        };
-        let id = found.id.unwrap_or_default();
-        let id = id.strip_prefix("sha256:").unwrap_or(&id).to_owned();
-        if !is_digest(&id) {
-            return Err(format!("the engine gave {image} no id that is known here"));
-        }
-        let config = found.config.unwrap_or_default();
-        let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
-        Ok(Image {
-            id,
-            is_root: create::is_root(config.user.as_deref().unwrap_or_default()),
-            remapped: self.is_remapped().await,
-            has_command: some(&config.cmd) || some(&config.entrypoint),
-        })
     }
 
     fn begin(self: &Rc<Self>, start: Start) -> Answer {
@@ -997,85 +940,6 @@ enum State {
     Unknown,
 }
 
-/// How far a container's output was read: the time of its last piece, as the engine writes it.
-struct Position {
-    path: PathBuf,
-    last: String,
-    /// What came up to here was read before.
-    from: String,
-    is_news: bool,
-    /// When it was last written down.
-    kept: Option<std::time::Instant>,
-}
-
-impl Position {
-    fn read(path: PathBuf) -> Self {
-        Position {
-            last: std::fs::read_to_string(&path).unwrap_or_default(),
-            from: String::new(),
-            is_news: false,
-            path,
-            kept: None,
-        }
-    }
-
-    /// Seconds since 1970, not after the last piece.
-    fn since(&self) -> i32 {
-        let time = chrono::DateTime::parse_from_rfc3339(&self.last);
-        time.map_or(0, |time| i32::try_from(time.timestamp()).unwrap_or(0))
-    }
-
-    /// The engine begins again, at the second that [`Self::since`] says.
-    fn go_on(&mut self) {
-        self.from.clone_from(&self.last);
-    }
-
-    /// What is new of a piece, `TIME TEXT`.
-    fn take<'a>(&mut self, piece: &'a [u8]) -> Option<&'a [u8]> {
-        let space = piece.iter().position(|byte| *byte == b' ')?;
-        let time = std::str::from_utf8(&piece[..space]).ok()?;
-        let is_time = time.starts_with(|first: char| first.is_ascii_digit());
-        if !is_time || time <= self.from.as_str() {
-            return None;
-        }
-        // Pieces of the two streams may come out of order, by a little.
-        if time > self.last.as_str() {
-            self.last.clear();
-            self.last.push_str(time);
-            self.is_news = true;
-        }
-        Some(&piece[space + 1..])
-    }
-
-    /// At once, but not more often than every so often: what is not kept is read twice if we are killed.
-    fn keep(&mut self) {
-        let is_due = self.kept.is_none_or(|kept| kept.elapsed() >= KEEP);
-        if self.is_news && is_due {
-            self.keep_now();
-        }
-    }
-
-    fn keep_now(&mut self) {
-        self.kept = Some(std::time::Instant::now());
-        self.is_news = false;
-        let fresh = self.path.with_extension("fresh");
-        if std::fs::write(&fresh, &self.last).is_ok() {
-            let _ = std::fs::rename(&fresh, &self.path);
-        }
-    }
-}
-
-/// `NAME[:TAG]` or `NAME@DIGEST`; without a tag the engine would fetch every one.
-fn split_tag(image: &str) -> (&str, Option<&str>) {
-    if image.contains('@') {
-        return (image, None);
-    }
-    match image.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
-        _ => (image, Some("latest")),
-    }
-}
-
 /// Absolute, plain, and none of the engine's separators.
 fn is_inner_path(path: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
@@ -1092,31 +956,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_are_found() {
-        assert_eq!(split_tag("python"), ("python", Some("latest")));
-        assert_eq!(split_tag("python:3.12"), ("python", Some("3.12")));
-        assert_eq!(split_tag("reg:5000/x"), ("reg:5000/x", Some("latest")));
-        assert_eq!(split_tag("x@sha256:00"), ("x@sha256:00", None));
-    }
-
-    #[test]
     fn paths_have_no_way_out() {
         assert!(is_inner_path("/var/cache/nginx"));
         for bad in ["", "/", "x", "/a/../b", "/a:rw", "/a//b", "/a,b", "/a b"] {
             assert!(!is_inner_path(bad), "{bad}");
         }
-    }
-
-    #[test]
-    fn output_is_taken_once() {
-        let dir = std::env::temp_dir().join(format!("hutong-position-{}", std::process::id()));
-        let mut position = Position::read(dir.join("none"));
-        assert_eq!(position.since(), 0);
-        let piece = b"2026-11-22T10:00:00.000000001Z hello\n";
-        assert_eq!(position.take(piece), Some(b"hello\n".as_slice()));
-        position.go_on();
-        assert_eq!(position.take(piece), None);
-        assert_eq!(position.since(), 1_795_341_600);
-        assert_eq!(position.take(b"no time"), None);
     }
 }

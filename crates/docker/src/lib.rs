@@ -9,7 +9,9 @@
 mod create;
 mod engine;
 mod exec;
+mod images;
 mod network;
+mod position;
 mod serve;
 mod usage;
 

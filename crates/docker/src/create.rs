@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::Read;
 
+use bollard::errors::Error;
 use bollard::models::{
     ContainerCreateBody, HealthConfig, HostConfig, HostConfigLogConfig, ImageConfig, Mount,
     MountType, ResourcesUlimits, RestartPolicy, RestartPolicyNameEnum,
@@ -34,6 +35,9 @@ const WRITABLE: &str = "size=64m,mode=1777";
 const LOG_FILE: &str = "8m";
 /// An /etc/passwd is not longer, in bytes.
 const MAX_PASSWD: u64 = 1 << 20;
+
+/// Why a container cannot be made of whose name there is one: its making was answered, and the answer got lost.
+pub const IN_THE_WAY: &str = "a container of its name is in the way";
 
 /// What an image's own words say of whom it runs as.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,8 +89,13 @@ impl Engine {
             platform: String::new(),
         };
         let made = docker.create_container(Some(options), body).await;
-        let made = made.map_err(|error| error.to_string())?;
-        Ok(made.id)
+        match made {
+            Ok(made) => Ok(made.id),
+            Err(Error::DockerResponseServerError {
+                status_code: 409, ..
+            }) => Err(IN_THE_WAY.into()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     async fn prepare(&self, start: &Start, user: Option<(u32, u32)>) -> Result<Prepared, String> {

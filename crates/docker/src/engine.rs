@@ -51,6 +51,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// From SIGTERM to SIGKILL for what belongs to no app, in milliseconds.
 const SWEPT_MS: u64 = 5000;
 const LONG: Duration = Duration::from_secs(3600);
+/// Containers of an app whose evidence goes into one answer, of a megabyte each at most.
+const MAX_EXAMINED: usize = 3;
 /// Output taken from one container, in bytes a second, as with sandboxes.
 const OUTPUT_RATE: f64 = 16e6;
 
@@ -478,20 +480,17 @@ impl Engine {
         let Some(known) = self.instance(name) else {
             return;
         };
+        let mut removed = 0;
         let made = loop {
             let (steady, now) = (known.started_steady, known.started_at);
             let made = self.create(&start, steady, now).await;
             let wanted = self
                 .instance(name)
                 .is_some_and(|instance| !instance.unwanted);
-            if wanted
-                && made
-                    .as_ref()
-                    .is_err_and(|error| error.contains("already in use"))
-            {
-                // Made before, by an answer that got lost.
+            if wanted && removed < 2 && made.as_ref().is_err_and(|why| why == create::IN_THE_WAY) {
+                removed += 1;
                 self.remove(&self.name_of(name)).await;
-                self.remove(&format!("{}-user", self.name_of(name))).await;
+                tokio::time::sleep(AGAIN).await;
                 continue;
             }
             // That the engine went away meanwhile is not the app's fault.
@@ -875,16 +874,18 @@ impl Engine {
             mine.map(|(name, one)| (name.clone(), one.id.clone()))
                 .collect()
         };
-        let mut found = Vec::new();
+        let mut found: Vec<hutong_ipc::warden::Evidence> = Vec::new();
         for (instance, container) in mine {
             let ask = Ask::Examine {
                 instance,
                 container,
             };
             // All of it goes into one answer.
-            if let Ok((Told::Evidence(evidence), _)) = self.ask(ask).await
-                && found.len() < 3
-            {
+            if found.len() == MAX_EXAMINED {
+                found[0].complete = false;
+                break;
+            }
+            if let Ok((Told::Evidence(evidence), _)) = self.ask(ask).await {
                 found.push(evidence);
             }
         }

@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::engine::Engine;
+use crate::engine::{Engine, is_missing};
 use crate::serve::send;
 
 /// Pieces of input and output on their way; more wait.
@@ -145,12 +145,20 @@ async fn attach(socket: &str, id: &str, terminal: bool) -> std::io::Result<UnixS
 
 /// How it ended; `None` if it runs, or the engine does not say.
 async fn exit_of(engine: &Engine, id: &str) -> Option<Exit> {
-    let found = engine.docker().ok()?.inspect_exec(id).await.ok()?;
-    if found.running == Some(true) {
-        return None;
+    let docker = engine.docker().ok()?;
+    let asked = tokio::time::timeout(PATIENCE, docker.inspect_exec(id))
+        .await
+        .ok()?;
+    match asked {
+        Ok(found) if found.running == Some(true) => None,
+        Ok(found) => Some(match found.exit_code {
+            Some(code) => Exit::Code(i32::try_from(code).unwrap_or(1)),
+            None => Exit::Signal(9),
+        }),
+        // The engine was started anew, and has forgotten it.
+        Err(error) if is_missing(&error) => Some(Exit::Signal(9)),
+        Err(_) => None,
     }
-    let code = found.exit_code?;
-    Some(Exit::Code(i32::try_from(code).unwrap_or(1)))
 }
 
 /// From the engine to the caller. Without a terminal each piece has a head: its stream and its length.

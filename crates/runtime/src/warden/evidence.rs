@@ -34,8 +34,13 @@ impl Warden {
             Some((network, index)) => network.set_link(index, !frozen),
             None => Ok(()),
         };
+        if !frozen {
+            // In this order, so that a failure is seen as what it is, and tried again.
+            link?;
+            return self.cgroups.freeze(instance, false);
+        }
         // Each whatever became of the other: what is cut off and not frozen is better than neither.
-        self.cgroups.freeze(instance, frozen).and(link)
+        self.cgroups.freeze(instance, true).and(link)
     }
 
     /// The processes of an app's instances, and what they hold.

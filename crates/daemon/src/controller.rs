@@ -157,7 +157,8 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
         .filter(|l| l.app.goal != Goal::Removed)
         .filter_map(|l| Some((l.app.name.clone(), l.routing_spec()?.clone())))
         .collect();
-    for loaded in loaded.iter().chain(&waiting) {
+    let free = |loaded: &&Loaded| !loaded.app.isolated;
+    for loaded in loaded.iter().chain(&waiting).filter(free) {
         freeze(control, &loaded.app);
     }
     let now = steady_ms();
@@ -171,6 +172,11 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
         until_ms: None,
     };
     outcome.again = publish_all(control, &loaded, &plans, &specs, &broken, published, now)?;
+    // Behind the routes: whoever does not freeze at once is cut off all the same, and nobody else waits for it.
+    let isolated = |loaded: &&Loaded| loaded.app.isolated;
+    for loaded in loaded.iter().chain(&waiting).filter(isolated) {
+        freeze(control, &loaded.app);
+    }
     let dying = {
         let observed = lock(&control.observed);
         let is_dying = |i: &Instance| {
@@ -630,7 +636,9 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
             match done {
                 Ok(false) => true,
                 Ok(true) => {
-                    let before = loaded.active.as_ref().map(|(_, release, _)| release.number);
+                    let number =
+                        |made: &VersionOf| made.as_ref().map(|(_, release, _)| release.number);
+                    let before = number(&loaded.active);
                     let mut observed = lock(&control.observed);
                     observed.failures.remove(app);
                     let probation = Probation {
@@ -638,7 +646,10 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                         before,
                         ends: 0,
                     };
-                    observed.promoted.insert(app.clone(), probation);
+                    // The same release once more stays on the probation that it is on.
+                    if before != number(&loaded.rollout) {
+                        observed.promoted.insert(app.clone(), probation);
+                    }
                     observed.workers.retain(|(of, _), _| of != app);
                     observed.wake(app);
                     drop(observed);

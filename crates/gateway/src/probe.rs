@@ -18,7 +18,7 @@ use crate::table::Table;
 use crate::target::{Line, Target};
 use crate::{Shared, status};
 
-/// While an instance starts it is asked often: at first every 10 ms, then every 250.
+/// While an instance starts it is asked often: at first every 10 ms, at last every 250.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LAST_PAUSE: Duration = Duration::from_millis(250);
 /// How soon one that was just started is asked again, and for how long.

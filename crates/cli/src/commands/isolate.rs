@@ -64,24 +64,42 @@ pub async fn isolate(args: &Args, server: &Server) -> Result<(), CliError> {
 /// Only its owner may read it: it holds what visitors sent.
 async fn fetch(app: &str, file: &std::path::Path, server: &Server) -> Result<(), CliError> {
     let failed = |error: std::io::Error| CliError::failed(format!("{}: {error}", file.display()));
-    // What was fetched before stays until this is whole.
+    // What was fetched before stays until this is whole. A device or a link is written to as it is.
+    let is_special = std::fs::symlink_metadata(file).is_ok_and(|found| !found.is_file());
+    if is_special {
+        let mut target = std::fs::OpenOptions::new()
+            .write(true)
+            .open(file)
+            .map_err(failed)?;
+        return copy(app, &mut target, server).await;
+    }
     let mut part = file.as_os_str().to_owned();
     part.push(".part");
     let _ = std::fs::remove_file(&part);
     let mut open = std::fs::OpenOptions::new();
     let open = open.write(true).create_new(true).mode(0o600);
     let mut target = open.open(&part).map_err(failed)?;
+    if let Err(error) = copy(app, &mut target, server).await {
+        // It holds what visitors sent.
+        let _ = std::fs::remove_file(&part);
+        return Err(error);
+    }
+    target.sync_all().map_err(failed)?;
+    std::fs::rename(&part, file).map_err(failed)
+}
+
+async fn copy(app: &str, target: &mut std::fs::File, server: &Server) -> Result<(), CliError> {
     let place = path(&["apps", app, "evidence"]);
     let mut body = server.client()?.stream(&place).await?;
     while let Some(frame) = body.frame().await {
         let frame = frame
             .map_err(|error| CliError::failed(format!("the server's answer broke off: {error}")))?;
         if let Some(data) = frame.data_ref() {
-            target.write_all(data).map_err(failed)?;
+            let written = target.write_all(data);
+            written.map_err(|error| CliError::failed(format!("the bundle: {error}")))?;
         }
     }
-    target.sync_all().map_err(failed)?;
-    std::fs::rename(&part, file).map_err(failed)
+    Ok(())
 }
 
 pub async fn release(name: &str, server: &Server) -> Result<(), CliError> {

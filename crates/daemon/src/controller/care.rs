@@ -17,8 +17,9 @@ pub(super) fn freeze(control: &Control, app: &App) {
         let observed = lock(&control.observed);
         let mine = observed.instances.values().filter(|i| i.app == app.name);
         let is_wrong = |i: &&Instance| match app.isolated {
-            true => !i.frozen,
-            false => i.frozen || i.held,
+            // Asked once; the kernel may take its time.
+            true => !i.frozen && !i.held,
+            false => i.frozen || i.held || observed.freezing.get(&i.instance) == Some(&true),
         };
         let wrong = mine.filter(is_wrong).filter(|i| !i.ending);
         wrong
@@ -34,8 +35,12 @@ pub(super) fn freeze(control: &Control, app: &App) {
         {
             (found.frozen, found.held) = (app.isolated, app.isolated);
         }
-        if !app.isolated {
+        if !app.isolated && done.is_ok() {
             observed.thawed.insert(app.name.clone(), steady_ms());
+        }
+        if !app.isolated && done.is_err() {
+            // It is tried again.
+            continue;
         }
         let news = observed.freezing.insert(instance.clone(), app.isolated) != Some(app.isolated);
         drop(observed);
@@ -72,7 +77,7 @@ pub(super) fn roll_back(control: &Control, app: &App) -> bool {
             return Ok(None);
         };
         let kept = control.store.release(&app.name, before)?;
-        if deployment.kind != "deploy" || kept.is_none() || before == release.number {
+        if deployment.kind == "rollback" || kept.is_none() || before == release.number {
             return Ok(None);
         }
         let begins = control
@@ -160,7 +165,8 @@ pub(super) fn replace_heavy(control: &Control, loaded: &Loaded, now: u64) {
         .store
         .redeploy_if(name, deployment.id, release.number, "restart");
     match begun {
-        Ok(_) => {
+        Ok(false) => {}
+        Ok(true) => {
             lock(&control.observed).replaced.insert(name.clone(), now);
         }
         Err(error) => tracing::warn!("{error}"),

@@ -270,7 +270,7 @@ pub(super) fn note_worker(
 pub(super) fn note_failure(control: &Control, app: &App, steady: bool, why: &str, halt: bool) {
     let before = failures_of(control, app);
     let failures = if steady { 1 } else { before.saturating_add(1) };
-    if roll_back(control, app) {
+    if !steady && roll_back(control, app) {
         return;
     }
     let written = control.store.note_failure(&app.name, failures, why, halt);

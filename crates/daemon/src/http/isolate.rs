@@ -109,9 +109,8 @@ fn pack(control: &Control, app: &crate::store::App, shown: &App) -> Result<Vec<u
     control.logs.ingest();
     let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), flate2::Compression::fast()));
     // Command lines and output may show what variables hold.
-    let values = control.store.env(name)?;
+    let secrets = Secrets::new(control.store.env(name)?);
     let mut add = |path: &str, content: &[u8]| -> std::io::Result<()> {
-        let content = &redacted(content, &values)[..];
         let mut header = tar::Header::new_gnu();
         header.set_size(content.len() as u64);
         header.set_mode(0o600);
@@ -119,13 +118,13 @@ fn pack(control: &Control, app: &crate::store::App, shown: &App) -> Result<Vec<u
         archive.append_data(&mut header, format!("{name}/{path}"), content)
     };
     let failed = |error: std::io::Error| ApiError::new(500, error.to_string());
-    add("app.json", &json(shown)).map_err(failed)?;
+    add("app.json", &secrets.json(shown)).map_err(failed)?;
     for evidence in &found {
         let path = format!("{}/processes.json", evidence.instance);
-        add(&path, &json(&evidence.processes)).map_err(failed)?;
+        add(&path, &secrets.json(&evidence.processes)).map_err(failed)?;
         add(
             &format!("{}/processes.txt", evidence.instance),
-            table(evidence).as_bytes(),
+            table(evidence, &secrets).as_bytes(),
         )
         .map_err(failed)?;
         for (table, text) in &evidence.tables {
@@ -141,29 +140,65 @@ fn pack(control: &Control, app: &crate::store::App, shown: &App) -> Result<Vec<u
             only: Only::All,
         };
         let (lines, _) = control.logs.last(name, &query);
-        add(&format!("{kind}.log"), lines.join("\n").as_bytes()).map_err(failed)?;
+        let text = secrets.hide(&lines.join("\n"));
+        add(&format!("{kind}.log"), text.as_bytes()).map_err(failed)?;
     }
     for release in control.store.releases(name)? {
         let path = format!("releases/{}.toml", release.number);
-        add(&path, release.spec.as_bytes()).map_err(failed)?;
+        add(&path, secrets.hide(&release.spec).as_bytes()).map_err(failed)?;
     }
     let runs = control.store.runs(name, 1000)?;
     let runs: Vec<hutong_api::Run> = runs.iter().map(super::runs::to_wire).collect();
-    add("runs.json", &json(&runs)).map_err(failed)?;
+    add("runs.json", &secrets.json(&runs)).map_err(failed)?;
     let mut packed = archive.into_inner().map_err(failed)?;
     packed.flush().map_err(failed)?;
     packed.finish().map_err(failed)
 }
 
-/// Without the values of variables; very short ones are no secrets, and stand for too much else.
-fn redacted(content: &[u8], values: &[(String, String)]) -> Vec<u8> {
-    let mut text = String::from_utf8_lossy(content).into_owned();
-    for (_, value) in values.iter().filter(|(_, value)| value.len() >= 4) {
-        let quoted = serde_json::to_string(value).unwrap_or_default();
-        let quoted = quoted.trim_matches('"');
-        text = text.replace(value.as_str(), "***").replace(quoted, "***");
+/// The values of an app's variables, which are not to be in the bundle. Very short ones are no secrets, and stand for too
+/// much else.
+struct Secrets(Vec<String>);
+
+impl Secrets {
+    fn new(values: Vec<(String, String)>) -> Self {
+        let mut all: Vec<String> = Vec::new();
+        for (_, value) in values {
+            // As it stands in JSON, and each line of what has several.
+            let quoted = serde_json::to_string(&value).unwrap_or_default();
+            all.push(quoted.trim_matches('"').to_owned());
+            all.extend(value.lines().map(str::to_owned));
+            all.push(value);
+        }
+        all.retain(|value| value.len() >= 4);
+        // One may be the beginning of another.
+        all.sort_by_key(|value| std::cmp::Reverse(value.len()));
+        all.dedup();
+        Secrets(all)
     }
-    text.into_bytes()
+
+    fn hide(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        for value in &self.0 {
+            text = text.replace(value.as_str(), "***");
+        }
+        text
+    }
+
+    /// As JSON text: strings only, so that it stays JSON.
+    fn json(&self, value: &impl serde::Serialize) -> Vec<u8> {
+        let mut value = serde_json::to_value(value).unwrap_or_default();
+        self.hide_in(&mut value);
+        serde_json::to_vec_pretty(&value).unwrap_or_default()
+    }
+
+    fn hide_in(&self, value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::String(text) => *text = self.hide(text),
+            serde_json::Value::Array(list) => list.iter_mut().for_each(|one| self.hide_in(one)),
+            serde_json::Value::Object(map) => map.values_mut().for_each(|one| self.hide_in(one)),
+            _ => {}
+        }
+    }
 }
 
 /// Without what would make another line of it, or drive a terminal.
@@ -173,7 +208,8 @@ fn plain(text: &str) -> String {
 }
 
 /// The processes as a person reads them.
-fn table(evidence: &hutong_ipc::warden::Evidence) -> String {
+fn table(evidence: &hutong_ipc::warden::Evidence, secrets: &Secrets) -> String {
+    let plain = |text: &str| plain(&secrets.hide(text));
     let mut text = String::from("PID  INSIDE  PARENT  UID  STATE  THREADS  KB  COMMAND\n");
     for one in &evidence.processes {
         text.push_str(&format!(
@@ -197,7 +233,30 @@ fn table(evidence: &hutong_ipc::warden::Evidence) -> String {
     text
 }
 
-/// Any body of the API as JSON text.
-fn json(value: &impl serde::Serialize) -> Vec<u8> {
-    serde_json::to_vec_pretty(value).unwrap_or_default()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_hidden_wherever_they_stand() {
+        let pair = |value: &str| ("K".to_owned(), value.to_owned());
+        let values = [
+            "pass",
+            "password123",
+            "yes",
+            "8080",
+            "first line\nsecond \"line\"",
+        ];
+        let secrets = Secrets::new(values.map(pair).to_vec());
+        assert_eq!(
+            secrets.hide("x --token password123 yes"),
+            "x --token *** yes"
+        );
+        assert_eq!(secrets.hide("got second \"line\""), "got ***");
+        let body = serde_json::json!({ "pass": "my pass", "port": 8080, "list": ["first line\nsecond \"line\""] });
+        let text = secrets.json(&body);
+        let read: serde_json::Value = serde_json::from_slice(&text).expect("it is JSON still");
+        let wanted = serde_json::json!({ "pass": "my ***", "port": 8080, "list": ["***"] });
+        assert_eq!(read, wanted);
+    }
 }

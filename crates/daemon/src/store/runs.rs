@@ -207,8 +207,8 @@ impl Store {
     pub fn run_did_not_begin(&self, id: u64) -> Result<()> {
         self.write(|t| {
             t.execute(
-                "UPDATE runs SET state = iif(cause IS NULL, 'wanted', 'stopped'), instance = NULL, started_ms = NULL WHERE id = ? AND state = 'running'",
-                [id],
+                "UPDATE runs SET state = iif(cause IS NULL, 'wanted', 'stopped'), instance = NULL, started_ms = NULL, ended_ms = iif(cause IS NULL, NULL, ?2) WHERE id = ?1 AND state = 'running'",
+                params![id, now_ms()],
             )?;
             Ok(())
         })

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hutong_testkit::docker::{Docker, IMAGE, ROOT_IMAGE};
 use hutong_testkit::server::{Server, app_folder, python_app};
-use hutong_testkit::visitor::get;
+use hutong_testkit::visitor::{ask, get};
 use hutong_testkit::{eventually, is_root, kill};
 
 /// What runs the app: the file differs by these lines only.
@@ -235,6 +235,59 @@ both! {
             server.app("stay")["instances"].as_array().is_some_and(Vec::is_empty)
         });
         assert!(!server.ok(&["logs", "stay"]).contains("was killed"), "SIGTERM was enough");
+    }
+
+    /// One app calls another by a link: only with the other's consent, past its password, and it is woken for it. Nobody
+    /// else knows the name.
+    fn apps_call_each_other(driver: &Driver) {
+        let server = &driver.server;
+        // Of no password that anybody knows.
+        let more = "callers = ['shop']\n[sleep]\nafter = '1s'\n[traffic.auth]\nusers = ['me:$2b$10$abcdefghijklmnopqrstuuFKIrZdJ7CqhlpG7.zpPAg4UWzXsLqVi']\n";
+        driver.deploy("orders", more, "an order");
+        driver.deploy("shop", "links = { orders = 'orders', secret = 'vault' }\n", "shop");
+        driver.deploy("vault", "callers = ['orders']\n", "gold");
+        driver.deploy("other", "", "other");
+        let call = |app: &str, host: &str, path: &str| {
+            driver.eval(app, &format!(
+                "import urllib.request, urllib.error\ntry:\n  result = urllib.request.urlopen(urllib.request.Request('http://{host}{path}', headers={{'X-Hutong-Caller': 'root', 'X-Forwarded-For': '6.6.6.6'}}), timeout=20).read().decode()\nexcept urllib.error.HTTPError as e:\n  result = str(e.code) + e.read().decode()\n"
+            ))
+        };
+        eventually("it sleeps", 30, || server.app("orders")["state"] == "asleep");
+        assert_eq!(call("shop", "orders.internal", "/"), "an order");
+        assert_eq!(get(&server.http, "orders.test", "/").status, 401, "visitors need the password");
+        let heads: serde_json::Value = serde_json::from_str(&call("shop", "orders.internal", "/headers")).expect("JSON");
+        assert_eq!(heads["x-hutong-caller"], "shop");
+        assert_eq!(heads["x-forwarded-for"], "127.0.0.1");
+        assert_eq!(heads["host"], "orders.internal");
+        let refused = call("shop", "secret.internal", "/");
+        assert!(refused.starts_with("403") && refused.contains("vault does not name shop among its callers"), "{refused}");
+        let warning = server.app("shop")["warnings"].to_string();
+        assert!(warning.contains("secret waits until vault names shop"), "{warning}");
+        let stranger = call("other", "orders.internal", "/");
+        assert!(stranger.contains("Error"), "{stranger}");
+        let stranger = call("other", "127.0.0.10", "/");
+        assert!(stranger.contains("refused"), "{stranger}");
+        // A visitor is not taken for an app.
+        let spoof = ask(&server.http, "shop.test", "/headers", "X-Hutong-Caller: root\r\n");
+        assert!(!spoof.text().contains("x-hutong-caller"), "{}", spoof.text());
+        // What runs once calls, too.
+        let code = "import urllib.request; print(urllib.request.urlopen('http://orders.internal/').read().decode())";
+        assert_eq!(server.ok(&["run", "shop", "--", "python3", "-c", code]).trim(), "an order");
+        // Consent may come, and go.
+        driver.deploy("vault", "callers = ['shop']\n", "gold");
+        eventually("consent is given", 10, || call("shop", "secret.internal", "/") == "gold");
+        // What serves it may be killed.
+        kill(server.role("gateway"));
+        eventually("links are back", 20, || call("shop", "secret.internal", "/") == "gold");
+        if driver.engine.is_some() {
+            kill(server.role("docker"));
+            eventually("the driver is back, and links", 30, || call("shop", "secret.internal", "/") == "gold");
+        }
+        server.ok(&["isolate", "shop"]);
+        server.ok(&["release", "shop"]);
+        eventually("out of quarantine", 20, || call("shop", "secret.internal", "/") == "gold");
+        server.ok(&["remove", "vault", "--purge"]);
+        eventually("nobody is there", 20, || call("shop", "secret.internal", "/").contains("There is no app vault"));
     }
 
     /// An idle app sleeps and is woken; workers and one-off programs run beside it.

@@ -1,6 +1,7 @@
 //! `hutong.toml`: text in, a checked [`AppSpec`] or every mistake with its place out.
 
 mod image;
+pub mod links;
 mod processes;
 mod traffic;
 mod upstream;
@@ -60,6 +61,10 @@ pub struct AppSpec {
     pub egress: Egress,
     /// Paths of this app's hosts that other apps may serve.
     pub share: BTreeMap<String, AppName>,
+    /// Apps that it may call, by the name that it calls each.
+    pub links: BTreeMap<String, AppName>,
+    /// Apps whose links to this one hold.
+    pub callers: Vec<AppName>,
     pub build: Option<Build>,
     pub https: Https,
     /// After so long without a request its instances are stopped, until there is one.
@@ -268,6 +273,15 @@ struct RawSpec {
     #[schemars(with = "BTreeMap<String, String>")]
     #[serde(default)]
     share: BTreeMap<Spanned<String>, Spanned<String>>,
+    /// Other apps that this one may call: with `orders = "orders-app"` its programs reach that app at
+    /// http://orders.internal. The other app has to name this one in its `callers`.
+    #[schemars(with = "BTreeMap<String, String>")]
+    #[serde(default)]
+    links: BTreeMap<Spanned<String>, Spanned<String>>,
+    /// Apps that may call this one by a link: `["shop"]`.
+    #[schemars(with = "Vec<String>")]
+    #[serde(default)]
+    callers: Vec<Spanned<String>>,
     /// Runs in a sandbox of its own when the app is deployed.
     build: Option<RawBuild>,
     #[serde(default)]
@@ -557,6 +571,7 @@ impl Check<'_> {
         };
         let caps = self.caps(&raw.limits, default);
         self.check_processes(&raw, &run);
+        let links = self.links(&raw, &run);
         let health = self.health(&raw.health);
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
         let timeouts = &raw.timeouts;
@@ -570,6 +585,8 @@ impl Check<'_> {
             workers: self.workers(&raw, caps),
             cron: self.cron(&raw, caps),
             release: self.release_command(&raw),
+            callers: self.callers(&raw.callers),
+            links,
             strip_prefix: raw.strip_prefix,
             data: raw.data,
             restart: raw.restart.unwrap_or(Restart::Always),

@@ -309,6 +309,12 @@ impl Loaded {
         chosen.map(|(_, _, spec)| spec)
     }
 
+    /// What its releases say that run, the one that serves first.
+    fn releases(&self) -> impl Iterator<Item = &AppSpec> {
+        let versions = self.active.iter().chain(&self.rollout);
+        versions.map(|(_, _, spec)| &**spec)
+    }
+
     fn is_from_image(&self) -> bool {
         let mut versions = self.rollout.iter().chain(&self.active);
         versions.any(|(_, _, spec)| spec.image.is_some())
@@ -453,6 +459,7 @@ fn publish_all(
             let found = control.store.app(name).ok().flatten();
             if found.is_some_and(|found| found.isolated) {
                 app.targets.clear();
+                app.callers.clear();
                 app.serve = wire::Serve::Down {
                     reason: "the app is not available at the moment".into(),
                     retry_after_s: 300,
@@ -490,6 +497,11 @@ fn publish_all(
         if removed {
             app.routes.clear();
         }
+        let (links, waiting) = publish::links(loaded.releases(), specs);
+        if !links.is_empty() && !loaded.app.isolated {
+            app.callers = callers(control, name);
+            app.links = links;
+        }
         if loaded.app.goal != Goal::Running || loaded.app.halted.is_some() {
             // It does not run anyway.
             app.sleep_after_ms = None;
@@ -497,6 +509,7 @@ fn publish_all(
         apps.insert(name.clone(), app);
         let mut observed = lock(&control.observed);
         let mut warnings = warnings;
+        warnings.extend(waiting);
         if let (Engine::Silent(why), true) = (&observed.engine, loaded.is_from_image()) {
             warnings.push(format!("the Docker engine does not answer: {why}"));
         }
@@ -559,6 +572,17 @@ fn publish_all(
     }
     control.published.notify_one();
     Ok(news)
+}
+
+/// What runs of an app and may call others: everything but builds.
+fn callers(control: &Control, app: &str) -> Vec<wire::Caller> {
+    let observed = lock(&control.observed);
+    let all = observed.instances.values().filter(|one| one.app == app);
+    all.map(|one| wire::Caller {
+        instance: one.instance.clone(),
+        container: one.container.is_some(),
+    })
+    .collect()
 }
 
 /// Where a static version's files are, below the data folder.

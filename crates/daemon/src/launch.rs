@@ -93,6 +93,7 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
             limits,
             data: what.spec.data,
             egress,
+            links: links(what.spec),
         }),
     };
     match started {
@@ -111,6 +112,11 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
         }
         Err(error) => Err(NotStarted::Unknown(error.to_string())),
     }
+}
+
+/// Names of an app's links, in the order of their addresses.
+fn links(spec: &AppSpec) -> Vec<String> {
+    spec.links.keys().cloned().collect()
 }
 
 /// What a container gets beside the app's own variables.
@@ -159,5 +165,6 @@ fn start_container(
         writable: image.writable.clone(),
         own_user: image.user == ContainerUser::App,
         allow_root: image.allow_root,
+        links: links(what.spec),
     })
 }

@@ -134,8 +134,38 @@ pub fn app<'a>(
         // Long enough for a recreate: drain, stop, start.
         hold_timeout_ms: milliseconds(hold.max(least)),
         sleep_after_ms: spec.sleep_after.map(milliseconds),
+        links: BTreeMap::new(),
+        callers: Vec::new(),
     };
     (app, warnings)
+}
+
+/// The links of an app's releases that run, the one that serves first; and those that lead nowhere.
+pub fn links<'a>(
+    releases: impl IntoIterator<Item = &'a AppSpec>,
+    specs: &BTreeMap<String, Arc<AppSpec>>,
+) -> (BTreeMap<String, wire::Link>, Vec<String>) {
+    let (mut links, mut warnings) = (BTreeMap::new(), Vec::new());
+    for spec in releases {
+        for (name, to) in &spec.links {
+            let other = specs.get(to.as_str());
+            let allowed = other.is_some_and(|other| other.callers.contains(&spec.name));
+            if links.contains_key(name) {
+                continue;
+            }
+            if other.is_none() {
+                warnings.push(format!("the link {name} leads to {to}, which is not there"));
+            } else if !allowed {
+                warnings.push(format!(
+                    "the link {name} waits until {to} names {} among its `callers`",
+                    spec.name
+                ));
+            }
+            let app = to.to_string();
+            links.insert(name.clone(), wire::Link { app, allowed });
+        }
+    }
+    (links, warnings)
 }
 
 fn milliseconds(time: Duration) -> u64 {

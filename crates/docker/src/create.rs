@@ -10,11 +10,12 @@ use bollard::models::{
 };
 use bollard::query_parameters::{CreateContainerOptions, DownloadFromContainerOptions};
 use futures_util::StreamExt;
+use hutong_core::spec::links;
 use hutong_ipc::docker::{Ask, Prepared, Start, Told};
 
 use crate::engine::{
-    Engine, LABEL_APP, LABEL_BOOT, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_SERVER, LABEL_STARTED,
-    LABEL_STEADY, is_missing,
+    Engine, LABEL_APP, LABEL_BOOT, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_LINKS, LABEL_SERVER,
+    LABEL_STARTED, LABEL_STEADY, is_missing,
 };
 
 /// What root keeps of its powers where an app may be root: enough to change its user, own files and listen on low
@@ -155,7 +156,12 @@ impl Engine {
             (LABEL_DEPLOYMENT, start.deployment.to_string()),
             (LABEL_STARTED, now_ms.to_string()),
             (LABEL_STEADY, steady_ms.to_string()),
+            (LABEL_LINKS, start.links.join(",")),
         ];
+        let hosts = start.links.iter().enumerate().map(|(index, name)| {
+            let [a, b, c, d] = links::address(index);
+            format!("{name}.internal:{a}.{b}.{c}.{d}")
+        });
         let root_keeps = || ROOT_CAPABILITIES.map(str::to_owned).to_vec();
         // Without a way out nobody is asked for names, not even by the engine on the container's behalf.
         let dns = match prepared.resolver {
@@ -195,6 +201,7 @@ impl Engine {
                 mounts: Some(mounts),
                 network_mode: Some(network),
                 dns: Some(vec![dns]),
+                extra_hosts: Some(hosts.collect()),
                 cap_drop: Some(vec!["ALL".into()]),
                 cap_add: start.allow_root.then(root_keeps),
                 security_opt: Some(vec![

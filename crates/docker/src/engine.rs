@@ -28,6 +28,7 @@ use hutong_ipc::spool::{Kind, Writer};
 use tokio::sync::Notify;
 
 use crate::create;
+use crate::links;
 use crate::position::{KEEP, Position};
 use crate::usage::Usage;
 
@@ -41,6 +42,8 @@ pub const LABEL_DEPLOYMENT: &str = "hutong.deployment";
 pub const LABEL_STARTED: &str = "hutong.started";
 /// The same since boot.
 pub const LABEL_STEADY: &str = "hutong.steady";
+/// Names of its links.
+pub const LABEL_LINKS: &str = "hutong.links";
 
 /// How long the engine may take for an answer, in seconds; output and events go on.
 const TIMEOUT_S: u64 = 60;
@@ -76,6 +79,8 @@ struct Instance {
     out_of_memory: bool,
     /// It was asked to end before it was made.
     unwanted: bool,
+    /// Names of the apps that it calls.
+    links: Vec<String>,
 }
 
 pub struct Engine {
@@ -88,6 +93,8 @@ pub struct Engine {
     remapped: Cell<Option<bool>>,
     warden: Arc<Mutex<UnixStream>>,
     instances: RefCell<HashMap<String, Instance>>,
+    /// Where containers call other apps.
+    pub listening: RefCell<HashMap<String, Rc<Vec<OwnedFd>>>>,
     /// What there was before us is known.
     looked: Cell<bool>,
     trouble: RefCell<String>,
@@ -133,6 +140,7 @@ impl Engine {
             remapped: Cell::default(),
             warden: Arc::new(Mutex::new(warden)),
             instances: RefCell::default(),
+            listening: RefCell::default(),
             looked: Cell::new(false),
             trouble: RefCell::new("the engine was not asked yet".into()),
         })
@@ -261,6 +269,7 @@ impl Engine {
                 told: !of_this_boot || self.note(name, "told").exists(),
                 out_of_memory: false,
                 unwanted: false,
+                links: links::names(labels.get(LABEL_LINKS)),
             };
             let id = instance.id.clone();
             self.instances.borrow_mut().insert(name.clone(), instance);
@@ -355,6 +364,21 @@ impl Engine {
         (!id.is_empty()).then_some(id)
     }
 
+    /// Names of the apps that a container calls.
+    pub fn links_of(&self, name: &str) -> Vec<String> {
+        self.instance(name).map_or_else(Vec::new, |one| one.links)
+    }
+
+    /// The engine's id and the first process of a container that runs.
+    pub fn process_of(&self, name: &str) -> Option<(String, i32)> {
+        let one = self.instance(name).filter(|one| one.pid > 0)?;
+        Some((one.id, one.pid))
+    }
+
+    pub fn runs(&self, name: &str) -> bool {
+        self.instances.borrow().contains_key(name)
+    }
+
     pub async fn answer(self: &Rc<Self>, request: Request) -> Answer {
         match request {
             Request::List if self.looked.get() && self.trouble.borrow().is_empty() => {
@@ -442,7 +466,8 @@ impl Engine {
                 .iter()
                 .all(|(key, value)| hutong_core::name::is_env_key(key) && no_nul(value))
             && start.mount.iter().all(|(_, target)| is_inner_path(target))
-            && start.writable.iter().all(|path| is_inner_path(path));
+            && start.writable.iter().all(|path| is_inner_path(path))
+            && start.links.iter().all(|name| AppName::new(name).is_ok());
         if !sound {
             return Answer::Refused("not an app, a program or a path".into());
         }
@@ -468,6 +493,7 @@ impl Engine {
             told: false,
             out_of_memory: false,
             unwanted: false,
+            links: start.links.clone(),
         };
         self.instances.borrow_mut().insert(name, instance);
         let engine = self.clone();
@@ -573,6 +599,10 @@ impl Engine {
                 }
                 State::Runs => {
                     left_alone = false;
+                    // At once: what calls waits in the sockets until a gateway has them.
+                    if let Err(reason) = self.listen(&name).await {
+                        tracing::warn!("the links of {name}: {reason}");
+                    }
                     is_complete = self.copy_output(&id, &mut spool, &mut position).await;
                     if !is_complete {
                         tokio::time::sleep(AGAIN).await;
@@ -772,6 +802,7 @@ impl Engine {
 
     fn forget(&self, name: &str) {
         self.instances.borrow_mut().remove(name);
+        self.listening.borrow_mut().remove(name);
         for kind in ["cursor", "told"] {
             let _ = std::fs::remove_file(self.note(name, kind));
         }

@@ -10,6 +10,7 @@ mod create;
 mod engine;
 mod exec;
 mod images;
+mod links;
 mod network;
 mod position;
 mod serve;
@@ -31,16 +32,19 @@ pub fn main(
     let (setup, fds): (Setup, Vec<OwnedFd>) = channel::receive(line)
         .map_err(|error| error.to_string())?
         .ok_or("the warden went away")?;
-    let listener = fds.into_iter().next().ok_or("the socket is missing")?;
+    let mut fds = fds.into_iter();
+    let mut take = || fds.next().ok_or("a socket is missing");
+    let (listener, callers) = (take()?, take()?);
     if let Some((uid, gid, group)) = setup.drop_to {
         drop_privileges(uid, gid, &[group])
             .map_err(|error| format!("cannot drop privileges: {error}"))?;
     }
     let warden = line.try_clone().map_err(|error| error.to_string())?;
-    let listener = UnixListener::from(listener);
-    listener
-        .set_nonblocking(true)
-        .map_err(|error| error.to_string())?;
+    let [listener, callers] = [listener, callers].map(UnixListener::from);
+    for socket in [&listener, &callers] {
+        let set = socket.set_nonblocking(true);
+        set.map_err(|error| error.to_string())?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .max_blocking_threads(4)
         .enable_all()
@@ -50,8 +54,11 @@ pub fn main(
     local.block_on(&runtime, async move {
         let listener = tokio::net::UnixListener::from_std(listener);
         let listener = listener.map_err(|error| error.to_string())?;
+        let callers = tokio::net::UnixListener::from_std(callers);
+        let callers = callers.map_err(|error| error.to_string())?;
         let engine = Rc::new(engine::Engine::new(setup, warden)?);
         tokio::task::spawn_local(engine.clone().keep_up());
+        tokio::task::spawn_local(links::run(engine.clone(), callers));
         serve::run(&engine, &listener).await
     })
 }

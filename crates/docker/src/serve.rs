@@ -68,10 +68,10 @@ pub async fn send(stream: &mut UnixStream, answer: &Answer) -> std::io::Result<(
 }
 
 /// One frame, with its descriptors; `None` at the end of the stream.
-async fn receive(
+pub async fn receive<T: serde::de::DeserializeOwned>(
     stream: &mut UnixStream,
     fds: &mut Vec<OwnedFd>,
-) -> std::io::Result<Option<Request>> {
+) -> std::io::Result<Option<T>> {
     let mut header = [0; 4];
     if !fill(stream, &mut header, fds).await? {
         return Ok(None);

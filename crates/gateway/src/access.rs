@@ -83,6 +83,10 @@ impl<'a> Record<'a> {
             out.extend_from_slice(b",\"instance\":");
             text(out, target.instance.as_bytes());
         }
+        if let Some(link) = &self.peer.link {
+            out.extend_from_slice(b",\"caller\":");
+            text(out, link.caller.as_bytes());
+        }
         for (key, name) in [("agent", Name::UserAgent), ("referer", Name::Referer)] {
             if let Some(value) = head.fields.get(name).filter(|value| !value.is_empty()) {
                 let _ = write!(out, ",\"{key}\":");

@@ -17,6 +17,7 @@ mod files;
 mod https;
 mod io;
 mod limits;
+mod links;
 mod pages;
 mod pipeline;
 mod probe;
@@ -175,11 +176,12 @@ pub fn main(
     let _ = control_line::load(&shared);
     let mut workers = Vec::new();
     let mut secure = secure.into_iter();
+    let count = listeners.len();
     for (index, (listener, spool)) in listeners.into_iter().zip(spools).enumerate() {
         let (shared, secure) = (shared.clone(), secure.next());
         let worker = std::thread::Builder::new()
             .name(format!("worker-{index}"))
-            .spawn(move || worker::run(&shared, listener, secure, spool))
+            .spawn(move || worker::run(&shared, listener, secure, spool, (index, count)))
             .map_err(|error| error.to_string())?;
         workers.push(worker);
     }

@@ -145,7 +145,9 @@ impl Guard {
 
     /// Lets a request in, or says why not.
     pub fn admit(&self, limits: &Limits, peer: &Peer, head: &RequestHead) -> Result<Terms, Page> {
-        self.admit_address(limits, peer.ip)?;
+        if peer.link.is_none() {
+            self.admit_address(limits, peer.ip)?;
+        }
         let routes = self.routes_of(head.path());
         let mut terms = Terms::default();
         if let Some(route) = routes.first() {
@@ -364,6 +366,7 @@ pub fn behind(trusted: &Networks, peer: &Peer, head: &RequestHead) -> Option<Pee
         text: ip.to_string(),
         port: if visitor.is_some() { 0 } else { peer.port },
         tls: peer.tls,
+        link: None,
         proxied: Some(crate::visitor::Proxied {
             chain: known.join(", "),
             secure,

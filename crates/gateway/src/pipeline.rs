@@ -115,7 +115,11 @@ pub async fn handle<'v>(
     upload: &mut Upload<'v>,
     download: &mut Download<'v>,
 ) -> Result<(), Ended> {
-    let behind = limits::behind(&worker.shared.trusted, peer, head);
+    let behind = match &peer.link {
+        // Another app's word about who asks counts for nothing.
+        Some(_) => None,
+        None => limits::behind(&worker.shared.trusted, peer, head),
+    };
     let peer = behind.as_ref().unwrap_or(peer);
     let mut exchange = Exchange {
         worker,
@@ -237,7 +241,9 @@ impl Exchange<'_, '_> {
         if let Some(stats) = &record.stats {
             stats.note(record.status, record.bytes, took);
         }
-        let Some(app) = &record.app else { return };
+        let Some(app) = record.app.as_ref().filter(|_| self.peer.link.is_none()) else {
+            return;
+        };
         if let Some(ban) = app.guard.note(self.peer.ip, record.status) {
             tracing::info!(
                 app = app.name,
@@ -264,13 +270,18 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
     let mut line = InLine::default();
     let mut version = None;
     loop {
-        if let Some(answer) = https::challenge(&worker.shared, head) {
+        let link = exchange.peer.link.as_ref();
+        if link.is_none()
+            && let Some(answer) = https::challenge(&worker.shared, head)
+        {
             return Ok(exchange.answer(answer).await?);
         }
         let table = worker.shared.table.load_full();
-        let Some(found) = table.find(head.host(), head.path()) else {
-            let detail = format!("No app answers for {}.", head.host());
-            return Err(Page::new(404, detail).into());
+        let found = match link {
+            Some(link) => table.linked(link)?,
+            None => table
+                .find(head.host(), head.path())
+                .ok_or_else(|| Page::new(404, format!("No app answers for {}.", head.host())))?,
         };
         // The name may lead to another app by now, which has rules of its own.
         let before = exchange.record.app.as_ref();
@@ -283,12 +294,13 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
         let app = &found.app;
         exchange.record.app = Some(app.clone());
         let elsewhere = https::redirect(&worker.shared, &app.https, exchange.peer, head);
-        if let Some(answer) = elsewhere {
+        if let Some(answer) = elsewhere.filter(|_| link.is_none()) {
             return Ok(exchange.answer(answer).await?);
         }
         // Not before: a password is not asked for over a connection that is about to be another. Once for each table:
         // whoever waits may be let in no more.
-        if let Some(auth) = app.guard.auth().filter(|_| version != Some(table.version)) {
+        let asks = link.is_none() && version != Some(table.version);
+        if let Some(auth) = app.guard.auth().filter(|_| asks) {
             version = Some(table.version);
             // Apart: what few requests need is not to make all of them larger.
             Box::pin(exchange.identify(app, auth)).await?;

@@ -1,23 +1,25 @@
 //! The table: a snapshot made ready for look-ups. Immutable; replaced as a whole; targets keep their
 //! counters across tables.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hutong_ipc::gateway::{
-    App as WireApp, Balance, Https, Protocol, Role, Serve, Snapshot, covers,
+    App as WireApp, Balance, Caller, Https, Link, Protocol, Role, Serve, Snapshot, covers,
 };
 
 use crate::activity::Activity;
 use crate::files::Root;
 use crate::limits::Guard;
+use crate::pages::Page;
 use crate::queue::Queue;
 use crate::retries::Retries;
 use crate::stats::Stats;
 use crate::target::Target;
+use crate::visitor;
 
 #[derive(Default)]
 pub struct Table {
@@ -26,6 +28,7 @@ pub struct Table {
     /// By the suffix behind `*.`.
     wildcard: HashMap<String, Vec<Entry>>,
     pub apps: Vec<Arc<App>>,
+    by_name: HashMap<String, Arc<App>>,
 }
 
 #[derive(Clone)]
@@ -61,6 +64,11 @@ pub struct App {
     pub retries: Arc<Retries>,
     /// Its scripts' files, for what is no script.
     pub files: Option<Root>,
+    /// Other apps that it calls, by the name that it uses.
+    links: BTreeMap<String, Link>,
+    pub callers: Vec<Caller>,
+    /// Of what other apps ask of it; kept across tables.
+    called: Arc<Stats>,
 }
 
 /// Where a request goes.
@@ -104,6 +112,7 @@ impl Table {
             let routes = wire.routes.clone();
             let app = Arc::new(App::new(name, wire, &known, before, data_dir));
             table.apps.push(app.clone());
+            table.by_name.insert(app.name.clone(), app.clone());
             for route in routes {
                 let entry = Entry {
                     stats: stats
@@ -125,6 +134,31 @@ impl Table {
             entries.sort_by_key(|entry| std::cmp::Reverse(entry.prefix.len()));
         }
         table
+    }
+
+    /// The app that a link leads to, or why it does not.
+    pub fn linked(&self, from: &visitor::Link) -> Result<Match, Page> {
+        let caller = self.by_name.get(&from.caller);
+        let link = caller.and_then(|caller| caller.links.get(&from.name));
+        let Some(link) = link else {
+            let detail = format!("{} has no link {} any more.", from.caller, from.name);
+            return Err(Page::new(502, detail));
+        };
+        let Some(app) = self.by_name.get(&link.app) else {
+            return Err(Page::new(502, format!("There is no app {}.", link.app)));
+        };
+        if !link.allowed {
+            let detail = format!(
+                "{} does not name {} among its callers.",
+                link.app, from.caller
+            );
+            return Err(Page::new(403, detail));
+        }
+        Ok(Match {
+            app: app.clone(),
+            strip: 0,
+            stats: app.called.clone(),
+        })
     }
 
     fn entries(&self) -> impl Iterator<Item = &Entry> {
@@ -229,6 +263,9 @@ impl App {
             retries: before.map_or_else(Arc::default, |app| app.retries.clone()),
             guard: Guard::new(&name, &wire.traffic, before.map(|app| &app.guard)),
             name,
+            links: wire.links,
+            callers: wire.callers,
+            called: before.map_or_else(Arc::default, |app| app.called.clone()),
             serve: wire.serve,
             root,
             targets,
@@ -256,7 +293,6 @@ fn activity(before: Option<&Arc<App>>, sleep_after_ms: Option<u64>) -> Option<Ar
 mod tests {
     use super::*;
     use hutong_ipc::gateway::{Route, Traffic};
-    use std::collections::BTreeMap;
 
     fn app(routes: &[(&str, &str, bool)]) -> WireApp {
         WireApp {
@@ -276,6 +312,8 @@ mod tests {
             balance: Balance::default(),
             traffic: Traffic::default(),
             sleep_after_ms: None,
+            links: BTreeMap::new(),
+            callers: Vec::new(),
         }
     }
 

@@ -29,6 +29,16 @@ pub struct Peer {
     pub tls: bool,
     /// What a trusted proxy before us says.
     pub proxied: Option<Proxied>,
+    /// It is another app of this server, and came by a link.
+    pub link: Option<Link>,
+}
+
+/// How an app calls another one.
+#[derive(Clone)]
+pub struct Link {
+    pub caller: String,
+    /// What the caller calls the other app.
+    pub name: String,
 }
 
 /// A visitor who came through a proxy that the server's owner trusts.
@@ -50,6 +60,7 @@ impl Peer {
             port: 1,
             tls: false,
             proxied: None,
+            link: None,
         }
     }
 

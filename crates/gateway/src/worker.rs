@@ -21,7 +21,7 @@ use crate::io::{Io, Stream};
 use crate::pipeline::Worker;
 use crate::proxy::Upstreams;
 use crate::visitor::{self, Peer};
-use crate::{Phase, Shared, date, runtime, tls};
+use crate::{Phase, Shared, date, links, runtime, tls};
 
 /// Visitors' connections per worker; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 16384;
@@ -30,11 +30,17 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// How long requests under way may go on when the gateway ends.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// `secure` is where TLS arrives.
-pub fn run(shared: &Arc<Shared>, plain: TcpListener, secure: Option<TcpListener>, spool: Writer) {
+/// `secure` is where TLS arrives; `place`: which of how many workers this is.
+pub fn run(
+    shared: &Arc<Shared>,
+    plain: TcpListener,
+    secure: Option<TcpListener>,
+    spool: Writer,
+    place: (usize, usize),
+) {
     let Ok(runtime) = runtime() else { return };
     let local = LocalSet::new();
-    local.block_on(&runtime, serve(shared.clone(), plain, secure, spool));
+    local.block_on(&runtime, serve(shared.clone(), plain, secure, spool, place));
 }
 
 async fn serve(
@@ -42,6 +48,7 @@ async fn serve(
     plain: TcpListener,
     secure: Option<TcpListener>,
     spool: Writer,
+    (index, count): (usize, usize),
 ) {
     let worker = Rc::new(Worker {
         shared: shared.clone(),
@@ -50,6 +57,7 @@ async fn serve(
     });
     date::tick();
     tokio::task::spawn_local(housekeeping(worker.clone()));
+    tokio::task::spawn_local(links::serve(worker.clone(), index, count));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut phase = shared.phase.subscribe();
     let accept = async {
@@ -160,6 +168,7 @@ async fn connection(worker: &Rc<Worker>, mut stream: TcpStream, door: Door) {
         port: address.port(),
         tls: door == Door::Tls,
         proxied: None,
+        link: None,
     };
     let mut phase = worker.shared.phase.subscribe();
     if door == Door::Plain {

@@ -50,6 +50,8 @@ pub enum Name {
     WwwAuthenticate,
     /// `X-Forwarded-*`.
     XForwarded,
+    /// `X-Hutong-*`.
+    XHutong,
     XRealIp,
     /// `X-WX-*`: what the WeChat platform says, never a visitor.
     XWx,
@@ -102,7 +104,7 @@ impl Name {
             Name::Vary => "vary",
             Name::WwwAuthenticate => "www-authenticate",
             Name::XRealIp => "x-real-ip",
-            Name::Other | Name::XForwarded | Name::XWx | Name::Underscored => "",
+            Name::Other | Name::XForwarded | Name::XHutong | Name::XWx | Name::Underscored => "",
         }
     }
 
@@ -170,6 +172,8 @@ impl Name {
             Name::Underscored
         } else if begins(b"x-forwarded-") {
             Name::XForwarded
+        } else if begins(b"x-hutong-") {
+            Name::XHutong
         } else if begins(b"x-wx-") {
             Name::XWx
         } else {

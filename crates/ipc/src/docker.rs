@@ -87,6 +87,9 @@ pub struct Start {
     pub own_user: bool,
     /// May run as root inside.
     pub allow_root: bool,
+    /// Names of the app's links, in the order of their addresses.
+    #[serde(default)]
+    pub links: Vec<String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -152,7 +155,7 @@ pub struct About {
     pub remapped: bool,
 }
 
-/// The first frame that the warden sends to the driver; its listening socket comes along.
+/// The first frame that the warden sends to the driver; its listening sockets come along: control's, and the gateway's.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Setup {
     /// The engine's socket.
@@ -166,11 +169,19 @@ pub struct Setup {
     /// uid and gid to take on, and the group that may use the engine's socket; `None` in ordinary-user mode.
     pub drop_to: Option<(u32, u32, u32)>,
     pub control_uid: u32,
+    pub gateway_uid: u32,
     pub spool_bytes: u64,
     /// The system calls that containers may make, as the engine takes it.
     pub seccomp: String,
     /// The networks of apps are taken from this one (CIDR).
     pub pool: String,
+}
+
+/// What a gateway asks on the driver's socket for links, once a line: the sockets that listen for a container's calls
+/// of other apps. The answer is a shim's (`Links` or `Refused`); the line ends when the container does.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LinksOf {
+    pub instance: String,
 }
 
 /// What the driver asks of the warden, over its standard input.
@@ -181,6 +192,12 @@ pub enum Ask {
     Spool { instance: String },
     /// SIGKILL to a process of a container (the engine's id, 64 hex digits).
     End { container: String, pid: i32 },
+    /// Sockets that listen in a container's network, one for each link. `pid`: the container's first process.
+    Listen {
+        container: String,
+        pid: i32,
+        links: usize,
+    },
     /// What the processes of a container are and hold.
     Examine { instance: String, container: String },
     /// The walls around containers' networks, and what the container gets to see of the host.
@@ -201,6 +218,8 @@ pub enum Told {
     Evidence(Evidence),
     /// Two descriptors come along.
     Spool,
+    /// As many descriptors as were asked for come along.
+    Listening,
     Prepared(Prepared),
     Refused(String),
 }

@@ -41,6 +41,28 @@ pub struct App {
     /// Control is told when nothing was asked of the app for so long.
     #[serde(default)]
     pub sleep_after_ms: Option<u64>,
+    /// Other apps that this one's programs call, by the name that they use.
+    #[serde(default)]
+    pub links: BTreeMap<String, Link>,
+    /// Instances whose calls are served.
+    #[serde(default)]
+    pub callers: Vec<Caller>,
+}
+
+/// One app's way to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    pub app: String,
+    /// The other app agrees.
+    pub allowed: bool,
+}
+
+/// An instance that calls other apps.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Caller {
+    pub instance: String,
+    /// It has no shim: the Docker driver has its sockets.
+    pub container: bool,
 }
 
 /// What becomes of plain HTTP where there is a certificate.

@@ -53,6 +53,9 @@ pub struct Launch {
     pub tasks: usize,
     /// Whether the warden will put an interface into the network namespace.
     pub egress: Option<Egress>,
+    /// Other apps that this one calls: name and the address that the shim listens on for it.
+    #[serde(default)]
+    pub links: Vec<(String, [u8; 4])>,
     /// Walls left out: by `doctor` to find the guilty one, and for builds in development mode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<Wall>,
@@ -127,6 +130,8 @@ pub enum Request {
         v4: u8,
         v6: u8,
     },
+    /// The listening sockets of the app's links.
+    Links,
     Status,
     /// SIGTERM now, SIGKILL after the time-out.
     Stop {
@@ -149,6 +154,8 @@ pub struct Exec {
 pub enum Answer {
     /// As many descriptors come along, IPv4 first.
     Sockets,
+    /// Names; as many descriptors come along.
+    Links(Vec<String>),
     Status(Status),
     Stopping,
     ExecStarted,

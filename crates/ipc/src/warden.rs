@@ -34,6 +34,9 @@ pub struct Start {
     pub limits: Limits,
     pub data: bool,
     pub egress: bool,
+    /// Names of the app's links, in the order of their addresses.
+    #[serde(default)]
+    pub links: Vec<String>,
 }
 
 /// One build to run: a writable copy of `source` at `/app`, `argv` in it.

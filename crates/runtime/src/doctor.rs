@@ -138,6 +138,7 @@ fn probe(without: &[Wall], root: bool) -> Result<(), String> {
         mounts: sandbox::host_mounts(),
         files: sandbox::files("doctor", "/tmp", None),
         tmp_bytes: 1 << 20,
+        links: Vec::new(),
         seccomp: seccomp::program()?,
         peers: Vec::new(),
         socket_peers: Vec::new(),

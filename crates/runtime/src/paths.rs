@@ -74,6 +74,10 @@ impl Layout {
     pub fn docker(&self) -> PathBuf {
         self.data.join("docker")
     }
+    /// Where gateways ask for the sockets of containers' links.
+    pub fn links_socket(&self) -> PathBuf {
+        self.run.join("links.sock")
+    }
     pub fn docker_socket(&self) -> PathBuf {
         self.run.join("docker.sock")
     }

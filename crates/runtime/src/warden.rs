@@ -372,6 +372,7 @@ impl Warden {
             self.layout.warden_socket(),
             self.layout.gateway_socket(),
             self.layout.docker_socket(),
+            self.layout.links_socket(),
         ] {
             let _ = fs::remove_file(socket);
         }

@@ -76,6 +76,9 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
         net::configure(egress).during("cannot configure the network interface")?;
     }
 
+    // Before the app runs: none of its own programs can have taken the address.
+    let links = net::listen_for_links(&launch)?;
+
     let pipe = || sys::pipe().during("cannot make a pipe");
     let (stdout, app_stdout) = pipe()?;
     let (stderr, app_stderr) = pipe()?;
@@ -87,7 +90,7 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
     let child = match forked.during("cannot fork")? {
         0 => {
             fail::set_role("init");
-            drop((ours, stdout, stderr, listener, spool, cgroup));
+            drop((ours, stdout, stderr, listener, spool, cgroup, links));
             init::run(&launch, tasks, theirs, app_stdout, app_stderr)
         }
         child => child,
@@ -123,6 +126,7 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
         listener,
         outputs: [Some(stdout), Some(stderr)],
         spool,
+        links,
         peers,
         socket_peers,
     })

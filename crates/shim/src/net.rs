@@ -3,11 +3,11 @@
 
 use std::io;
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 
-use hutong_ipc::shim::{Egress, Listening};
+use hutong_ipc::shim::{Egress, Launch, Listening};
 
-use crate::sys;
+use crate::{Context, sys};
 
 const SIOCSIFFLAGS: u64 = 0x8914;
 const SIOCGIFFLAGS: u64 = 0x8913;
@@ -29,6 +29,16 @@ pub fn loopback_up() -> io::Result<()> {
 /// Lets a program without capabilities listen on port 80; no other host can reach it there.
 pub fn allow_low_ports() {
     let _ = std::fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0");
+}
+
+/// A listening socket for each of the app's links, at port 80 of an address of its own.
+pub fn listen_for_links(launch: &Launch) -> Result<Vec<(String, TcpListener)>, String> {
+    let listen = |(name, address): &(String, [u8; 4])| {
+        let listener = TcpListener::bind((Ipv4Addr::from(*address), 80));
+        let listener = listener.during(&format!("cannot listen for the link {name}"))?;
+        Ok((name.clone(), listener))
+    };
+    launch.links.iter().map(listen).collect()
 }
 
 /// Address, mask, up, default route; IPv6 stays off on it.

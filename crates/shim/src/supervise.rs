@@ -29,6 +29,8 @@ pub struct Instance {
     pub listener: UnixListener,
     pub outputs: [Option<OwnedFd>; 2],
     pub spool: Writer,
+    /// Where the app calls other apps.
+    pub links: Vec<(String, std::net::TcpListener)>,
     pub peers: Vec<u32>,
     pub socket_peers: Vec<u32>,
 }
@@ -38,7 +40,7 @@ struct Connection {
     input: Vec<u8>,
     fds: Vec<OwnedFd>,
     exec: Option<u32>,
-    /// It may ask for sockets and nothing else.
+    /// It may ask for sockets, minted or of links, and nothing else.
     sockets_only: bool,
 }
 
@@ -246,7 +248,7 @@ impl Shim {
     }
 
     fn answer(&mut self, index: usize, request: Request) -> bool {
-        let minting = matches!(request, Request::Sockets { .. });
+        let minting = matches!(request, Request::Sockets { .. } | Request::Links);
         if self.connections[index].sockets_only && !minting {
             return false;
         }
@@ -255,6 +257,18 @@ impl Shim {
                 let sockets = mint(v4, v6);
                 match sockets {
                     Ok(sockets) => self.reply(index, &Answer::Sockets, &sockets),
+                    Err(error) => self.reply(index, &Answer::Refused(error.to_string()), &[]),
+                }
+            }
+            Request::Links => {
+                let links = &self.instance.links;
+                let names = links.iter().map(|(name, _)| name.clone()).collect();
+                let sockets: io::Result<Vec<OwnedFd>> = links
+                    .iter()
+                    .map(|(_, link)| link.as_fd().try_clone_to_owned())
+                    .collect();
+                match sockets {
+                    Ok(sockets) => self.reply(index, &Answer::Links(names), &sockets),
                     Err(error) => self.reply(index, &Answer::Refused(error.to_string()), &[]),
                 }
             }

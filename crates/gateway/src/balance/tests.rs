@@ -30,6 +30,8 @@ fn app(weights: &[u32], balance: Balance) -> Arc<App> {
         balance,
         traffic: wire::Traffic::default(),
         sleep_after_ms: None,
+        links: BTreeMap::new(),
+        callers: Vec::new(),
     };
     let snapshot = Snapshot {
         version: 1,

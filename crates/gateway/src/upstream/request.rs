@@ -60,6 +60,9 @@ impl<'a> Onward<'a> {
         if self.strip > 0 {
             tell("x-forwarded-prefix", &head.path().as_bytes()[..self.strip]);
         }
+        if let Some(link) = &peer.link {
+            tell("x-hutong-caller", link.caller.as_bytes());
+        }
         if let Some(user) = self.user {
             tell("x-forwarded-user", user.as_bytes());
         }
@@ -116,6 +119,7 @@ fn passes(head: &RequestHead, field: Field<'_>) -> bool {
         | Name::Expect
         | Name::Forwarded
         | Name::XForwarded
+        | Name::XHutong
         | Name::XRealIp
         | Name::XWx
         // CGI and WSGI make `-` of `_`: X_Real_IP would come out as ours (nginx drops them too).

@@ -1,6 +1,7 @@
 //! The Docker driver as a child: given its socket, and what it needs of the host, which is little enough to be
 //! listed here. It can do anything by way of the engine; this keeps it from having to.
 
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -8,11 +9,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hutong_core::name::is_digest;
+use hutong_core::spec::links;
 use hutong_ipc::channel;
 use hutong_ipc::docker::{self, Ask, Prepared, Setup, Told};
 use hutong_ipc::shim::APP_UID;
 use hutong_ipc::warden::Tree;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::requests::{SPOOL_BYTES, checked_app, checked_instance};
 use super::{Warden, bind_unix, lock};
@@ -24,6 +27,8 @@ pub fn set_up(warden: &Warden, line: UnixStream) -> Result<(), String> {
     let settings = settings.ok_or("no engine is configured")?;
     let control = warden.ids().map(|(control, _)| control);
     let listener = bind_unix(&warden.layout.docker_socket(), 0o600, control)?;
+    let gateway = warden.ids().map(|(_, gateway)| gateway);
+    let callers = bind_unix(&warden.layout.links_socket(), 0o600, gateway)?;
     let uid = lock(&warden.uids).docker();
     // Who may use the socket is its group; while there is none, the driver has no way to it, and begins again.
     let group = std::fs::metadata(&settings.socket).map_or(uid, |found| found.gid());
@@ -34,11 +39,13 @@ pub fn set_up(warden: &Warden, line: UnixStream) -> Result<(), String> {
         server: format!("{}-{:016x}", warden.layout.tag, lock(&warden.uids).server()),
         drop_to: warden.root.then_some((uid, uid, group)),
         control_uid: control.unwrap_or_else(sys::effective_uid),
+        gateway_uid: gateway.unwrap_or_else(sys::effective_uid),
         spool_bytes: SPOOL_BYTES,
         seccomp: crate::seccomp::docker_profile(),
         pool: settings.pool.clone(),
     };
-    channel::send(&line, &setup, &[listener.as_fd()]).map_err(|error| error.to_string())?;
+    channel::send(&line, &setup, &[listener.as_fd(), callers.as_fd()])
+        .map_err(|error| error.to_string())?;
     let Some(warden) = warden.me.upgrade() else {
         return Err("the server ends".into());
     };
@@ -91,6 +98,11 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
             let evidence = super::evidence::examine(&instance, &pids, &mut left);
             Ok((Told::Evidence(evidence), Vec::new()))
         }
+        Ask::Listen {
+            container,
+            pid,
+            links,
+        } => Ok((Told::Listening, listen(&container, pid, links)?)),
         Ask::End { container, pid } => {
             end(&container, pid)?;
             Ok((Told::Done, Vec::new()))
@@ -214,6 +226,36 @@ fn end(container: &str, pid: i32) -> Result<(), String> {
         return Err("not a process of that container".into());
     }
     pidfd_send_signal(process, Signal::KILL).map_err(|error| error.to_string())
+}
+
+/// Listens in a container's network, at the addresses of so many links.
+fn listen(container: &str, pid: i32, count: usize) -> Result<Vec<std::fs::File>, String> {
+    if !is_digest(container) || pid <= 1 || count > links::MAX_LINKS {
+        return Err("not a container".into());
+    }
+    let failed = |error: std::io::Error| error.to_string();
+    let network = std::fs::File::open(format!("/proc/{pid}/ns/net")).map_err(failed)?;
+    // Asked behind open: the number may have become another's before it.
+    if !is_in(pid, container) {
+        return Err("not a process of that container".into());
+    }
+    let own = std::fs::metadata("/proc/self/ns/net").map_err(failed)?;
+    if network.metadata().map_err(failed)?.ino() == own.ino() {
+        return Err("a container without a network of its own".into());
+    }
+    let bind = move || -> std::io::Result<Vec<std::fs::File>> {
+        move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let addresses = (0..count).map(|index| Ipv4Addr::from(links::address(index)));
+        addresses
+            .map(|address| TcpListener::bind((address, links::PORT)))
+            .map(|bound| bound.map(|socket| std::os::fd::OwnedFd::from(socket).into()))
+            .collect()
+    };
+    // A thread of its own, which ends there: nobody else of us changes networks.
+    let thread = std::thread::Builder::new().stack_size(128 << 10);
+    let bound = thread.spawn(bind).map_err(failed)?.join();
+    let bound = bound.map_err(|_| "the thread that listens failed")?;
+    bound.map_err(|error| format!("cannot listen for links: {error}"))
 }
 
 /// Has the driver end and remove every container and network of ours, and waits for it.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use hutong_core::name::{AppName, is_digest, is_env_key, is_instance_id};
+use hutong_core::spec::links::{self, MAX_LINKS};
 use hutong_ipc::channel;
 use hutong_ipc::shim::{APP_UID, INIT_UID, Launch, Wall};
 use hutong_ipc::warden::{Answer, Build, Instance, Limits, Process, Request, Start, Tree};
@@ -112,6 +113,29 @@ fn checked_program(argv: &[String], env: &[(String, String)]) -> Result<(), Stri
     }
 }
 
+/// Names of links, each with the address that it gets.
+pub(super) fn checked_links(links: &[String]) -> Result<Vec<(String, [u8; 4])>, String> {
+    let good = links.len() <= MAX_LINKS && links.iter().all(|name| AppName::new(name).is_ok());
+    if !good {
+        return Err("not the names of links".into());
+    }
+    let addressed = links.iter().enumerate();
+    Ok(addressed
+        .map(|(index, name)| (name.clone(), links::address(index)))
+        .collect())
+}
+
+fn add_to_hosts(launch: &mut Launch, links: Vec<(String, [u8; 4])>) {
+    for (path, content) in &mut launch.files {
+        if path == "/etc/hosts" {
+            for (name, [a, b, c, d]) in &links {
+                content.push_str(&format!("{a}.{b}.{c}.{d} {name}.internal\n"));
+            }
+        }
+    }
+    launch.links = links;
+}
+
 /// What one launch needs beside the program.
 struct Sandbox<'a> {
     instance: &'a str,
@@ -206,6 +230,7 @@ impl Warden {
     fn start(&self, start: &Start) -> Result<Answer, String> {
         checked_app(&start.app)?;
         checked_program(&start.argv, &start.env)?;
+        let links = checked_links(&start.links)?;
         let tree = trees::locate(&self.layout, &start.app, &start.tree)?;
         let base = self.uid_base(&start.app)?;
         let home = if start.data { "/data" } else { "/tmp" };
@@ -220,11 +245,12 @@ impl Warden {
             mounts.push(mount(&data, "/data", true));
             env.push(("DATA_DIR".into(), "/data".into()));
         }
-        let launch = Launch {
+        let mut launch = Launch {
             argv: start.argv.clone(),
             env: merge_env(env, &start.env),
             ..self.blank(&start.instance, &start.app, base, home, mounts)?
         };
+        add_to_hosts(&mut launch, links);
         self.launch(
             launch,
             &Sandbox {
@@ -340,6 +366,7 @@ impl Warden {
             cwd: "/app".into(),
             mounts,
             files: files(app, home, None),
+            links: Vec::new(),
             tmp_bytes: 64 << 20,
             seccomp: self.seccomp.clone(),
             peers,

@@ -40,12 +40,29 @@ pub struct App {
     pub memory_bytes: u64,
     /// The cap for each instance.
     pub memory_limit_bytes: u64,
+    /// What it keeps on disk; none before that was measured.
+    #[serde(default)]
+    pub disk: Option<Disk>,
     /// The deployment under way.
     pub deploying: Option<Deployment>,
     /// Why the app is in this state, where there is something to say.
     pub message: Option<String>,
     /// Routes that do not hold, and why.
     pub warnings: Vec<String>,
+}
+
+/// What an app keeps on disk, in bytes.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Disk {
+    /// In `/data`.
+    pub data_bytes: u64,
+    /// What it may keep there; none for an app without `/data`.
+    pub data_limit_bytes: Option<u64>,
+    /// The kernel keeps the limit: `/data` is a disk of its own. Else it is measured now and then.
+    pub is_enforced: bool,
+    /// Built releases.
+    pub releases_bytes: u64,
+    pub logs_bytes: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]

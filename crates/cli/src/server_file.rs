@@ -46,6 +46,14 @@ pub struct ServerFile {
     pub max_connections_per_ip: Option<u32>,
     /// A Docker engine that apps from images may run on; default none.
     pub docker: Option<Docker>,
+    /// What an app without `limits.disk` may keep in /data before it is stopped; default "5G".
+    app_disk: Option<Spanned<String>>,
+    /// What is kept free on the disk; default a twentieth of it, at most "1G".
+    disk_reserve: Option<Spanned<String>>,
+    #[serde(skip)]
+    pub app_disk_bytes: Option<u64>,
+    #[serde(skip)]
+    pub disk_reserve_bytes: Option<u64>,
     #[serde(skip)]
     pub acme_json: Option<String>,
     #[serde(skip)]
@@ -105,10 +113,16 @@ impl ServerFile {
                 explain(error.message()),
             )
         })?;
-        if let Some(limit) = &file.upload_limit {
-            let bytes = units::parse_size(limit.get_ref());
-            file.upload_bytes = Some(bytes.map_err(|message| wrong(limit.span().start, message))?);
-        }
+        let size = |text: &Option<Spanned<String>>| {
+            let parsed = text.as_ref().map(|text| {
+                let bytes = units::parse_size(text.get_ref());
+                bytes.map_err(|message| wrong(text.span().start, message))
+            });
+            parsed.transpose()
+        };
+        file.upload_bytes = size(&file.upload_limit)?;
+        file.app_disk_bytes = size(&file.app_disk)?;
+        file.disk_reserve_bytes = size(&file.disk_reserve)?;
         for network in file.allow_upstreams.iter().chain(&file.trusted_proxies) {
             let parsed = network.get_ref().parse::<Network>();
             parsed.map_err(|message| wrong(network.span().start, message.to_string()))?;

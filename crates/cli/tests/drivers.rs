@@ -105,6 +105,19 @@ both! {
         assert_eq!(driver.get("box", "/"), "hello");
     }
 
+    /// What it may keep in /data is the kernel's to bound.
+    fn its_data_has_a_bound(driver: &Driver) {
+        let server = &driver.server;
+        driver.deploy("disk", "data = true\nlimits.disk = '16M'\n", "here");
+        let code = "f = open('/data/a', 'wb')\ntry:\n  for n in range(64): f.write(b'x' * (1 << 20)); f.flush()\nexcept OSError as e: result = e.errno";
+        assert_eq!(driver.eval("disk", code), "28");
+        driver.eval("disk", "import os; os.remove('/data/a'); open('/data/b', 'w').write('kept')");
+        driver.deploy("disk", "data = true\nlimits.disk = '32M'\n", "here");
+        assert_eq!(driver.eval("disk", "import os; s = os.statvfs('/data'); result = open('/data/b').read(), s.f_blocks * s.f_frsize > 28 << 20"), "('kept', True)");
+        server.ok(&["remove", "disk", "--purge"]);
+        eventually("nothing is left", 30, || !server.data.path().join("disks/disk.img").exists());
+    }
+
     /// A crash is noticed and mended; running out of memory is said to be that.
     fn it_is_started_again(driver: &Driver) {
         let server = &driver.server;

@@ -56,6 +56,8 @@ pub struct AppSpec {
     pub drain_timeout: Duration,
     pub response_timeout: Duration,
     pub data: bool,
+    /// The bound of `/data`, in bytes.
+    pub disk: Option<u64>,
     pub restart: Restart,
     pub strategy: Strategy,
     pub egress: Egress,
@@ -334,6 +336,10 @@ struct RawLimits {
     /// An instance that uses more than this, such as "200M", for ten seconds is replaced; default never.
     #[schemars(with = "Option<String>")]
     restart_at: Option<Spanned<String>>,
+    /// Of /data, such as "2G", 16M to 16T: it is set aside when the app first starts, and can be made larger later.
+    /// Default: /data is measured, and an app over the server's `app_disk` is stopped.
+    #[schemars(with = "Option<String>")]
+    disk: Option<Spanned<String>>,
     /// Processes and threads; default 128.
     #[schemars(with = "Option<u32>")]
     pids: Option<Spanned<i64>>,
@@ -589,6 +595,7 @@ impl Check<'_> {
             links,
             strip_prefix: raw.strip_prefix,
             data: raw.data,
+            disk: self.disk(&raw),
             restart: raw.restart.unwrap_or(Restart::Always),
             egress: raw.egress.unwrap_or(Egress::None),
             https: self.https(&raw.https),
@@ -636,6 +643,17 @@ impl Check<'_> {
                 format!("`{what}` goes with `command`; give these programs an app of their own"),
             );
         }
+    }
+
+    fn disk(&mut self, raw: &RawSpec) -> Option<u64> {
+        let size = raw.limits.disk.as_ref()?;
+        if !raw.data {
+            self.wrong(
+                size.span().start,
+                "`limits.disk` bounds /data: set `data = true`",
+            );
+        }
+        Some(self.size(size, 16 << 20, 16 << 40))
     }
 
     fn sleep(&mut self, raw: &RawSpec) -> Option<Duration> {

@@ -346,6 +346,10 @@ fn run_step(
     wait_until_gone(control, &instance, deployment.id)?;
     match how_it_ended(control, &instance, MEMORY) {
         None => Ok(()),
+        Some(why) if control.has_disk().is_err() => {
+            let low = control.has_disk().err().unwrap_or_default();
+            Err(Broken::plain(format!("the build `{line}` {why}: {low}")))
+        }
         Some(why) => Err(Broken {
             reason: format!("the build `{line}` {why}"),
             log: controller::last_words(control, app, deployment.id),

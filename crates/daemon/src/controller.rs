@@ -223,6 +223,7 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
         let subject = jobs::Subject {
             app: &loaded.app.name,
             active: loaded.active.as_ref().filter(|_| runs),
+            is_over: over(control, loaded).is_some(),
             stop_timeout: spec.map_or(Duration::from_secs(10), |spec| spec.stop_timeout),
         };
         let looked = jobs::look_after(control, &subject, &agenda);
@@ -346,11 +347,20 @@ impl Loaded {
     }
 }
 
+/// Why nothing of an app is to run that may go on filling the disk.
+fn over(control: &Control, loaded: &Loaded) -> Option<String> {
+    let (_, _, spec) = loaded.active.as_ref()?;
+    let observed = lock(&control.observed);
+    let disk = &observed.disk;
+    disk.over(&loaded.app.name, spec, control.settings.app_disk)
+}
+
 fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
     let name = &loaded.app.name;
     let active = loaded.active.as_ref().map(|(_, _, spec)| spec);
     let sleep_after = active.and_then(|spec| spec.sleep_after);
     let known = failures_of(control, &loaded.app);
+    let over = over(control, loaded);
     let observed = lock(&control.observed);
     let awake = observed.awake.get(name).copied();
     let rollout = loaded.rollout.as_ref().map(|rollout| Rollout {
@@ -365,7 +375,7 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
                 instances: one.instances,
                 failures: trouble.map_or(0, |trouble| trouble.failures),
                 last_failure_ms: trouble.map_or(0, |trouble| trouble.last_ms),
-                halted: trouble.is_some_and(|trouble| trouble.halted),
+                halted: over.is_some() || trouble.is_some_and(|trouble| trouble.halted),
             }
         };
         spec.workers.iter().map(group).collect()
@@ -388,7 +398,7 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
             .get(&loaded.app.name)
             .copied()
             .unwrap_or(0),
-        halted: loaded.app.halted.clone(),
+        halted: loaded.app.halted.clone().or(over),
         asleep: sleep_after.is_some() && awake.is_none(),
         idle: sleep_after.is_some_and(|after| {
             let told = observed.idle.get(name);

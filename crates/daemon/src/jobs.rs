@@ -71,6 +71,8 @@ pub struct Subject<'a> {
     pub app: &'a str,
     /// The version that serves; `None` when nothing of the app is to run.
     pub active: Option<&'a Made>,
+    /// No timed job is to run: the app keeps too much on disk. What its owner runs may clear it up.
+    pub is_over: bool,
     /// What it says about stopping, also when it is to stop.
     pub stop_timeout: Duration,
 }
@@ -127,12 +129,19 @@ fn end_orphans(control: &Control, subject: &Subject<'_>, open: &[Run]) {
         let mine = observed.instances.values().filter(|i| i.app == subject.app);
         mine.map(|i| i.instance.clone())
             .filter(|id| matches!(ids::kind(id), ids::Kind::Cron(_) | ids::Kind::Run))
-            .filter(|id| !open.iter().any(|run| run.instance.as_ref() == Some(id)))
+            .filter(|id| {
+                let ended = subject.is_over && matches!(ids::kind(id), ids::Kind::Cron(_));
+                ended || !open.iter().any(|run| run.instance.as_ref() == Some(id))
+            })
             .filter(|id| !observed.stopping.contains_key(id))
             .collect()
     };
     for instance in orphans {
-        tell(control, subject, &instance, "its run is over");
+        let why = match subject.is_over {
+            true => "the app keeps too much in /data",
+            false => "its run is over",
+        };
+        tell(control, subject, &instance, why);
     }
 }
 
@@ -153,7 +162,8 @@ fn look_at_clock(
     looked: &mut Looked,
 ) {
     let none = BTreeMap::new();
-    let jobs = subject.active.map(|(_, _, spec)| &spec.cron);
+    let may_run = subject.active.filter(|_| !subject.is_over);
+    let jobs = may_run.map(|(_, _, spec)| &spec.cron);
     let known = agenda.seen.get(subject.app);
     for name in known.into_iter().flatten().map(|(name, _)| name) {
         // Of an app that does not run, nothing is due, and nothing is missed.

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use hutong_core::spec::{AppSpec, Caps, ContainerUser, Egress, Image};
 use hutong_ipc::docker;
-use hutong_ipc::warden::{Limits, Start, Tree};
+use hutong_ipc::warden::{Instance, Limits, Quota, Start, Tree};
 use hutong_runtime::client::{Driver, DriverError};
 
 use crate::builds::NO_ENGINE;
 use crate::store::Release;
-use crate::{Control, ids};
+use crate::{Control, ids, lock};
 
 /// What is to run.
 pub struct What<'a> {
@@ -94,6 +94,7 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
             data: what.spec.data,
             egress,
             links: links(what.spec),
+            quota: quota(control, instance, what.spec),
         }),
     };
     match started {
@@ -117,6 +118,17 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
 /// Names of an app's links, in the order of their addresses.
 fn links(spec: &AppSpec) -> Vec<String> {
     spec.links.keys().cloned().collect()
+}
+
+/// The bound of an app's `/data`.
+fn quota(control: &Control, instance: &str, spec: &AppSpec) -> Option<Quota> {
+    let observed = lock(&control.observed);
+    let mut others = observed.instances.values();
+    let is_other = |one: &Instance| one.app == spec.name.as_str() && one.instance != instance;
+    Some(Quota {
+        bytes: spec.disk?,
+        alone: !others.any(is_other),
+    })
 }
 
 /// What a container gets beside the app's own variables.
@@ -166,5 +178,6 @@ fn start_container(
         own_user: image.user == ContainerUser::App,
         allow_root: image.allow_root,
         links: links(what.spec),
+        quota: quota(control, instance, what.spec),
     })
 }

@@ -6,6 +6,7 @@ mod builds;
 mod certs;
 mod cipher;
 mod controller;
+mod disk;
 mod docker;
 mod gateway_link;
 mod http;
@@ -161,6 +162,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
     tokio::spawn(logs::run(control.clone()));
     tokio::spawn(controller::run(control.clone()));
     tokio::spawn(docker::watch(control.clone()));
+    tokio::spawn(disk::run(control.clone()));
     tokio::spawn(certs::issuer::run(control.clone()));
     let api_is_tcp = setup.api_is_tcp;
     tokio::select! {

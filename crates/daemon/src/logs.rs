@@ -113,6 +113,38 @@ impl Logs {
         }
     }
 
+    /// What an app's logs take on disk, in bytes.
+    pub fn size_of(&self, app: &str) -> u64 {
+        let files = fs::read_dir(self.folder.join(app)).into_iter().flatten();
+        let sizes = files.flatten().filter_map(|file| file.metadata().ok());
+        sizes.map(|found| found.len()).sum()
+    }
+
+    /// Frees about so many bytes of old logs, the oldest files first, whoever's they are. What is written to now stays.
+    pub fn shed(&self, bytes: u64) {
+        let folders = fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let files = folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten());
+        let mut old: Vec<(std::time::SystemTime, u64, PathBuf)> = files
+            .flatten()
+            .filter(|file| !file.file_name().to_string_lossy().ends_with(".log"))
+            .filter_map(|file| {
+                let found = file.metadata().ok().filter(|found| found.is_file())?;
+                Some((found.modified().ok()?, found.len(), file.path()))
+            })
+            .collect();
+        old.sort();
+        let mut freed = 0;
+        for (_, size, path) in old {
+            if freed >= bytes {
+                break;
+            }
+            if fs::remove_file(&path).is_ok() {
+                freed += size;
+                tracing::warn!("the disk is nearly full: {} is deleted", path.display());
+            }
+        }
+    }
+
     pub fn forget(&self, app: &str) {
         lock(&self.open).retain(|(name, _), _| name != app);
         let _ = fs::remove_dir_all(self.folder.join(app));

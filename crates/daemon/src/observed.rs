@@ -34,6 +34,7 @@ pub struct Observed {
     pub unwritten: HashSet<String>,
     /// Whether the container engine answers.
     pub engine: Engine,
+    pub disk: crate::disk::Disk,
     /// Instances whose end somebody of us listens for.
     pub watched: HashSet<String>,
     /// Failures of apps that could not be written down yet: how many in a row.

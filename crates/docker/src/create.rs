@@ -106,6 +106,7 @@ impl Engine {
             user,
             data: start.data,
             egress: start.egress,
+            quota: start.quota,
         };
         match self.ask(ask).await? {
             (Told::Prepared(prepared), _) => Ok(prepared),

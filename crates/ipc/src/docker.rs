@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::shim::{Exec, Exit};
-use crate::warden::{Evidence, Limits, Tree};
+use crate::warden::{Evidence, Limits, Quota, Tree};
 
 /// Asked by control on the driver's socket. Each is answered by one [`Answer`]; `Exec` by two, `Watch` by any number.
 #[derive(Debug, Serialize, Deserialize)]
@@ -90,6 +90,9 @@ pub struct Start {
     /// Names of the app's links, in the order of their addresses.
     #[serde(default)]
     pub links: Vec<String>,
+    /// The bound of `/data`.
+    #[serde(default)]
+    pub quota: Option<Quota>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -208,6 +211,7 @@ pub enum Ask {
         user: Option<(u32, u32)>,
         data: bool,
         egress: bool,
+        quota: Option<Quota>,
     },
 }
 
@@ -234,6 +238,8 @@ pub struct Prepared {
     pub data: Option<String>,
     /// The name server for containers with egress.
     pub resolver: Option<[u8; 4]>,
+    /// What its owner should know of its disk.
+    pub note: Option<String>,
 }
 
 /// The first letters of the bridges of containers, without and with a way out; the walls go by them.

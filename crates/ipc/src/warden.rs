@@ -37,6 +37,30 @@ pub struct Start {
     /// Names of the app's links, in the order of their addresses.
     #[serde(default)]
     pub links: Vec<String>,
+    /// The bound of `/data`.
+    #[serde(default)]
+    pub quota: Option<Quota>,
+}
+
+/// A bound of an app's `/data`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quota {
+    pub bytes: u64,
+    /// Nothing of the app runs: what it holds may be moved.
+    pub alone: bool,
+}
+
+/// What an app keeps on disk, in bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DiskUse {
+    pub app: String,
+    pub data: u64,
+    /// The file system of its own that `/data` is, if it is one.
+    pub bound: Option<u64>,
+    /// Built releases.
+    pub built: u64,
+    /// `data` could be measured.
+    pub known: bool,
 }
 
 /// One build to run: a writable copy of `source` at `/app`, `argv` in it.
@@ -88,6 +112,10 @@ pub enum Request {
         app: String,
     },
     List,
+    /// What these apps keep on disk. Takes as long as looking at every file does.
+    Disk {
+        apps: Vec<String>,
+    },
     /// Our own processes.
     System,
     Doctor,
@@ -122,6 +150,7 @@ pub enum Answer {
     Yes(bool),
     Instances(Vec<Instance>),
     Evidence(Vec<Evidence>),
+    Disk(Vec<DiskUse>),
     System(Vec<Process>),
     Doctor(Vec<Wanted>),
     Leaks(Vec<Leak>),
@@ -291,6 +320,12 @@ pub struct ServerSettings {
     pub max_connections_per_ip: u32,
     #[serde(default)]
     pub docker: Option<DockerSettings>,
+    /// What an app without a bound of its own may keep in `/data`, in bytes.
+    #[serde(default)]
+    pub app_disk: u64,
+    /// What is kept free on the disk, in bytes; by its size if nothing is said.
+    #[serde(default)]
+    pub disk_reserve: Option<u64>,
 }
 
 /// The first frame that the warden sends to the gateway. Descriptors: the control socket's listener,

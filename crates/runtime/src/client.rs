@@ -10,7 +10,7 @@ use std::time::Duration;
 use hutong_ipc::channel;
 use hutong_ipc::shim;
 use hutong_ipc::warden::{
-    Answer, Build, Evidence, Instance, Leak, Process, Request, Start, Wanted,
+    Answer, Build, DiskUse, Evidence, Instance, Leak, Process, Request, Start, Wanted,
 };
 use thiserror::Error;
 
@@ -195,6 +195,14 @@ impl WardenClient {
     pub fn examine(&self, app: &str) -> Result<Vec<Evidence>, DriverError> {
         match self.ask(&Request::Examine { app: app.into() })? {
             Answer::Evidence(found) => Ok(found),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    /// What these apps keep on disk.
+    pub fn disk(&self, apps: Vec<String>) -> Result<Vec<DiskUse>, DriverError> {
+        match self.ask(&Request::Disk { apps })? {
+            Answer::Disk(found) => Ok(found),
             _ => Err(DriverError::Unexpected),
         }
     }

@@ -74,6 +74,10 @@ impl Layout {
     pub fn docker(&self) -> PathBuf {
         self.data.join("docker")
     }
+    /// File systems of apps whose `/data` has a bound.
+    pub fn disks(&self) -> PathBuf {
+        self.data.join("disks")
+    }
     /// Where gateways ask for the sockets of containers' links.
     pub fn links_socket(&self) -> PathBuf {
         self.run.join("links.sock")
@@ -111,6 +115,7 @@ impl Layout {
             (self.warden_state(), root, private(0), 0o700),
             (self.app_data(), root, private(0), 0o700),
             (self.builds(), root, private(0), 0o700),
+            (self.disks(), root, private(0), 0o700),
             (self.mounts(), root, private(0), 0o700),
             // The gateway may pass through to files of static apps, nobody else.
             (self.built(), root, gateway, 0o710),

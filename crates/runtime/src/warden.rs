@@ -381,6 +381,7 @@ impl Warden {
         }
         if self.instances.all().is_empty() && !egress::has_containers(&self.layout.tag) {
             if self.root {
+                crate::disks::release_all(&self.layout);
                 crate::egress::remove_leftovers(&self.layout.tag);
             }
             self.cgroups.remove_all();

@@ -294,6 +294,16 @@ impl Drop for Server {
         if matches!(self.child.try_wait(), Ok(None)) {
             self.stop();
         }
+        unmount_below(self.data.path());
+    }
+}
+
+/// What a killed server left mounted in its folder would keep the folder from going.
+pub fn unmount_below(folder: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(4));
+    for point in points.filter(|point| Path::new(point).starts_with(folder.join("data"))) {
+        let _ = Command::new("umount").args(["-l", "--", point]).status();
     }
 }
 

@@ -116,6 +116,8 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
         stop_apps: args.stop_apps,
         settings: ServerSettings {
             docker,
+            app_disk: file.app_disk_bytes.unwrap_or(5 << 30),
+            disk_reserve: file.disk_reserve_bytes,
             keep_releases: file.keep_releases.unwrap_or(5).clamp(1, 100),
             upload_bytes: file.upload_bytes.unwrap_or(512 << 20),
             pip_index: build.pip_index,

@@ -27,6 +27,9 @@ pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
     for warning in &app.warnings {
         output.text(&format!("  warning: {warning}"));
     }
+    if let Some(disk) = &app.disk {
+        output.text(&format!("  disk: {}", shown(disk)));
+    }
     if let Some(deploying) = &app.deploying {
         let doing = deploying.doing.as_deref().unwrap_or("waiting");
         output.text(&format!(
@@ -85,4 +88,18 @@ pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
         });
     }
     Ok(())
+}
+
+/// What an app keeps on disk, in a line.
+fn shown(disk: &hutong_api::Disk) -> String {
+    let (logs, releases) = (show_size(disk.logs_bytes), show_size(disk.releases_bytes));
+    let rest = format!("logs {logs}, built releases {releases}");
+    match disk.data_limit_bytes {
+        None => rest,
+        Some(limit) => {
+            let how = if disk.is_enforced { "" } else { ", measured" };
+            let (data, limit) = (show_size(disk.data_bytes), show_size(limit));
+            format!("/data {data} of {limit}{how}; {rest}")
+        }
+    }
 }

@@ -136,6 +136,17 @@ impl Check<'_> {
         }
     }
 
+    /// The caps of a program beside the app's own.
+    fn own_caps(&mut self, raw: &RawLimits, default: Caps) -> Caps {
+        if let Some(disk) = &raw.disk {
+            self.wrong(
+                disk.span().start,
+                "all of an app's programs share its /data: `disk` goes into the app's own [limits]",
+            );
+        }
+        self.caps(raw, default)
+    }
+
     pub(super) fn workers(&mut self, raw: &RawSpec, caps: Caps) -> BTreeMap<String, Worker> {
         let mut workers = BTreeMap::new();
         for (name, raw) in &raw.workers {
@@ -144,7 +155,7 @@ impl Check<'_> {
                 self.bounded(count, 1, 64, "the number of instances") as u32
             });
             let command = self.words(&raw.command, "command").unwrap_or_default();
-            let caps = self.caps(&raw.limits, caps);
+            let caps = self.own_caps(&raw.limits, caps);
             workers.insert(
                 name.get_ref().clone(),
                 Worker {
@@ -184,7 +195,7 @@ impl Check<'_> {
                 schedule,
                 overlap: raw.overlap,
                 timeout: self.time(&raw.timeout, hour, s(1), 24 * 7 * hour),
-                caps: self.caps(&raw.limits, caps),
+                caps: self.own_caps(&raw.limits, caps),
             };
             jobs.insert(name.get_ref().clone(), job);
         }

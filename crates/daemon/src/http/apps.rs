@@ -98,11 +98,30 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         .cloned()
         .unwrap_or_default();
     let run = current.as_ref().map(|(_, spec)| &spec.run);
+    let spec = current.as_ref().map(|(_, spec)| spec);
+    let default = control.settings.app_disk;
+    let over = spec.and_then(|spec| observed.disk.over(&app.name, spec, default));
+    let disk = spec.and_then(|spec| {
+        let used = observed.disk.apps.get(&app.name)?;
+        Some(hutong_api::Disk {
+            data_bytes: used.data,
+            data_limit_bytes: used
+                .bound
+                .or(spec.data.then(|| spec.disk.unwrap_or(default))),
+            is_enforced: used.bound.is_some(),
+            releases_bytes: used.built,
+            logs_bytes: 0,
+        })
+    });
     let silent = match run {
         Some(Run::Upstream(list)) => all_silent(&observed, &app.name, list),
         _ => None,
     };
     drop(observed);
+    let disk = disk.map(|disk| hutong_api::Disk {
+        logs_bytes: control.logs.size_of(&app.name),
+        ..disk
+    });
     let state = match (app.goal, &serve) {
         _ if app.isolated => AppState::Isolated,
         (Goal::Stopped, _) => AppState::Stopped,
@@ -117,6 +136,7 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
     };
     let message = match state {
         AppState::Failing => silent
+            .or(over)
             .or_else(|| app.last_failure.clone())
             .or_else(|| controller::describe(serve.as_ref())),
         _ => None,
@@ -139,6 +159,7 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         _ => state,
     };
     Ok(App {
+        disk,
         processes,
         name: app.name.clone(),
         state,

@@ -60,6 +60,7 @@ pub async fn upload(
     body: Body,
 ) -> Result<()> {
     tree(&control, &digest)?;
+    control.has_disk().map_err(ApiError::no_room)?;
     asked_for(&control, &digest);
     // Each holds a thread while it lasts, and disk and memory.
     let _place = UPLOADS
@@ -183,6 +184,10 @@ pub async fn deploy(
         there,
         &steps,
     )?;
+    let grows = !steps.is_empty() || spec.image.is_some();
+    if grows && !request.dry_run {
+        control.has_disk().map_err(ApiError::no_room)?;
+    }
     if request.dry_run {
         return Ok(Json(PlanAnswer {
             deployment: None,

@@ -66,11 +66,18 @@ impl IntoResponse for ApiError {
     }
 }
 
+impl ApiError {
+    /// The disk has no room, or is about to have none.
+    pub fn no_room(detail: impl Into<String>) -> Self {
+        ApiError::new(507, detail).hint(ROOM)
+    }
+}
+
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         tracing::error!("{error}");
         match error {
-            StoreError::Full(_) => ApiError::new(507, error.to_string()).hint(ROOM),
+            StoreError::Full(_) => ApiError::no_room(error.to_string()),
             _ => ApiError::new(500, error.to_string()),
         }
     }

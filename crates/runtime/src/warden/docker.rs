@@ -113,6 +113,7 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
             user,
             data,
             egress,
+            quota,
         } => {
             checked_app(&app)?;
             let _making = warden.making.read();
@@ -132,7 +133,9 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
                 .as_ref()
                 .map(|network| network.leg(0).gateway);
             let folder = warden.layout.app_data().join(&app);
+            let mut note = None;
             if data {
+                note = warden.ensure_disk(&app, quota)?;
                 let (uid, _) = user.unwrap_or(own);
                 trees::make_owned(&folder, Some(uid), 0o700)
                     .map_err(|error| format!("cannot make /data: {error}"))?;
@@ -143,6 +146,7 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
                 tree: tree.map(text),
                 data: data.then(|| text(folder)),
                 resolver: resolver.filter(|_| egress),
+                note,
             };
             Ok((Told::Prepared(prepared), Vec::new()))
         }

@@ -297,6 +297,19 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
             }
         }
     }
+    for app in crate::disks::images(layout) {
+        if !known.app(&app) {
+            let image = crate::disks::image_of(layout, &app);
+            found.leak("file", image.display().to_string(), || {
+                // Somebody's data: it is put away, not thrown away.
+                let lost = layout.app_data().join(LOST);
+                let kept = lost.join(format!("{app}-{}.img", processes::now_ms()));
+                trees::make_owned(&lost, None, 0o700)
+                    .map_err(|error| error.to_string())
+                    .and_then(|()| crate::disks::put_away(layout, &app, &kept))
+            });
+        }
+    }
     let folder = layout.app_data();
     for name in names(&folder) {
         // Anything else there was put there by somebody, a disk's `lost+found` among it.

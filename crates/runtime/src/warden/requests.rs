@@ -9,7 +9,7 @@ use hutong_core::name::{AppName, is_digest, is_env_key, is_instance_id};
 use hutong_core::spec::links::{self, MAX_LINKS};
 use hutong_ipc::channel;
 use hutong_ipc::shim::{APP_UID, INIT_UID, Launch, Wall};
-use hutong_ipc::warden::{Answer, Build, Instance, Limits, Process, Request, Start, Tree};
+use hutong_ipc::warden::{Answer, Build, Instance, Limits, Process, Quota, Request, Start, Tree};
 
 use super::children::Role;
 use super::{Warden, lock, memory_of};
@@ -17,7 +17,7 @@ use crate::egress::{Containers, Network};
 use crate::instances::Record;
 use crate::launch::Launcher;
 use crate::sandbox::{base_env, files, host_mounts, merge_env, mount};
-use crate::{processes, sys, trees};
+use crate::{disks, processes, sys, trees};
 
 const MAX_CONNECTIONS: usize = 16;
 /// Bound of each of the two spool files of an instance, in bytes.
@@ -175,6 +175,10 @@ impl Warden {
                 Ok(Answer::Evidence(self.examine(&app)))
             }
             Request::List => Ok(Answer::Instances(self.list())),
+            Request::Disk { apps } => {
+                apps.iter().try_for_each(|app| checked_app(app))?;
+                Ok(Answer::Disk(disks::usage(&self.layout, &apps)))
+            }
             Request::System => Ok(Answer::System(self.system())),
             Request::Leaks { apps, builds, fix } => Ok(Answer::Leaks(super::leaks::find(
                 self, &apps, &builds, &fix,
@@ -213,6 +217,7 @@ impl Warden {
                     return Err(format!("{app} still runs"));
                 }
                 delete(&self.layout.built().join(&app))?;
+                disks::drop_image(&self.layout, &app)?;
                 delete(&self.layout.app_data().join(&app))?;
                 lock(&self.uids).forget(&app)?;
                 Ok(Answer::Done)
@@ -239,6 +244,9 @@ impl Warden {
         let mut env = base_env(&start.app, &start.instance, home);
         if start.data {
             let data = self.layout.app_data().join(&start.app);
+            if let Some(note) = self.ensure_disk(&start.app, start.quota)? {
+                tracing::warn!("{}: {note}", start.app);
+            }
             let owner = base.map(|base| base + APP_UID);
             trees::make_owned(&data, owner, 0o700)
                 .map_err(|error| format!("cannot make /data: {error}"))?;
@@ -263,6 +271,23 @@ impl Warden {
                 without: &[],
             },
         )
+    }
+
+    /// Bounds are for servers that are root; elsewhere `/data` is a plain folder.
+    pub(super) fn ensure_disk(
+        &self,
+        app: &str,
+        quota: Option<Quota>,
+    ) -> Result<Option<String>, String> {
+        if !self.root {
+            return Ok(None);
+        }
+        let runs = self.instances.live().iter().any(|record| record.app == app);
+        let quota = quota.map(|quota| Quota {
+            alone: quota.alone && !runs,
+            ..quota
+        });
+        disks::ensure(&self.layout, app, quota)
     }
 
     fn build(&self, build: &Build, goes_on: bool) -> Result<Answer, String> {

@@ -320,6 +320,8 @@ struct RawLimits {
     /// An instance that uses more than this, such as "200M", for ten seconds is replaced; default never.
     #[schemars(with = "Option<String>")]
     restart_at: Option<Spanned<String>>,
+    /// An instance that uses 95 % of its memory and more for ten minutes is replaced; default true.
+    leak_guard: Option<bool>,
     /// Processes and threads; default 128.
     #[schemars(with = "Option<u32>")]
     pids: Option<Spanned<i64>>,
@@ -554,6 +556,7 @@ impl Check<'_> {
             cpu_millis: 1000,
             pids: 128,
             restart_at: None,
+            leak_guard: true,
         };
         let caps = self.caps(&raw.limits, default);
         self.check_processes(&raw, &run);

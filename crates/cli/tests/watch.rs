@@ -1,4 +1,6 @@
 //! `hutong deploy --watch`: what is saved is served, mistakes end nothing, Ctrl-C does.
+// What the command said is shown where a test fails.
+#![allow(clippy::print_stderr)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};

@@ -236,8 +236,8 @@ impl Rounds<'_> {
         let mut said = false;
         loop {
             sleep(QUIET.max(took * 4)).await;
-            let next;
-            (next, took) = self.look().await?;
+            let (next, again) = self.look().await?;
+            took = again;
             let names = difference(&look, &next, self.folder);
             let Some(name) = names.first() else {
                 return Ok(next);

@@ -146,7 +146,11 @@ impl Rounds<'_> {
         let took = began.elapsed().as_secs_f64();
         let deployment = match result {
             Ok(deployment) => deployment,
-            Err(error) => return self.tell_failure(&names, "not deployed", &error),
+            Err(error) => {
+                // It may have begun all the same.
+                self.serving = None;
+                return self.tell_failure(&names, "not deployed", &error);
+            }
         };
         let id = deployment.id;
         if let Err(error) = outcome(&deployment) {

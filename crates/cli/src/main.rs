@@ -159,7 +159,7 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
             server.output.text(&String::from_utf8_lossy(&text));
         }
         Command::Doctor(args) => return verbs::doctor::run(&args, &server),
-        Command::Deploy(args) => server.block_on(verbs::deploy::run(&args, &server))?,
+        Command::Deploy(args) => return server.block_on(verbs::deploy::run(&args, &server)),
         Command::Apps => server.block_on(verbs::apps::run(&server))?,
         Command::Status(args) => server.block_on(verbs::status::run(&args.app, &server))?,
         Command::Logs(args) => server.block_on(verbs::logs::run(&args, &server))?,

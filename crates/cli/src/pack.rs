@@ -1,5 +1,6 @@
 //! A folder on its way to the server: which files belong to it, their digest, and the archive.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
@@ -23,39 +24,65 @@ pub struct Pack {
     pub digest: String,
     /// Bytes, unpacked.
     pub size: u64,
-    files: Vec<(String, PathBuf, bool)>,
+    files: Vec<Member>,
+}
+
+#[derive(Clone)]
+struct Member {
+    name: String,
+    path: PathBuf,
+    executable: bool,
+    /// SHA-256.
+    content: [u8; 32],
+}
+
+/// The files that belong to an app, in no order, some of them twice. `.gitignore` and `.hutongignore` count; a
+/// folder that `static` names is taken whole, because build output is usually git-ignored.
+pub fn entries(
+    folder: &Path,
+    spec: Option<&AppSpec>,
+) -> impl Iterator<Item = Result<PathBuf, ignore::Error>> {
+    let locked = folder.join("package-lock.json").is_file();
+    let mut walk = WalkBuilder::new(folder);
+    walk.hidden(false)
+        .require_git(false)
+        .git_global(false)
+        .git_exclude(false)
+        .parents(false)
+        .ignore(false)
+        .add_custom_ignore_filename(".hutongignore")
+        .filter_entry(move |entry| {
+            let name = entry.file_name().to_string_lossy();
+            // What npm ci makes anew from the lock file is not sent.
+            !(NEVER.contains(&name.as_ref()) || locked && name == "node_modules")
+        });
+    let whole = spec.and_then(|spec| match (&spec.run, &spec.build) {
+        (Run::Static { folder: inner, .. }, None) => Some(folder.join(inner)),
+        _ => None,
+    });
+    let whole = whole.filter(|whole| whole.is_dir()).map(|whole| {
+        let mut walk = WalkBuilder::new(whole);
+        walk.standard_filters(false)
+            .filter_entry(|entry| !NEVER.contains(&entry.file_name().to_string_lossy().as_ref()));
+        walk.build()
+    });
+    walk.build()
+        .chain(whole.into_iter().flatten())
+        .filter_map(|entry| match entry {
+            Ok(entry) => {
+                let is_file = entry.file_type().is_some_and(|kind| !kind.is_dir());
+                is_file.then(|| Ok(entry.into_path()))
+            }
+            Err(error) => Some(Err(error)),
+        })
+        .chain(std::iter::once(Ok(folder.join("hutong.toml"))))
 }
 
 impl Pack {
-    /// Looks through `folder`. `.gitignore` and `.hutongignore` count; a folder that `static` names is
-    /// taken whole, because build output is usually git-ignored.
+    /// Reads what belongs to the app in `folder`.
     pub fn new(folder: &Path, spec: &AppSpec) -> Result<Self, CliError> {
-        let locked = folder.join("package-lock.json").is_file();
-        let mut walk = WalkBuilder::new(folder);
-        walk.hidden(false)
-            .require_git(false)
-            .git_global(false)
-            .git_exclude(false)
-            .parents(false)
-            .ignore(false)
-            .add_custom_ignore_filename(".hutongignore")
-            .filter_entry(move |entry| {
-                let name = entry.file_name().to_string_lossy();
-                // What npm ci makes anew from the lock file is not sent.
-                !(NEVER.contains(&name.as_ref()) || locked && name == "node_modules")
-            });
-        let mut paths = collect(walk.build())?;
-        if let (Run::Static { folder: inner, .. }, None) = (&spec.run, &spec.build) {
-            let whole = folder.join(inner);
-            if whole.is_dir() {
-                let mut walk = WalkBuilder::new(whole);
-                walk.standard_filters(false).filter_entry(|entry| {
-                    !NEVER.contains(&entry.file_name().to_string_lossy().as_ref())
-                });
-                paths.extend(collect(walk.build())?);
-            }
-        }
-        paths.push(folder.join("hutong.toml"));
+        let paths: Result<Vec<PathBuf>, _> = entries(folder, Some(spec)).collect();
+        let mut paths = paths.map_err(CliError::failed)?;
         paths.sort();
         paths.dedup();
         let mut pack = Pack {
@@ -110,10 +137,33 @@ impl Pack {
             self.size += count as u64;
             hash.update(&buffer[..count]);
         }
-        digest.add(name, executable, hash.finalize().into());
-        self.files
-            .push((name.to_owned(), path.to_owned(), executable));
+        let content: [u8; 32] = hash.finalize().into();
+        digest.add(name, executable, content);
+        self.files.push(Member {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            executable,
+            content,
+        });
         Ok(())
+    }
+
+    /// The names of the files that `before` had otherwise, or that only one of the two has.
+    pub fn changes(&self, before: &Pack) -> Vec<String> {
+        let (now, before) = (self.contents(), before.contents());
+        let names: BTreeSet<&str> = now.keys().chain(before.keys()).copied().collect();
+        names
+            .into_iter()
+            .filter(|name| now.get(name) != before.get(name))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    fn contents(&self) -> BTreeMap<&str, (bool, [u8; 32])> {
+        let files = self.files.iter();
+        files
+            .map(|file| (file.name.as_str(), (file.executable, file.content)))
+            .collect()
     }
 
     pub fn count(&self) -> usize {
@@ -139,37 +189,22 @@ impl Pack {
     }
 }
 
-fn collect(walk: ignore::Walk) -> Result<Vec<PathBuf>, CliError> {
-    let mut paths = Vec::new();
-    for entry in walk {
-        let entry = entry.map_err(CliError::failed)?;
-        if entry.file_type().is_some_and(|kind| !kind.is_dir()) {
-            paths.push(entry.into_path());
-        }
-    }
-    Ok(paths)
-}
-
-fn write_archive(
-    files: &[(String, PathBuf, bool)],
-    sink: Sink,
-    progress: impl Fn(u64),
-) -> io::Result<()> {
+fn write_archive(files: &[Member], sink: Sink, progress: impl Fn(u64)) -> io::Result<()> {
     let mut builder = tar::Builder::new(GzEncoder::new(sink, Compression::new(3)));
     let mut done = 0;
-    for (name, path, executable) in files {
-        let file = File::open(path)?;
+    for member in files {
+        let file = File::open(&member.path)?;
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Regular);
         header.set_size(file.metadata()?.len());
-        header.set_mode(if *executable { 0o755 } else { 0o644 });
+        header.set_mode(if member.executable { 0o755 } else { 0o644 });
         header.set_mtime(0);
         let counted = Counted {
             inner: file,
             done: &mut done,
             progress: &progress,
         };
-        builder.append_data(&mut header, name, counted)?;
+        builder.append_data(&mut header, &member.name, counted)?;
     }
     builder.into_inner()?.finish()?;
     Ok(())
@@ -210,7 +245,7 @@ mod tests {
     use super::*;
 
     fn names(pack: &Pack) -> Vec<&str> {
-        pack.files.iter().map(|(name, ..)| name.as_str()).collect()
+        pack.files.iter().map(|file| file.name.as_str()).collect()
     }
 
     #[test]
@@ -250,6 +285,13 @@ mod tests {
         );
         let again = Pack::new(dir.path(), &spec).expect("a pack");
         assert_eq!(pack.digest, again.digest);
+        assert!(again.changes(&pack).is_empty());
+        write("src/a.js", "other");
+        write("src/b.js", "new");
+        write("x.log", "other");
+        fs::remove_file(dir.path().join(".env")).expect("remove");
+        let other = Pack::new(dir.path(), &spec).expect("a pack");
+        assert_eq!(other.changes(&pack), [".env", "src/a.js", "src/b.js"]);
         std::os::unix::fs::symlink("/etc/passwd", dir.path().join("leak")).expect("symlink");
         let refused = Pack::new(dir.path(), &spec).err().expect("a link out");
         assert!(

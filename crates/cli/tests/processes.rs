@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use hutong_testkit::crash::Rig;
 use hutong_testkit::server::{Server, app_folder, python_app};
-use hutong_testkit::visitor::get;
+use hutong_testkit::visitor::{escape, get};
 use hutong_testkit::{eventually, is_root, kill};
 
 fn process(server: &Server, app: &str, name: &str) -> serde_json::Value {
@@ -335,4 +336,41 @@ fn a_timed_job_runs_on_time_and_says_what_it_missed() {
             .ok(&["logs", "clock", "--process", "tick"])
             .contains("tick")
     );
+}
+
+/// What keeps nearly all of its memory is replaced beside itself, and it is said why; the ten minutes are cut short.
+#[test]
+fn what_fills_its_memory_and_keeps_it_is_replaced() {
+    if !is_root() {
+        return;
+    }
+    let more = "[limits]\nmemory = '300M'\n";
+    let app = python_app("leaky", more, "here");
+    let rig = Rig::new("leaky", "leaky.test", app.path(), 1);
+    let server = rig.server();
+    let before = instances_of(server, "leaky", "web");
+    assert!(server.app("leaky")["message"].is_null());
+    rig.arm("control near its cap", 1, "eio");
+    // 96 % by its own count, to which the kernel adds some.
+    let fill = "import builtins\ndef held():\n    lines = open('/proc/self/status').readlines()\n    return next(int(line.split()[1]) for line in lines if line.startswith('RssAnon'))\nbuiltins.keep = []\nwhile held() < 289 << 10: builtins.keep.append(b'x' * (1 << 20))\nresult = held()";
+    let said = get(&rig.http, "leaky.test", &format!("/eval?{}", escape(fill)));
+    assert_eq!(said.status, 200, "{}", said.text());
+    eventually("another takes its place", 40, || {
+        assert_eq!(get(&rig.http, "leaky.test", "/").text(), "here");
+        let now = instances_of(server, "leaky", "web");
+        now.len() == 1 && now != before
+    });
+    assert!(rig.was_reached());
+    let log = server.ok(&["logs", "leaky"]);
+    assert!(log.contains("most likely it leaks"), "{log}");
+    let shown = server.app("leaky");
+    let message = shown["message"].as_str().unwrap_or_default();
+    assert!(
+        message.contains("limits.memory") && shown["state"] == "running",
+        "{shown}"
+    );
+    // Another release may be the remedy: it starts afresh.
+    let folder = python_app("leaky", more, "mended");
+    server.deploy(folder.path());
+    assert!(server.app("leaky")["message"].is_null());
 }

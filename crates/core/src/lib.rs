@@ -4,6 +4,7 @@
 //! [`route`] says who owns a host; [`retention`] what may go.
 
 pub mod backoff;
+pub mod leak;
 pub mod name;
 pub mod networks;
 pub mod plan;

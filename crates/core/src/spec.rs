@@ -340,6 +340,8 @@ struct RawLimits {
     /// Default: /data is measured, and an app over the server's `app_disk` is stopped.
     #[schemars(with = "Option<String>")]
     disk: Option<Spanned<String>>,
+    /// An instance that uses 95 % of its memory and more for ten minutes is replaced; default true.
+    leak_guard: Option<bool>,
     /// Processes and threads; default 128.
     #[schemars(with = "Option<u32>")]
     pids: Option<Spanned<i64>>,
@@ -574,6 +576,7 @@ impl Check<'_> {
             cpu_millis: 1000,
             pids: 128,
             restart_at: None,
+            leak_guard: true,
         };
         let caps = self.caps(&raw.limits, default);
         self.check_processes(&raw, &run);

@@ -683,6 +683,8 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                     // The same release once more stays on the probation that it is on.
                     if before != number(&loaded.rollout) {
                         observed.promoted.insert(app.clone(), probation);
+                        // It may be the remedy.
+                        observed.leaked.remove(app);
                     }
                     observed.workers.retain(|(of, _), _| of != app);
                     observed.wake(app);

@@ -277,6 +277,7 @@ fn instance(container: Container) -> Instance {
         frozen: container.frozen,
         held: container.frozen,
         memory: container.memory,
+        reclaimable: container.reclaimable,
         oom_kills: 0,
         cpu_usec: container.cpu_usec,
     }

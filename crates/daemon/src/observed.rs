@@ -26,8 +26,12 @@ pub struct Observed {
     pub heavy: HashMap<String, u64>,
     /// Apps whose version that serves took over not long ago.
     pub promoted: HashMap<String, Probation>,
-    /// When an app was last replaced for its memory.
-    pub replaced: HashMap<String, u64>,
+    /// Instances whose memory is near its cap, and since when.
+    pub near: HashMap<String, u64>,
+    /// When a process of an app (`web`, or a worker's name) was last replaced for its memory.
+    pub replaced: HashMap<(String, String), u64>,
+    /// When an app had a process replaced that stayed near its cap.
+    pub leaked: HashMap<String, u64>,
     /// When an app last came out of quarantine.
     pub thawed: HashMap<String, u64>,
     /// Runs whose end could not be written down yet.
@@ -166,6 +170,7 @@ impl Observed {
         self.drained.remove(instance);
         self.gone.remove(instance);
         self.heavy.remove(instance);
+        self.near.remove(instance);
         self.freezing.remove(instance);
     }
 }

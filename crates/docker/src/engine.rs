@@ -425,18 +425,22 @@ impl Engine {
     fn list(&self) -> Vec<Container> {
         let all = self.instances.borrow();
         all.iter()
-            .map(|(name, instance)| Container {
-                instance: name.clone(),
-                app: instance.app.clone(),
-                deployment: instance.deployment,
-                started_at: instance.started_at,
-                started_steady: instance.started_steady,
-                address: instance.address,
-                health: instance.health,
-                frozen: instance.frozen,
-                pid: instance.pid,
-                memory: instance.usage.memory(),
-                cpu_usec: instance.usage.cpu_usec(),
+            .map(|(name, instance)| {
+                let memory = instance.usage.memory();
+                Container {
+                    instance: name.clone(),
+                    app: instance.app.clone(),
+                    deployment: instance.deployment,
+                    started_at: instance.started_at,
+                    started_steady: instance.started_steady,
+                    address: instance.address,
+                    health: instance.health,
+                    frozen: instance.frozen,
+                    pid: instance.pid,
+                    memory,
+                    reclaimable: instance.usage.reclaimable(memory),
+                    cpu_usec: instance.usage.cpu_usec(),
+                }
             })
             .collect()
     }

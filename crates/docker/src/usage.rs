@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use hutong_core::leak;
+
 /// The files of one container's cgroups.
 #[derive(Clone, Debug, Default)]
 pub struct Usage {
@@ -49,6 +51,21 @@ impl Usage {
             "memory.usage_in_bytes"
         };
         number(self.memory.as_deref(), file)
+    }
+
+    /// Of `memory` bytes in use, what the kernel takes back before it kills; 0 where much is left of the cap.
+    pub fn reclaimable(&self, memory: u64) -> u64 {
+        let cap = if self.is_v2 {
+            "memory.max"
+        } else {
+            "memory.limit_in_bytes"
+        };
+        let folder = self.memory.as_deref();
+        if !leak::may_be_near(memory, number(folder, cap)) {
+            return 0;
+        }
+        let stat = folder.and_then(|f| std::fs::read_to_string(f.join("memory.stat")).ok());
+        leak::reclaimable(&stat.unwrap_or_default())
     }
 
     /// Microseconds.

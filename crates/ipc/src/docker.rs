@@ -141,6 +141,9 @@ pub struct Container {
     pub pid: i32,
     /// As the kernel charges it, in bytes.
     pub memory: u64,
+    /// Of that, what the kernel takes back before it kills; 0 where much is left of the cap.
+    #[serde(default)]
+    pub reclaimable: u64,
     pub cpu_usec: u64,
 }
 

@@ -185,6 +185,9 @@ pub struct Instance {
     pub held: bool,
     /// What the app's processes use, as the kernel charges it, in bytes.
     pub memory: u64,
+    /// Of that, what the kernel takes back before it kills: caches of files. 0 where much is left of the cap.
+    #[serde(default)]
+    pub reclaimable: u64,
     pub oom_kills: u64,
     pub cpu_usec: u64,
 }

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use hutong_core::leak;
 use hutong_ipc::warden::Limits;
 
 /// What this host offers, found once at start.
@@ -233,13 +234,23 @@ impl Cgroups {
                 .find_map(|line| line.strip_prefix(key)?.trim().parse().ok())
                 .unwrap_or(0)
         };
+        let reclaimable = |folder: &Path, memory: u64, cap: &str| -> u64 {
+            // Only where it matters: the kernel sums it up anew for each who asks.
+            if !leak::may_be_near(memory, number(folder, cap)) {
+                return 0;
+            }
+            let stat = fs::read_to_string(folder.join("memory.stat"));
+            leak::reclaimable(&stat.unwrap_or_default())
+        };
         if self.unified_limits {
             let Some(unified) = &self.unified else {
                 return Usage::default();
             };
             let folder = unified.join(instance);
+            let memory = number(&folder, "memory.current");
             return Usage {
-                memory: number(&folder, "memory.current"),
+                memory,
+                reclaimable: reclaimable(&folder, memory, "memory.max"),
                 oom_kills: keyed(&folder, "memory.events", "oom_kill "),
                 cpu_usec: keyed(&folder, "cpu.stat", "usage_usec "),
             };
@@ -247,10 +258,14 @@ impl Cgroups {
         let memory = self.v1.iter().find(|(c, _)| *c == "memory");
         let folder = memory.map(|(_, folder)| folder.join(instance));
         let cpu = self.unified.as_ref().map(|folder| folder.join(instance));
+        let memory = folder
+            .as_deref()
+            .map_or(0, |f| number(f, "memory.usage_in_bytes"));
         Usage {
-            memory: folder
+            memory,
+            reclaimable: folder
                 .as_deref()
-                .map_or(0, |f| number(f, "memory.usage_in_bytes")),
+                .map_or(0, |f| reclaimable(f, memory, "memory.limit_in_bytes")),
             oom_kills: folder
                 .as_deref()
                 .map_or(0, |f| keyed(f, "memory.oom_control", "oom_kill ")),
@@ -264,6 +279,8 @@ impl Cgroups {
 #[derive(Default)]
 pub struct Usage {
     pub memory: u64,
+    /// Of that, what the kernel takes back before it kills; 0 where much is left of the cap.
+    pub reclaimable: u64,
     pub oom_kills: u64,
     pub cpu_usec: u64,
 }

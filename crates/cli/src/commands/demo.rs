@@ -13,7 +13,7 @@ use hutong_runtime::paths::Layout;
 use hutong_runtime::sys;
 use include_dir::{Dir, include_dir};
 
-use super::{deploy, url};
+use super::{deploy, stop_signals, url};
 use crate::error::CliError;
 use crate::output::Output;
 
@@ -163,25 +163,6 @@ async fn ended(server: &mut Child) {
     while matches!(server.try_wait(), Ok(None)) {
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
-}
-
-/// Ctrl-C, SIGTERM, or the terminal is gone.
-fn stop_signals() -> Result<tokio::sync::mpsc::Receiver<()>, CliError> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (sender, receiver) = tokio::sync::mpsc::channel(1);
-    for kind in [
-        SignalKind::interrupt(),
-        SignalKind::terminate(),
-        SignalKind::hangup(),
-    ] {
-        let mut heard = signal(kind).map_err(CliError::failed)?;
-        let sender = sender.clone();
-        tokio::spawn(async move {
-            heard.recv().await;
-            let _ = sender.send(()).await;
-        });
-    }
-    Ok(receiver)
 }
 
 /// Front ends first: they own the hosts whose paths others serve.

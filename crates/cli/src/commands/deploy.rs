@@ -1,10 +1,15 @@
-//! `hutong deploy`: check, pack, upload what the server lacks, deploy, watch until it serves or failed.
+//! `hutong deploy`: check, pack, upload what the server lacks, deploy, watch until it serves or failed. `rounds`: once
+//! more after each change.
+
+mod rounds;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use hutong_api::client::{Client, ClientError};
 use hutong_api::{App, DeployRequest, Deployment, DeploymentState, PlanAnswer, Version};
+use hutong_core::spec::AppSpec;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::{Server, check, path, url};
@@ -15,7 +20,8 @@ use crate::pack::Pack;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   hutong deploy                 the current folder
-  hutong deploy ./shop --dry-run")]
+  hutong deploy ./shop --dry-run
+  hutong deploy --watch         again after each change, while you work on it")]
 pub struct Args {
     /// The app's folder
     #[arg(default_value = ".")]
@@ -23,11 +29,23 @@ pub struct Args {
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+    /// For development: deploy again after each change, and show what the app says, until Ctrl-C
+    #[arg(long, conflicts_with = "dry_run")]
+    watch: bool,
 }
 
-pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
+pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
     let client = server.client()?;
     let output = server.output;
+    if args.watch {
+        if output.json {
+            return Err(CliError::usage(
+                "--watch goes on until Ctrl-C and has no answer for --json",
+            )
+            .hint("`hutong logs APP -f --json` beside it has the app's lines"));
+        }
+        return rounds::run(&client, &args.folder, output).await;
+    }
     if args.dry_run {
         let answer = plan(&client, &args.folder).await?;
         for warning in &answer.warnings {
@@ -38,10 +56,11 @@ pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
         } else {
             output.text(&answer.steps.join("\n"));
         }
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let deployment = deploy(&client, &args.folder, output).await?;
-    show_result(&client, &deployment, output).await
+    show_result(&client, &deployment, output).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn plan(client: &Client, folder: &std::path::Path) -> Result<PlanAnswer, CliError> {
@@ -64,7 +83,19 @@ pub async fn deploy(
 ) -> Result<Deployment, CliError> {
     let (spec, _) = check::load(folder)?;
     let pack = Pack::new(folder, &spec)?;
-    upload(client, &pack).await?;
+    let deployment = begin(client, &spec, &pack, true, output).await?;
+    watch(client, deployment).await
+}
+
+/// Uploads what the server lacks, with a bar on a terminal where `shows`, and has it deployed.
+async fn begin(
+    client: &Client,
+    spec: &AppSpec,
+    pack: &Pack,
+    shows: bool,
+    output: Output,
+) -> Result<Deployment, CliError> {
+    upload(client, pack, shows).await?;
     let request = DeployRequest {
         digest: pack.digest.clone(),
         spec: None,
@@ -75,18 +106,20 @@ pub async fn deploy(
     for warning in &answer.warnings {
         output.warn(warning);
     }
-    let deployment = answer
+    answer
         .deployment
-        .ok_or_else(|| CliError::failed("the server did not start a deployment"))?;
-    watch(client, deployment).await
+        .ok_or_else(|| CliError::failed("the server did not start a deployment"))
 }
 
-async fn upload(client: &Client, pack: &Pack) -> Result<(), CliError> {
+async fn upload(client: &Client, pack: &Pack, shows: bool) -> Result<(), CliError> {
     let place = path(&["trees", &pack.digest]);
     if client.exists(&place).await? {
         return Ok(());
     }
-    let bar = ProgressBar::new(pack.size);
+    let bar = match shows {
+        true => ProgressBar::new(pack.size),
+        false => ProgressBar::hidden(),
+    };
     bar.set_style(
         ProgressStyle::with_template("{msg} [{bar:30}] {bytes}/{total_bytes} {eta}")
             .unwrap_or_else(|_| ProgressStyle::default_bar())
@@ -116,13 +149,21 @@ async fn upload(client: &Client, pack: &Pack) -> Result<(), CliError> {
 }
 
 /// Waits until a deployment is over, saying what it waits for.
-pub async fn watch(client: &Client, mut deployment: Deployment) -> Result<Deployment, CliError> {
+pub async fn watch(client: &Client, deployment: Deployment) -> Result<Deployment, CliError> {
     let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     spinner.set_style(
         ProgressStyle::with_template("{spinner} {msg} ({elapsed})")
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),
     );
     spinner.enable_steady_tick(Duration::from_millis(120));
+    wait(client, deployment, &spinner).await
+}
+
+async fn wait(
+    client: &Client,
+    mut deployment: Deployment,
+    spinner: &ProgressBar,
+) -> Result<Deployment, CliError> {
     let mut tries = 0;
     while !deployment.state.is_over() {
         let doing = deployment.doing.clone();
@@ -159,43 +200,54 @@ pub async fn show_result(
     if output.json {
         output.value(deployment);
     }
-    match deployment.state {
-        DeploymentState::Done => {}
-        DeploymentState::Superseded => {
-            return Err(CliError::failed("a newer deployment took its place"));
+    if deployment.state == DeploymentState::Failed && !deployment.log.is_empty() {
+        output.say("its last lines of output:");
+        for line in &deployment.log {
+            output.say(&format!("  {}", printable(line)));
         }
+    }
+    outcome(deployment)?;
+    if !output.json {
+        output.text(&served(client, deployment, output).await?);
+    }
+    Ok(())
+}
+
+/// An error if a deployment that is over does not serve.
+fn outcome(deployment: &Deployment) -> Result<(), CliError> {
+    match deployment.state {
+        DeploymentState::Done => Ok(()),
+        DeploymentState::Superseded => Err(CliError::failed("a newer deployment took its place")),
         _ => {
-            if !deployment.log.is_empty() {
-                output.say("its last lines of output:");
-                for line in &deployment.log {
-                    output.say(&format!("  {}", printable(line)));
-                }
-            }
             let reason = deployment.reason.as_deref().unwrap_or("no reason is known");
-            return Err(CliError::failed(format!(
+            Err(CliError::failed(format!(
                 "release {} of {} is not served: {}",
                 deployment.release,
                 deployment.app,
                 printable(reason)
             ))
-            .hint("what served before serves on; `hutong logs` shows more"));
+            .hint("what served before serves on; `hutong logs` shows more"))
         }
     }
-    if output.json {
-        return Ok(());
-    }
+}
+
+/// Which release serves, and where; what there is to warn of is said.
+async fn served(
+    client: &Client,
+    deployment: &Deployment,
+    output: Output,
+) -> Result<String, CliError> {
     let app: App = client.get(&path(&["apps", &deployment.app])).await?;
     let version: Version = client.get("/v1/version").await?;
     let urls: Vec<String> = app.domains.iter().map(|d| url(d, &version.http)).collect();
     for warning in &app.warnings {
         output.warn(warning);
     }
-    output.text(&format!(
+    Ok(format!(
         "release {} of {} serves{}{}",
         deployment.release,
         deployment.app,
         if urls.is_empty() { "" } else { ": " },
         urls.join("  ")
-    ));
-    Ok(())
+    ))
 }

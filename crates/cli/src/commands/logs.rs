@@ -77,7 +77,8 @@ pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
     Ok(())
 }
 
-fn show(line: &str, access: bool, output: Output) {
+/// Shows a line as the API gives it.
+pub fn show(line: &str, access: bool, output: Output) {
     if output.json {
         return output.text(line);
     }

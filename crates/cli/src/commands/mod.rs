@@ -83,6 +83,25 @@ pub fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T,
         .block_on(work)
 }
 
+/// Ctrl-C, SIGTERM, or the terminal is gone.
+pub fn stop_signals() -> Result<tokio::sync::mpsc::Receiver<()>, CliError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (sender, receiver) = tokio::sync::mpsc::channel(1);
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
+        let mut heard = signal(kind).map_err(CliError::failed)?;
+        let sender = sender.clone();
+        tokio::spawn(async move {
+            heard.recv().await;
+            let _ = sender.send(()).await;
+        });
+    }
+    Ok(receiver)
+}
+
 /// The system's socket if it is there, else the user's own.
 fn default_address() -> Address {
     let system = PathBuf::from("/run/hutong/api.sock");

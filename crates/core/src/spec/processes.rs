@@ -20,6 +20,8 @@ pub struct Caps {
     pub pids: u32,
     /// One that uses more than this for a while is replaced, in bytes.
     pub restart_at: Option<u64>,
+    /// One whose memory stays near its cap for long is replaced.
+    pub leak_guard: bool,
 }
 
 /// A program that runs all the time and serves no visitors.
@@ -125,6 +127,7 @@ impl Check<'_> {
         Caps {
             memory_bytes,
             restart_at,
+            leak_guard: raw.leak_guard.unwrap_or(default.leak_guard),
             cpu_millis: match &raw.cpu {
                 None => default.cpu_millis,
                 Some(number) => self.cpu(number),

@@ -50,6 +50,18 @@ fn every_mistake_has_its_place_and_its_remedy() {
 }
 
 #[test]
+fn the_leak_guard_is_on_and_workers_inherit_it() {
+    let guards = |limits: &str, own: &str| {
+        let text = format!("name='a'\ncommand='x'\n{limits}\n[workers.w]\ncommand='y'\n{own}");
+        let spec = parse("t", &text).expect("good");
+        (spec.caps.leak_guard, spec.workers["w"].caps.leak_guard)
+    };
+    assert_eq!(guards("", ""), (true, true));
+    assert_eq!(guards("limits.leak_guard=false", ""), (false, false));
+    assert_eq!(guards("", "limits.leak_guard=false"), (true, false));
+}
+
+#[test]
 fn the_schema_knows_every_key() {
     let schema = json_schema();
     assert_eq!(schema["required"], serde_json::json!(["name"]));

@@ -1,14 +1,18 @@
 //! What is done for apps that run, beside what the planner says: quarantine, giving a place back, replacing what grows,
 //! forgiving what runs well.
 
+use hutong_core::leak::{self, Memory, Verdict};
+use hutong_core::units::{show_size, show_time};
+
 use super::*;
+use crate::launch::process;
 
 /// A release that took over a shorter time ago is on probation, and may end so often.
 const PROBATION_MS: u64 = 5 * 60_000;
 const ON_PROBATION: u32 = 3;
 /// How long an instance may use more memory than its owner wants.
 const HEAVY_MS: u64 = 10_000;
-/// How often an app's instances are replaced for that.
+/// How long what took another's place for its memory keeps it.
 const REPLACE_MS: u64 = 5 * 60_000;
 
 /// What is in quarantine is frozen, and nothing else is.
@@ -103,74 +107,144 @@ pub(super) fn roll_back(control: &Control, app: &App) -> bool {
     }
 }
 
-/// Replaces what uses more memory than its owner wants: what serves by a restart that loses no request, workers by
-/// stopping them.
+/// An instance that is to be replaced for its memory.
+struct TooBig {
+    instance: String,
+    /// Its process.
+    key: (String, String),
+    why: String,
+    leaks: bool,
+}
+
+/// Replaces what uses more memory than its owner wants, and what has used nearly all of it for long: what serves by a
+/// restart that loses no request, workers by stopping them.
 pub(super) fn replace_heavy(control: &Control, loaded: &Loaded, now: u64) {
     let Some((deployment, release, spec)) = &loaded.active else {
         return;
     };
-    let mut heavy = Vec::new();
-    {
+    let app = &loaded.app.name;
+    let found = too_big(control, app, deployment.id, spec, now);
+    let (serving, workers): (Vec<TooBig>, Vec<TooBig>) = found
+        .into_iter()
+        .partition(|one| ids::kind(&one.instance) == ids::Kind::Web);
+    for one in workers {
+        control.logs.note(app, &one.instance, &one.why);
+        control.stop_instance(&one.instance, spec.stop_timeout);
         let mut observed = lock(&control.observed);
-        let observed = &mut *observed;
-        // One that is as heavy again at once is so by nature: it is not replaced without end.
-        let last = observed.replaced.get(&loaded.app.name);
-        if last.is_some_and(|at| now < at + REPLACE_MS) {
-            return;
+        if one.leaks {
+            observed.leaked.insert(app.clone(), now);
         }
-        let mine = observed
-            .instances
-            .values()
-            .filter(|i| i.app == loaded.app.name);
-        for instance in mine.filter(|i| i.deployment == deployment.id) {
-            let caps = match ids::kind(&instance.instance) {
-                ids::Kind::Web => Some(spec.caps),
-                ids::Kind::Worker(name) => spec.workers.get(name).map(|worker| worker.caps),
-                _ => None,
-            };
-            let limit = caps.and_then(|caps| caps.restart_at);
-            if limit.is_none_or(|limit| instance.memory <= limit) {
-                observed.heavy.remove(&instance.instance);
-                continue;
-            }
-            let name = instance.instance.clone();
-            let since = *observed.heavy.entry(name.clone()).or_insert(now);
-            if now >= since + HEAVY_MS && !observed.stopping.contains_key(&name) {
-                heavy.push((name, instance.memory));
-            }
-        }
+        observed.replaced.insert(one.key, now);
+        observed.stopping.insert(one.instance, now);
     }
-    let mut restarts = false;
-    for (instance, memory) in heavy {
-        let text = format!(
-            "uses {} of memory, more than limits.restart_at: it is replaced",
-            hutong_core::units::show_size(memory)
-        );
-        control.logs.note(&loaded.app.name, &instance, &text);
-        lock(&control.observed).heavy.remove(&instance);
-        if ids::kind(&instance) == ids::Kind::Web {
-            restarts = true;
-        } else {
-            control.stop_instance(&instance, spec.stop_timeout);
-            let mut observed = lock(&control.observed);
-            observed.stopping.insert(instance, now);
-            observed.replaced.insert(loaded.app.name.clone(), now);
-        }
-    }
-    if !restarts {
+    if serving.is_empty() {
         return;
     }
-    let name = &loaded.app.name;
     let begun = control
         .store
-        .redeploy_if(name, deployment.id, release.number, "restart");
-    match begun {
-        Ok(false) => {}
-        Ok(true) => {
-            lock(&control.observed).replaced.insert(name.clone(), now);
-        }
-        Err(error) => tracing::warn!("{error}"),
+        .redeploy_if(app, deployment.id, release.number, "restart");
+    if let Err(error) = &begun {
+        tracing::warn!("{error}");
     }
+    for one in serving {
+        let mut observed = lock(&control.observed);
+        // Also where it could not be: it is not tried all the time.
+        observed.replaced.insert(one.key, now);
+        if !matches!(begun, Ok(true)) {
+            continue;
+        }
+        if one.leaks {
+            observed.leaked.insert(app.clone(), now);
+        }
+        drop(observed);
+        control.logs.note(app, &one.instance, &one.why);
+    }
+}
+
+/// Instances of a deployment that use too much memory for too long.
+fn too_big(control: &Control, app: &str, deployment: u64, spec: &AppSpec, now: u64) -> Vec<TooBig> {
+    let mut observed = lock(&control.observed);
+    let observed = &mut *observed;
+    let thawed = observed.thawed.get(app).copied().unwrap_or(0);
+    let leaked = observed.leaked.get(app).copied();
+    let mut found = Vec::new();
+    let mine = observed.instances.values();
+    for instance in mine.filter(|i| i.app == app && i.deployment == deployment) {
+        let name = &instance.instance;
+        let kind = ids::kind(name);
+        let caps = match kind {
+            ids::Kind::Web => Some(spec.caps),
+            ids::Kind::Worker(name) => spec.workers.get(name).map(|worker| worker.caps),
+            _ => None,
+        };
+        let Some(caps) = caps else {
+            continue;
+        };
+        let is_heavy = caps.restart_at.is_some_and(|limit| instance.memory > limit);
+        let heavy_since = if is_heavy {
+            Some(*observed.heavy.entry(name.clone()).or_insert(now))
+        } else {
+            observed.heavy.remove(name);
+            None
+        };
+        let memory = Memory {
+            used: instance.memory.saturating_sub(instance.reclaimable),
+            cap: caps.memory_bytes,
+            // What is frozen cannot give any back.
+            near_since: observed.near.get(name).map(|since| thawed.max(*since)),
+            replaced: leaked,
+        };
+        let mut verdict = match caps.leak_guard {
+            true => memory.judge(now, leak::LONG_MS),
+            false => Verdict::Fine,
+        };
+        // A test does not wait so long.
+        if matches!(verdict, Verdict::Near { .. }) && fail::fallible("near its cap").is_err() {
+            verdict = memory.judge(now, 0);
+        }
+        match verdict {
+            Verdict::Fine => {
+                observed.near.remove(name);
+            }
+            Verdict::Near { since } => {
+                observed.near.insert(name.clone(), since);
+            }
+            Verdict::Leaks => {}
+        }
+        let leaks = verdict == Verdict::Leaks;
+        let why = if leaks {
+            let since = memory.near_since.unwrap_or(now);
+            format!(
+                "its memory stays near limits.memory ({} of {}, for {}): most likely it leaks, and it is replaced",
+                show_size(memory.used),
+                show_size(memory.cap),
+                show_time(Duration::from_millis(now.saturating_sub(since)))
+            )
+        } else if heavy_since.is_some_and(|since| now >= since + HEAVY_MS) {
+            format!(
+                "uses {} of memory, more than limits.restart_at: it is replaced",
+                show_size(instance.memory)
+            )
+        } else {
+            continue;
+        };
+        let key = (app.to_owned(), process(kind).to_owned());
+        // One that is as heavy again at once is so by nature: it is not replaced without end. A worker that ran beside
+        // the one that was replaced is no such; of what serves, all were replaced.
+        let is_successor = |at: &u64| kind == ids::Kind::Web || instance.started_steady >= *at;
+        let last = observed.replaced.get(&key);
+        let is_new = last.is_some_and(|at| now < at + REPLACE_MS && is_successor(at));
+        if is_new || observed.stopping.contains_key(name) {
+            continue;
+        }
+        found.push(TooBig {
+            instance: name.clone(),
+            key,
+            why,
+            leaks,
+        });
+    }
+    found
 }
 
 /// An app that runs well for long starts with a clean slate.

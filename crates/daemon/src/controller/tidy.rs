@@ -87,7 +87,8 @@ fn forget(control: &Control, app: &str) -> bool {
     observed.retained.remove(app);
     observed.workers.retain(|(of, _), _| of != app);
     observed.promoted.remove(app);
-    observed.replaced.remove(app);
+    observed.replaced.retain(|(of, _), _| of != app);
+    observed.leaked.remove(app);
     observed.thawed.remove(app);
     drop(observed);
     drop_unused_trees(control);

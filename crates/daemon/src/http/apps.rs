@@ -1,12 +1,16 @@
 //! Apps: list, show, start, stop, restart, scale, environment, remove.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use hutong_api::{App, AppState, Deployment, EnvChange, EnvEntry, Instance, Problem, ScaleRequest};
+use hutong_core::leak;
 use hutong_core::plan::{Health, Serve};
 use hutong_core::spec::{self, AppSpec, Run, Upstream};
+use hutong_core::units::show_time;
+use hutong_runtime::processes::steady_ms;
 
 use super::deploy::{to_wire, wire_deployment};
 use super::{ApiError, Result, runs};
@@ -117,6 +121,7 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         Some(Run::Upstream(list)) => all_silent(&observed, &app.name, list),
         _ => None,
     };
+    let leaked = observed.leaked.get(&app.name).copied();
     drop(observed);
     let disk = disk.map(|disk| hutong_api::Disk {
         logs_bytes: control.logs.size_of(&app.name),
@@ -158,6 +163,13 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         (AppState::Running, Some(Run::Background), Some(_)) => AppState::Failing,
         _ => state,
     };
+    let message = message.or_else(|| {
+        let age = steady_ms().saturating_sub(leaked.filter(|_| state == AppState::Running)?);
+        let age = (age < leak::PAUSE_MS).then(|| show_time(Duration::from_millis(age)))?;
+        Some(format!(
+            "{age} ago an instance was replaced whose memory stayed near limits.memory: most likely it leaks"
+        ))
+    });
     Ok(App {
         disk,
         processes,

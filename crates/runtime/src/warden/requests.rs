@@ -598,6 +598,7 @@ impl Warden {
                 frozen,
                 held,
                 memory: usage.memory,
+                reclaimable: usage.reclaimable,
                 oom_kills: usage.oom_kills,
                 cpu_usec: usage.cpu_usec,
                 instance: record.instance,
@@ -665,6 +666,7 @@ impl<'a> Launching<'a> {
             held: false,
             ending: false,
             memory: 0,
+            reclaimable: 0,
             oom_kills: 0,
             cpu_usec: 0,
         });

@@ -30,6 +30,7 @@ fn app(weights: &[u32], balance: Balance) -> Arc<App> {
         balance,
         traffic: wire::Traffic::default(),
         sleep_after_ms: None,
+        scales: false,
     };
     let snapshot = Snapshot {
         version: 1,

@@ -89,6 +89,8 @@ fn forget(control: &Control, app: &str) -> bool {
     observed.promoted.remove(app);
     observed.replaced.remove(app);
     observed.thawed.remove(app);
+    observed.hours.remove(app);
+    observed.scaling.remove(app);
     drop(observed);
     drop_unused_trees(control);
     true

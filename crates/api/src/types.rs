@@ -36,6 +36,9 @@ pub struct App {
     pub processes: Vec<Process>,
     /// How many instances are wanted.
     pub wanted_instances: u32,
+    /// What that number goes by, where it follows what there is to do.
+    #[serde(default)]
+    pub scaling: Option<Scaling>,
     /// What the app's processes use now.
     pub memory_bytes: u64,
     /// The cap for each instance.
@@ -77,6 +80,8 @@ pub enum AppState {
     Stopped,
     /// Nobody asked for it for a while; the next request starts it.
     Asleep,
+    /// Its owner's hours say that it does not run now.
+    Down,
     /// In quarantine: nobody reaches it, and its processes are frozen.
     Isolated,
     /// Removed; its data is kept for a while.
@@ -91,10 +96,28 @@ impl std::fmt::Display for AppState {
             AppState::Failing => "failing",
             AppState::Stopped => "stopped",
             AppState::Asleep => "asleep",
+            AppState::Down => "down",
             AppState::Isolated => "isolated",
             AppState::Removed => "removed",
         })
     }
+}
+
+/// What the number of an app's instances goes by.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Scaling {
+    pub min: u32,
+    pub max: u32,
+    /// The owner set a number, which holds until the next deploy.
+    pub fixed: bool,
+    /// How much of its processor limit an instance uses, in percent, on average; none if that is not known.
+    pub cpu_percent: Option<u32>,
+    /// How much it is meant to.
+    pub cpu_aim_percent: u32,
+    /// Requests under way or waiting, of all instances.
+    pub requests: Option<u32>,
+    /// How many each instance is meant to have.
+    pub requests_aim: u32,
 }
 
 /// An app in quarantine.

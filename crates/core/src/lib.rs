@@ -1,15 +1,17 @@
 //! Nouns and decisions, pure: no I/O, no clock, no randomness, no async; `now` and ids are passed in.
 //!
 //! [`spec`] reads `hutong.toml`; [`plan`] turns (desired, observed, now) into steps;
-//! [`route`] says who owns a host; [`retention`] what may go.
+//! [`route`] says who owns a host; [`retention`] what may go; [`scale`] how many instances there are to be.
 
 pub mod backoff;
+pub mod hours;
 pub mod leak;
 pub mod name;
 pub mod networks;
 pub mod plan;
 pub mod retention;
 pub mod route;
+pub mod scale;
 pub mod schedule;
 pub mod spec;
 pub mod tree;

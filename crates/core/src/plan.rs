@@ -27,8 +27,32 @@ pub struct Desired {
     pub asleep: bool,
     /// It may sleep, and nobody has asked for it for so long that it should.
     pub idle: bool,
+    /// Its owner's hours say that it does not run now.
+    pub closed: Option<Closed>,
     /// What the active version runs beside the program that serves.
     pub workers: Vec<Group>,
+}
+
+/// Until when an app does not run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Closed {
+    /// For people, such as `06:00 Asia/Shanghai`.
+    pub until: String,
+    /// The same in milliseconds since 1970.
+    pub until_ms: u64,
+}
+
+impl Closed {
+    pub fn reason(&self) -> String {
+        format!("the app is down until {}", self.until)
+    }
+
+    fn serve(&self) -> Serve {
+        Serve::Closed {
+            reason: self.reason(),
+            until_ms: self.until_ms,
+        }
+    }
 }
 
 /// The instances of one kind of worker.
@@ -108,6 +132,11 @@ pub enum Serve {
     Down {
         reason: String,
         retry_after_s: u32,
+    },
+    /// As `Down`, until a time in milliseconds since 1970: a plan that counted the seconds would be another each time.
+    Closed {
+        reason: String,
+        until_ms: u64,
     },
 }
 
@@ -223,10 +252,25 @@ impl<'a> Planner<'a> {
             }
             return down("the app is stopped", 60);
         }
+        let Some(closed) = &desired.closed else {
+            return match rollout {
+                Some(rollout) => self.roll_out(rollout),
+                None => self.keep_active(),
+            };
+        };
         match rollout {
-            Some(rollout) => self.roll_out(rollout),
-            None => self.keep_active(),
+            // A deployment shows at any hour whether the new release can serve.
+            Some(rollout) => {
+                self.roll_out(rollout);
+            }
+            None => {
+                let why = closed.reason();
+                for instance in mine {
+                    self.retire(instance, drain, &why);
+                }
+            }
         }
+        closed.serve()
     }
 
     fn drain_timeout(&self) -> Duration {
@@ -369,7 +413,8 @@ impl<'a> Planner<'a> {
         for instance in &old {
             healthy |= self.give_role(instance);
         }
-        if self.desired.halted.is_none() && !self.desired.asleep {
+        let rests = self.desired.asleep || self.desired.closed.is_some();
+        if self.desired.halted.is_none() && !rests {
             self.restart_missing(active, &old);
         }
         match (healthy, self.desired.asleep) {
@@ -505,8 +550,9 @@ impl<'a> Planner<'a> {
             .rollout
             .as_ref()
             .is_some_and(|rollout| makes_room(rollout) && !given_up(rollout));
+        let closed = desired.closed.as_ref().map(Closed::reason);
         let active = desired.active.as_ref();
-        let active = active.filter(|_| desired.running && !recreating);
+        let active = active.filter(|_| desired.running && !recreating && closed.is_none());
         let is_of = |seen: &Seen, group: &Group| seen.worker.as_ref() == Some(&group.name);
         let is_wanted = |seen: &Seen| {
             let serves = active.is_some_and(|active| active.deployment == seen.deployment);
@@ -515,9 +561,10 @@ impl<'a> Planner<'a> {
         let (mine, old): (Vec<&Seen>, Vec<&Seen>) =
             self.workers.iter().partition(|seen| is_wanted(seen));
         for seen in &old {
-            let why = match (desired.running, recreating) {
-                (false, _) => "the app is stopped",
-                (_, true) => "the new release takes its place",
+            let why = match (desired.running, recreating, &closed) {
+                (false, ..) => "the app is stopped",
+                (_, true, _) => "the new release takes its place",
+                (_, _, Some(closed)) => closed.as_str(),
                 _ => "its deployment is over",
             };
             self.stop_worker(seen, why);

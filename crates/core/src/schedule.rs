@@ -20,10 +20,7 @@ pub struct Schedule {
 impl Schedule {
     /// `zone` is a name of the IANA time zone database; `None` is UTC.
     pub fn parse(text: &str, zone: Option<&str>) -> Result<Self, ScheduleError> {
-        let zone = match zone {
-            None => Tz::UTC,
-            Some(name) => name.parse().map_err(|_| ScheduleError::Zone(name.into()))?,
-        };
+        let zone = parse_zone(zone)?;
         let parser = CronParser::builder()
             .seconds(Seconds::Disallowed)
             .year(Year::Disallowed)
@@ -77,8 +74,24 @@ impl Schedule {
         settled
     }
 
+    /// Whether a time has come since `seen_ms`, up to which everything was dealt with, that is no longer ago than
+    /// `grace_ms`.
+    pub fn was_due(&self, seen_ms: u64, now_ms: u64, grace_ms: u64) -> bool {
+        // The clock may have been set back.
+        let from = seen_ms.min(now_ms).max(now_ms.saturating_sub(grace_ms));
+        self.next_after(from).is_some_and(|next| next <= now_ms)
+    }
+
     pub fn zone(&self) -> &'static str {
         self.zone.name()
+    }
+}
+
+/// A name of the IANA time zone database; `None` is UTC.
+pub fn parse_zone(name: Option<&str>) -> Result<Tz, ScheduleError> {
+    match name {
+        None => Ok(Tz::UTC),
+        Some(name) => name.parse().map_err(|_| ScheduleError::Zone(name.into())),
     }
 }
 
@@ -197,6 +210,24 @@ mod tests {
         );
         // The clock was set back.
         assert_eq!(hourly.settle(noon, noon - hour), settled(None, 0));
+    }
+
+    #[test]
+    fn what_came_since_the_last_look_is_due_once_and_not_for_long() {
+        let hourly = Schedule::parse("0 * * * *", None).expect("good");
+        let (minute, hour) = (60_000, 3_600_000);
+        let noon = SOME_DAY_MS + 12 * hour;
+        assert!(!hourly.was_due(noon - minute, noon - 1, minute));
+        assert!(hourly.was_due(noon - 5_000, noon, minute));
+        assert!(hourly.was_due(noon - 1, noon + 4_999, minute));
+        assert!(!hourly.was_due(noon, noon + 4_999, minute));
+        // Nobody looked meanwhile.
+        assert!(hourly.was_due(0, noon + minute - 1, minute));
+        assert!(hourly.was_due(noon - 2 * hour, noon + minute - 1, minute));
+        assert!(!hourly.was_due(0, noon + minute, minute));
+        // The clock was set back.
+        assert!(!hourly.was_due(noon + hour, noon, minute));
+        assert!(hourly.was_due(noon - 1, noon, minute));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 mod image;
 pub mod links;
 mod processes;
+mod scale;
+mod sleep;
 mod traffic;
 mod upstream;
 
@@ -13,13 +15,18 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::hours::Hours;
 use crate::name::{self, AppName};
+use crate::scale::Scale;
+use crate::schedule::Schedule;
 use crate::units;
 
 use image::RawContainer;
 pub use image::{Image, MAX_INSTANCES as MAX_CONTAINERS, Pull, User as ContainerUser};
 pub use processes::{Caps, Cron, ReleaseCommand, Worker};
 use processes::{RawCron, RawReleaseCommand, RawWorker};
+use scale::RawScale;
+use sleep::RawSleep;
 use traffic::RawTraffic;
 pub use traffic::{Auth, Ban, Class, Rate, Rules, Traffic, TrafficRoute, User};
 use upstream::{AnyUpstream, RawBalance, RawFastCgi};
@@ -43,6 +50,8 @@ pub struct AppSpec {
     pub port: u16,
     pub env: BTreeMap<String, String>,
     pub instances: u32,
+    /// Their number follows what there is to do; `instances` is the fewest then.
+    pub scale: Option<Scale>,
     /// Of each instance.
     pub caps: Caps,
     /// By name.
@@ -71,6 +80,10 @@ pub struct AppSpec {
     pub https: Https,
     /// After so long without a request its instances are stopped, until there is one.
     pub sleep_after: Option<Duration>,
+    /// When it is woken before anybody asks.
+    pub wake: Vec<Schedule>,
+    /// When nothing of it runs but timed jobs.
+    pub down: Option<Hours>,
 }
 
 /// Plain HTTP where there is a certificate.
@@ -256,6 +269,8 @@ struct RawSpec {
     /// How many instances run, 1 to 64.
     #[schemars(with = "Option<u32>")]
     instances: Option<Spanned<i64>>,
+    /// Instead of `instances`: their number follows what there is to do.
+    scale: Option<RawScale>,
     #[serde(default)]
     limits: RawLimits,
     #[serde(default)]
@@ -298,14 +313,6 @@ struct RawSpec {
     #[serde(default)]
     cron: BTreeMap<Spanned<String>, RawCron>,
     release: Option<RawReleaseCommand>,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct RawSleep {
-    /// So long without a request, such as "15m": then the app is stopped, and the next request starts it.
-    #[schemars(with = "String")]
-    after: Spanned<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -541,8 +548,9 @@ impl Check<'_> {
             None => 8080,
             Some(port) => self.bounded(port, 1, 65535, "a port") as u16,
         };
+        let scale = self.scale(&raw, &run);
         let instances = match &raw.instances {
-            None => 1,
+            None => scale.map_or(1, |scale| scale.min),
             Some(count) => self.bounded(count, 1, 64, "the number of instances") as u32,
         };
         let strategy = raw.strategy.unwrap_or(if raw.data {
@@ -552,10 +560,7 @@ impl Check<'_> {
         });
         if let (true, Some(count), None) = (raw.data && instances > 1, &raw.instances, raw.strategy)
         {
-            self.wrong(
-                count.span().start,
-                "data has a single writer: leave instances at 1, or name a strategy if several instances may share /data",
-            );
+            self.wrong(count.span().start, scale::SINGLE_WRITER);
         }
         if let (false, Some(count)) = (run.has_instances(), &raw.instances) {
             self.wrong(
@@ -584,8 +589,9 @@ impl Check<'_> {
         let health = self.health(&raw.health);
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
         let timeouts = &raw.timeouts;
+        let (wake, down) = self.hours(&raw);
         AppSpec {
-            image: self.image(&raw, instances),
+            image: self.image(&raw, scale.map_or(instances, |scale| scale.max)),
             start_timeout: self.time(&timeouts.start, s(30), ms(100), s(3600)),
             stop_timeout: self.time(&timeouts.stop, s(10), ms(0), s(600)),
             drain_timeout: self.time(&timeouts.drain, s(15), ms(0), s(3600)),
@@ -618,6 +624,9 @@ impl Check<'_> {
             port,
             env,
             instances,
+            scale,
+            wake,
+            down,
             caps,
             health,
             strategy,
@@ -657,24 +666,6 @@ impl Check<'_> {
             );
         }
         Some(self.size(size, 16 << 20, 16 << 40))
-    }
-
-    fn sleep(&mut self, raw: &RawSpec) -> Option<Duration> {
-        let after = &raw.sleep.as_ref()?.after;
-        let at = after.span().start;
-        if raw.command.is_none() && raw.image.is_none() {
-            self.wrong(
-                at,
-                "`sleep` goes with `command`: nothing else has instances",
-            );
-        } else if raw.domains.is_empty() {
-            self.wrong(
-                at,
-                "`sleep` goes with `domains`: nothing would ever wake this app",
-            );
-        }
-        let (s, day) = (Duration::from_secs, Duration::from_secs(86_400));
-        Some(self.time(&Some(after.clone()), s(900), s(1), 30 * day))
     }
 
     fn run(&mut self, raw: &RawSpec, name_at: usize) -> Run {

@@ -2,7 +2,9 @@
 //! and by a timer; a wake-up carries no data; each pass is whole and may be the last.
 
 mod care;
+mod hours;
 mod observe;
+mod scaling;
 mod tidy;
 
 use std::collections::BTreeMap;
@@ -26,8 +28,10 @@ use crate::store::{App, Deployment, Goal, Release, StoreError};
 use crate::{Control, ids, jobs, lock, publish};
 
 use care::{forgive, forgive_workers, freeze, replace_heavy, roll_back};
+pub use hours::Hours;
 pub use observe::is_known;
 use observe::{failures_of, note_failure, note_worker, observe};
+pub use scaling::{Scaling, wanted_instances};
 use tidy::tidy;
 
 /// Without a change, everything is looked at again this often.
@@ -164,6 +168,8 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
     let now = steady_ms();
     let mut plans = Vec::new();
     for loaded in &loaded {
+        hours::look(control, loaded);
+        scaling::look(control, loaded, now);
         let seen = seen(control, &loaded.app.name);
         plans.push(plan::plan(&desired(control, loaded, now), &seen, now));
     }
@@ -333,12 +339,12 @@ impl Loaded {
         })
     }
 
-    fn version(&self, of: &Made) -> Version {
+    fn version(&self, observed: &Observed, of: &Made) -> Version {
         let (deployment, _, spec) = of;
         Version {
             deployment: deployment.id,
             without_instances: !spec.run.has_instances(),
-            instances: self.app.scale.unwrap_or(spec.instances),
+            instances: wanted_instances(observed, &self.app, spec),
             strategy: spec.strategy,
             restart: spec.restart,
             start_timeout: spec.start_timeout,
@@ -364,7 +370,7 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
     let observed = lock(&control.observed);
     let awake = observed.awake.get(name).copied();
     let rollout = loaded.rollout.as_ref().map(|rollout| Rollout {
-        version: loaded.version(rollout),
+        version: loaded.version(&observed, rollout),
         failure: observed.rollout_failures.get(&rollout.0.id).cloned(),
     });
     let workers = active.map_or_else(Vec::new, |spec| {
@@ -384,7 +390,10 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
         workers,
         running: loaded.app.goal == Goal::Running,
         isolated: loaded.app.isolated,
-        active: loaded.active.as_ref().map(|active| loaded.version(active)),
+        active: loaded
+            .active
+            .as_ref()
+            .map(|active| loaded.version(&observed, active)),
         rollout,
         // When it failed is not known any more after a restart: then it need not wait long.
         failures: match observed.failed_at.get(&loaded.app.name) {
@@ -400,6 +409,10 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
             .unwrap_or(0),
         halted: loaded.app.halted.clone().or(over),
         asleep: sleep_after.is_some() && awake.is_none(),
+        closed: observed
+            .hours
+            .get(name)
+            .and_then(|hours| hours.closed.clone()),
         idle: sleep_after.is_some_and(|after| {
             let told = observed.idle.get(name);
             let rested = awake.is_some_and(|since| now >= since + after.as_millis() as u64);
@@ -473,6 +486,7 @@ fn publish_all(
                 app.serve = wire::Serve::Down {
                     reason: "the app is not available at the moment".into(),
                     retry_after_s: 300,
+                    until_ms: None,
                 };
             }
             apps.insert(name.clone(), app);
@@ -838,7 +852,7 @@ pub fn last_words(control: &Control, app: &str, deployment: u64) -> Vec<String> 
 /// What a person is told of an app that does not serve.
 pub fn describe(serve: Option<&Serve>) -> Option<String> {
     match serve {
-        Some(Serve::Down { reason, .. }) => Some(reason.clone()),
+        Some(Serve::Down { reason, .. } | Serve::Closed { reason, .. }) => Some(reason.clone()),
         _ => None,
     }
 }

@@ -105,7 +105,12 @@ fn take(control: &Control, event: Event) {
             Event::Wanted { app } => {
                 observed.want(&app);
             }
-            Event::Idle { apps } => {
+            Event::Idle { apps, in_flight } => {
+                for (app, count) in in_flight {
+                    if let Some(scaling) = observed.scaling.get_mut(&app) {
+                        scaling.note(count);
+                    }
+                }
                 let now = hutong_runtime::processes::steady_ms();
                 let news = apps.iter().any(|app| observed.awake.contains_key(app));
                 observed.idle.extend(apps.into_iter().map(|app| (app, now)));

@@ -66,6 +66,10 @@ pub struct Observed {
     /// Apps that may sleep and do not, and since when they do not. Not stored: after a restart those are
     /// awake that have instances.
     pub awake: HashMap<String, u64>,
+    /// How apps stand with their owners' hours.
+    pub hours: HashMap<String, crate::controller::Hours>,
+    /// How many instances apps with `[scale]` are to have, and why.
+    pub scaling: HashMap<String, crate::controller::Scaling>,
     /// How each app stood when its releases were last looked through.
     pub retained: HashMap<String, Stand>,
     /// Programs that owners run beside an app's own.

@@ -79,6 +79,13 @@ pub fn app<'a>(
                 "the app is not available at the moment".to_owned()
             },
             retry_after_s: *retry_after_s,
+            until_ms: None,
+        },
+        (Serve::Closed { reason, until_ms }, _) => wire::Serve::Down {
+            reason: reason.clone(),
+            // For a gateway that does not know the other yet.
+            retry_after_s: 300,
+            until_ms: Some(*until_ms),
         },
     };
     let instances = plan.roles.iter().filter_map(|(instance, role)| {
@@ -136,6 +143,7 @@ pub fn app<'a>(
         sleep_after_ms: spec.sleep_after.map(milliseconds),
         links: BTreeMap::new(),
         callers: Vec::new(),
+        scales: spec.scale.is_some(),
     };
     (app, warnings)
 }

@@ -1,6 +1,7 @@
 //! The line to control: it says when there is a new snapshot; we say what we serve and what we see.
 //! Without it, the last snapshot is served on.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -146,6 +147,7 @@ pub async fn run(
             _ = look.tick() => {
                 line.report_used().await;
                 line.report_idle().await;
+                line.report_in_flight().await;
             }
             Some((app, ban)) = news.bans.recv() => {
                 let Ban { ip, until_s, reason } = ban;
@@ -349,7 +351,27 @@ impl ControlLine {
         // Each message has a bound.
         for apps in apps.chunks(1000) {
             let apps = apps.to_vec();
-            self.say(&Event::Idle { apps }).await;
+            let in_flight = BTreeMap::new();
+            self.say(&Event::Idle { apps, in_flight }).await;
+        }
+    }
+
+    /// Says how much those apps have to do whose instances follow it. What a gateway before us still serves is not known
+    /// here.
+    async fn report_in_flight(&mut self) {
+        if !self.alone {
+            return;
+        }
+        let table = self.shared.table.load_full();
+        let scaling = table.apps.iter().filter(|app| app.scales);
+        let counts: Vec<(String, u64)> = scaling
+            .map(|app| (app.name.clone(), app.in_flight() as u64))
+            .collect();
+        // Each message has a bound.
+        for counts in counts.chunks(1000) {
+            let apps = Vec::new();
+            let in_flight = counts.iter().cloned().collect();
+            self.say(&Event::Idle { apps, in_flight }).await;
         }
     }
 

@@ -21,7 +21,7 @@ use crate::proxy::{self, Failure, Upstreams};
 use crate::queue::{Queue, Waiting};
 use crate::table::{App, Match, Table};
 use crate::visitor::{Answer, Download, Ended, Peer, Upload};
-use crate::{Shared, balance, files, https, limits};
+use crate::{Shared, balance, date, files, https, limits};
 
 /// How many requests of one app wait at once; the next one is told to come back.
 const MAX_HELD: usize = 4096;
@@ -320,7 +320,11 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
             Serve::Down {
                 reason,
                 retry_after_s,
-            } => return Err(Page::unavailable(capital(reason), *retry_after_s).into()),
+                until_ms,
+            } => {
+                let seconds = until_ms.map_or(*retry_after_s, seconds_until);
+                return Err(Page::unavailable(capital(reason), seconds).into());
+            }
             Serve::Targets => {
                 if let Some(files) = &app.files
                     && let Some(answer) = files::asset(files, &head.path()[found.strip..], head)
@@ -497,6 +501,12 @@ impl Drop for Held<'_> {
     fn drop(&mut self) {
         self.0.held.fetch_sub(1, Ordering::Relaxed);
     }
+}
+
+/// How long it is to a time in milliseconds since 1970.
+fn seconds_until(ms: u64) -> u32 {
+    let left = ms.div_ceil(1000).saturating_sub(date::second());
+    u32::try_from(left).unwrap_or(u32::MAX).max(1)
 }
 
 pub fn bad_gateway(detail: &str) -> Page {

@@ -57,6 +57,8 @@ pub struct App {
     pub slow_start: Duration,
     /// Whether anybody asks for it, if it may sleep; kept across tables.
     pub activity: Option<Arc<Activity>>,
+    /// Its instances follow what there is to do.
+    pub scales: bool,
     /// Requests that wait for a place at a target; kept across tables.
     pub queue: Arc<Queue>,
     pub guard: Guard,
@@ -257,6 +259,7 @@ impl App {
         App {
             files: scripts.map(|files| Root::new(data_dir, files)),
             activity: activity(before, wire.sleep_after_ms),
+            scales: wire.scales,
             slow_start: Duration::from_millis(wire.balance.slow_start_ms),
             balance: wire.balance,
             queue: before.map_or_else(Arc::default, |app| app.queue.clone()),
@@ -276,6 +279,14 @@ impl App {
             held: before.map_or_else(Arc::default, |app| app.held.clone()),
         }
     }
+
+    /// Requests that its targets have, and those that wait for one. What drains is nobody's to bear any more.
+    pub fn in_flight(&self) -> usize {
+        let stays = |(role, _): &&(Role, Arc<Target>)| *role != Role::Draining;
+        let count = |(_, target): &(Role, Arc<Target>)| target.in_flight.load(Ordering::Relaxed);
+        let at_work: usize = self.targets.iter().filter(stays).map(count).sum();
+        at_work + self.queue.len() + self.held.load(Ordering::Relaxed)
+    }
 }
 
 /// What is under way stays known, also while the app is stopped and does not sleep.
@@ -292,7 +303,7 @@ fn activity(before: Option<&Arc<App>>, sleep_after_ms: Option<u64>) -> Option<Ar
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hutong_ipc::gateway::{Route, Traffic};
+    use hutong_ipc::gateway::{self as wire, Route, Traffic};
 
     fn app(routes: &[(&str, &str, bool)]) -> WireApp {
         WireApp {
@@ -314,7 +325,46 @@ mod tests {
             sleep_after_ms: None,
             links: BTreeMap::new(),
             callers: Vec::new(),
+            scales: false,
         }
+    }
+
+    #[test]
+    fn what_targets_have_and_what_waits_is_under_way() {
+        let target = |instance: &str, role| wire::Target {
+            instance: instance.into(),
+            port: 1,
+            address: None,
+            protocol: Protocol::Http,
+            weight: 1,
+            health: wire::Health {
+                path: None,
+                interval_ms: 1,
+                timeout_ms: 1,
+                retries: 1,
+            },
+            role,
+        };
+        let mut busy = app(&[]);
+        busy.scales = true;
+        busy.targets = vec![
+            target("a", Role::Active),
+            target("b", Role::Active),
+            target("c", Role::Draining),
+        ];
+        let apps = BTreeMap::from([("busy".to_owned(), busy)]);
+        let snapshot = Snapshot { version: 1, apps };
+        let table = Table::build(snapshot, &Table::default(), Path::new("/"));
+        let busy = &table.apps[0];
+        assert!(busy.scales);
+        assert_eq!(busy.in_flight(), 0);
+        for (index, (_, target)) in busy.targets.iter().enumerate() {
+            target.in_flight.store(10 + index, Ordering::SeqCst);
+        }
+        busy.held.store(3, Ordering::SeqCst);
+        let waiting = busy.queue.enter(wire::Class::Normal, 8);
+        assert!(waiting.is_some());
+        assert_eq!(busy.in_flight(), 10 + 11 + 3 + 1);
     }
 
     #[test]

@@ -47,6 +47,9 @@ pub struct App {
     /// Instances whose calls are served.
     #[serde(default)]
     pub callers: Vec<Caller>,
+    /// Control is told how many requests are under way.
+    #[serde(default)]
+    pub scales: bool,
 }
 
 /// One app's way to another.
@@ -95,7 +98,13 @@ pub enum Serve {
     /// The same, and control is told that the app is wanted.
     Asleep,
     /// 503 with the reason.
-    Down { reason: String, retry_after_s: u32 },
+    Down {
+        reason: String,
+        retry_after_s: u32,
+        /// When it is over, in milliseconds since 1970, where that is known: in place of `retry_after_s`.
+        #[serde(default)]
+        until_ms: Option<u64>,
+    },
     /// Files of a tree below the data folder.
     Static {
         root: String,
@@ -272,6 +281,29 @@ pub enum Event {
     /// Nothing was asked of these apps for as long as each wants; said again while it is so.
     Idle {
         apps: Vec<String>,
+        /// Requests under way or waiting, of apps whose instances follow them; said once a second.
+        #[serde(default)]
+        in_flight: BTreeMap<String, u64>,
     },
     Status(Box<Status>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::decode;
+
+    #[test]
+    fn what_an_older_program_says_is_understood() {
+        let event: Event = decode(br#"{"idle":{"apps":["a"]}}"#).expect("an event");
+        let (apps, in_flight) = (vec!["a".to_owned()], BTreeMap::new());
+        assert_eq!(event, Event::Idle { apps, in_flight });
+        let serve: Serve = decode(br#"{"down":{"reason":"x","retry_after_s":5}}"#).expect("good");
+        let down = Serve::Down {
+            reason: "x".into(),
+            retry_after_s: 5,
+            until_ms: None,
+        };
+        assert_eq!(serve, down);
+    }
 }

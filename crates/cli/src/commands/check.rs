@@ -40,7 +40,7 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     }
     output.say(&format!(
         "  {} instance(s), {} memory, {} cores, {} pids each; {}",
-        spec.instances,
+        spec.show_instances(),
         show_size(spec.caps.memory_bytes),
         f64::from(spec.caps.cpu_millis) / 1000.0,
         spec.caps.pids,

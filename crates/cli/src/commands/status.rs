@@ -1,6 +1,6 @@
 //! `hutong status APP`.
 
-use hutong_api::{App, Version};
+use hutong_api::{App, Scaling, Version};
 use hutong_core::units::show_size;
 
 use super::{Server, path, url};
@@ -36,6 +36,9 @@ pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
             "  deploying release {}: {doing}",
             deploying.release
         ));
+    }
+    if let Some(scaling) = &app.scaling {
+        output.text(&format!("  {}", words(scaling, app.wanted_instances)));
     }
     if !app.instances.is_empty() {
         let columns = [
@@ -102,4 +105,24 @@ fn shown(disk: &hutong_api::Disk) -> String {
             format!("/data {data} of {limit}{how}; {rest}")
         }
     }
+}
+
+/// How many instances there are to be, and why.
+fn words(scaling: &Scaling, wanted: u32) -> String {
+    let Scaling {
+        min,
+        max,
+        cpu_aim_percent,
+        requests_aim,
+        ..
+    } = scaling;
+    let wanted = match scaling.fixed {
+        true => format!("{wanted} instance(s) until the next deploy"),
+        false => format!("{wanted} instance(s) wanted, of {min} to {max}"),
+    };
+    let cpu = scaling.cpu_percent.map_or("?".into(), |n| n.to_string());
+    let requests = scaling.requests.map_or("?".into(), |n| n.to_string());
+    format!(
+        "{wanted}: CPU at {cpu} % of its limit (meant: {cpu_aim_percent} %), {requests} requests under way (meant: {requests_aim} for each)"
+    )
 }

@@ -28,6 +28,7 @@ fn wanted(active: Option<Version>, rollout: Option<Version>) -> Desired {
         halted: None,
         asleep: false,
         idle: false,
+        closed: None,
         workers: Vec::new(),
     }
 }
@@ -479,4 +480,69 @@ fn what_is_in_quarantine_is_left_as_it_is() {
         seen("x", 7, starting()),
     ];
     insta::assert_snapshot!(show(&desired, &all, 2000), @r#"serve: Down { reason: "the app is isolated", retry_after_s: 300 }"#);
+}
+
+fn closed() -> Option<Closed> {
+    Some(Closed {
+        until: "06:00 Asia/Shanghai".into(),
+        until_ms: 7,
+    })
+}
+
+#[test]
+fn in_its_owners_hours_everything_of_it_stops() {
+    let mut desired = wanted(Some(version(1, 2, Rolling)), None);
+    desired.workers = vec![group("mail", 1)];
+    desired.closed = closed();
+    let mut all = vec![
+        seen("a", 1, Health::Healthy),
+        seen("b", 1, starting()),
+        worker("m", 1, "mail"),
+    ];
+    all[1].drained = true;
+    insta::assert_snapshot!(show(&desired, &all, 2000), @r#"
+    serve: Closed { reason: "the app is down until 06:00 Asia/Shanghai", until_ms: 7 }
+    a: Draining
+    b: Draining
+    wait for a to finish its requests
+    stop b: the app is down until 06:00 Asia/Shanghai
+    stop m: the app is down until 06:00 Asia/Shanghai
+    "#);
+    // Nothing is started, whether it could sleep or not.
+    for asleep in [false, true] {
+        desired.asleep = asleep;
+        assert_eq!(
+            show(&desired, &[], 2000),
+            "serve: Closed { reason: \"the app is down until 06:00 Asia/Shanghai\", until_ms: 7 }"
+        );
+    }
+    // Stopped is stopped.
+    desired.running = false;
+    assert!(show(&desired, &[], 2000).contains("the app is stopped"));
+    // What comes after is as after any sleep: its workers run, and it waits for somebody.
+    (desired.running, desired.closed) = (true, None);
+    assert_eq!(
+        show(&desired, &[], 2000),
+        "serve: Asleep\nstart a worker mail of deployment 1"
+    );
+}
+
+#[test]
+fn a_deployment_in_its_owners_hours_shows_that_the_release_can_serve() {
+    let mut desired = wanted(Some(version(1, 1, Rolling)), Some(version(2, 1, Rolling)));
+    desired.workers = vec![group("mail", 1)];
+    desired.closed = closed();
+    let begins = show(&desired, &[], 2000);
+    assert!(
+        begins.ends_with("start an instance of deployment 2"),
+        "{begins}"
+    );
+    let new = [seen("new", 2, Health::Healthy)];
+    let serves = show(&desired, &new, 2000);
+    assert!(serves.starts_with("serve: Closed"), "{serves}");
+    assert!(serves.ends_with("deployment 2 takes over"), "{serves}");
+    desired.active = Some(version(2, 1, Rolling));
+    desired.rollout = None;
+    let over = show(&desired, &new, 2000);
+    assert!(over.contains("new: Draining"), "{over}");
 }

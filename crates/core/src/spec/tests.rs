@@ -175,3 +175,58 @@ fn workers_and_timed_jobs_are_read() {
     hutong.toml:5:11: the number of instances is 1 to 64, not 0
     ");
 }
+
+#[test]
+fn scaling_is_read() {
+    let spec = parse("t", "name='a'\ncommand='x'\n[scale]\nmax=8").expect("good");
+    let scale = spec.scale.expect("there is one");
+    assert_eq!((spec.instances, spec.most_instances()), (1, 8));
+    assert_eq!(spec.show_instances(), "1 to 8");
+    assert_eq!(
+        (scale.min, scale.max, scale.cpu, scale.requests),
+        (1, 8, 60, 32)
+    );
+    assert_eq!(scale.cooldown, Duration::from_secs(60));
+    let shared = "name='a'\ncommand='x'\ndata=true\nstrategy='rolling'\n[scale]\nmin=2\nmax=2";
+    assert_eq!(parse("t", shared).expect("good").instances, 2);
+    assert!(parse("t", "name='a'\ncommand='x'\ndata=true\n[scale]\nmax=1").is_ok());
+    insta::assert_snapshot!(errors("name='a'\nstatic='.'\ninstances=2\n[scale]\nmin=5\nmax=3\ncpu=101\nrequests=0\ncooldown='1d'"), @r"
+    hutong.toml:3:11: `instances` is a fixed number; with `[scale]` leave it out and set scale.min and scale.max
+    hutong.toml:3:11: only an app with a `command` has instances
+    hutong.toml:5:5: scale.min is above scale.max
+    hutong.toml:6:5: `scale` goes with `command`: nothing else has instances
+    hutong.toml:7:5: scale.cpu is 1 to 100, not 101
+    hutong.toml:8:10: scale.requests is 1 to 1000000, not 0
+    hutong.toml:9:10: must be 1s to 1h0m
+    ");
+    insta::assert_snapshot!(errors("name='a'\ncommand='x'\n[scale]\nmin=0\nmax=65"), @r"
+    hutong.toml:4:5: scale.min is 1 to 64, not 0
+    hutong.toml:5:5: scale.max is 1 to 64, not 65
+    ");
+    insta::assert_snapshot!(errors("name='a'\ncommand='x'\ndata=true\n[scale]\nmax=2"), @"hutong.toml:5:5: data has a single writer: leave instances at 1, or name a strategy if several instances may share /data");
+    insta::assert_snapshot!(errors("name='a'\nimage='x'\n[scale]\nmax=7"), @"hutong.toml:2:7: an app from an image has at most 6 instances, workers among them, not 7");
+    assert!(errors("name='a'\ncommand='x'\n[scale]\nmin=2").contains("missing field `max`"));
+}
+
+#[test]
+fn hours_are_read() {
+    let start = "name='a'\ncommand='x'\ndomains=['a.b']\n[sleep]\nafter='1m'\n";
+    let with = |more: &str| format!("{start}{more}");
+    let text = with("wake=['45 7 * * 1-5', '@daily']\ndown=['23:00-06:00']\nzone='Asia/Shanghai'");
+    let spec = parse("t", &text).expect("good");
+    assert_eq!(spec.wake.len(), 2);
+    assert_eq!(spec.wake[0].zone(), "Asia/Shanghai");
+    // 2026-11-22, at midnight.
+    let midnight = 1_795_276_800_000;
+    let until = spec.down.expect("there are some").down_until(midnight);
+    assert_eq!(until, Some(midnight + 6 * 3_600_000));
+    let spec = parse("t", start).expect("good");
+    assert!(spec.wake.is_empty() && spec.down.is_none());
+    insta::assert_snapshot!(errors(&with("wake=['0 7 * * *', 'x']\ndown=['23-06', '01:00-02:00']")), @r#"
+    hutong.toml:6:20: `x` is no cron expression such as "0 3 * * *" (minute hour day month weekday): Pattern must have 5 fields when seconds are disallowed
+    hutong.toml:7:7: `23-06` is no part of the day; write for instance 23:00-06:00
+    "#);
+    insta::assert_snapshot!(errors(&with("down=['00:00-12:00', '12:00-24:00']")), @"hutong.toml:6:7: this leaves no time of the day; `hutong stop` stops an app for good");
+    insta::assert_snapshot!(errors(&with("zone='UTC'")), @"hutong.toml:6:6: `zone` goes with `wake` or `down`");
+    insta::assert_snapshot!(errors(&with("zone='Peking'\nwake=['x']")), @"hutong.toml:6:6: `Peking` is no time zone; write for instance Asia/Shanghai or UTC");
+}

@@ -254,11 +254,12 @@ pub(super) fn forgive(control: &Control, loaded: &Loaded, now: u64) {
     }
     let steady = backoff::STEADY.as_millis() as u64;
     let name = &loaded.app.name;
-    let Some(active) = loaded.active.as_ref().map(|active| loaded.version(active)) else {
+    let Some(active) = &loaded.active else {
         return;
     };
     let well = {
         let observed = lock(&control.observed);
+        let active = loaded.version(&observed, active);
         let failed = observed.failed_at.get(name).copied().unwrap_or(0);
         let is_well = |i: &&Instance| {
             is_web(i)

@@ -90,6 +90,8 @@ fn forget(control: &Control, app: &str) -> bool {
     observed.replaced.retain(|(of, _), _| of != app);
     observed.leaked.remove(app);
     observed.thawed.remove(app);
+    observed.hours.remove(app);
+    observed.scaling.remove(app);
     drop(observed);
     drop_unused_trees(control);
     true

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use hutong_api::{App, AppState, Deployment, EnvChange, EnvEntry, Instance, Problem, ScaleRequest};
+use hutong_api::{
+    App, AppState, Deployment, EnvChange, EnvEntry, Instance, Problem, ScaleRequest, Scaling,
+};
 use hutong_core::leak;
 use hutong_core::plan::{Health, Serve};
 use hutong_core::spec::{self, AppSpec, Run, Upstream};
@@ -135,6 +137,7 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         (_, Some(Serve::Targets | Serve::Static)) => AppState::Running,
         (_, Some(Serve::Down { .. })) => AppState::Failing,
         (_, Some(Serve::Asleep)) => AppState::Asleep,
+        (_, Some(Serve::Closed { .. })) => AppState::Down,
         // Nothing serves and nothing is on its way.
         _ if app.active.is_none() && deploying.is_none() => AppState::Failing,
         (_, Some(Serve::Hold) | None) => AppState::Starting,
@@ -144,6 +147,7 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
             .or(over)
             .or_else(|| app.last_failure.clone())
             .or_else(|| controller::describe(serve.as_ref())),
+        AppState::Down => controller::describe(serve.as_ref()),
         _ => None,
     };
     let spec = current.as_ref().map(|(_, spec)| spec);
@@ -192,12 +196,31 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         }
         .into(),
         wanted_instances: match spec {
-            Some(spec) if has_instances => app.scale.unwrap_or(spec.instances),
+            Some(spec) if has_instances => {
+                controller::wanted_instances(&lock(&control.observed), app, spec)
+            }
             _ => 0,
         },
+        scaling: spec.and_then(|spec| scaling(control, app, spec)),
         deploying: deploying.map(|deployment| wire_deployment(control, &deployment)),
         message,
         warnings,
+    })
+}
+
+/// What the number of its instances goes by, where that follows what there is to do.
+fn scaling(control: &Control, app: &store::App, spec: &AppSpec) -> Option<Scaling> {
+    let scale = spec.scale?;
+    let observed = lock(&control.observed);
+    let seen = observed.scaling.get(&app.name).map(|scaling| scaling.seen);
+    Some(Scaling {
+        min: scale.min,
+        max: scale.max,
+        fixed: app.scale.is_some(),
+        cpu_percent: seen.and_then(|seen| seen.cpu),
+        cpu_aim_percent: scale.cpu,
+        requests: seen.and_then(|seen| seen.requests),
+        requests_aim: scale.requests,
     })
 }
 
@@ -356,7 +379,7 @@ pub async fn scale(
                 spec::MAX_CONTAINERS
             )));
         }
-        if spec.data && request.instances > 1 && spec.instances == 1 {
+        if spec.data && request.instances > 1 && spec.most_instances() == 1 {
             return Err(ApiError::bad(
                 "its /data has a single writer, so it stays at one instance",
             )

@@ -362,7 +362,7 @@ fn start_words(spec: &AppSpec) -> String {
     };
     format!(
         "start {} instance(s) with {} of memory each; wait up to {} for {health}",
-        spec.instances,
+        spec.show_instances(),
         units::show_size(spec.caps.memory_bytes),
         units::show_time(spec.start_timeout)
     )

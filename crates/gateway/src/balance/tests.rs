@@ -32,6 +32,7 @@ fn app(weights: &[u32], balance: Balance) -> Arc<App> {
         sleep_after_ms: None,
         links: BTreeMap::new(),
         callers: Vec::new(),
+        scales: false,
     };
     let snapshot = Snapshot {
         version: 1,

@@ -48,10 +48,14 @@ pub struct ServerFile {
     pub docker: Option<Docker>,
     /// What an app without `limits.disk` may keep in /data before it is stopped; default "5G".
     app_disk: Option<Spanned<String>>,
+    /// Memory that apps and builds may be guaranteed in all; default nine tenths of the machine's, 256M less at least.
+    app_memory: Option<Spanned<String>>,
     /// What is kept free on the disk; default a twentieth of it, at most "1G".
     disk_reserve: Option<Spanned<String>>,
     #[serde(skip)]
     pub app_disk_bytes: Option<u64>,
+    #[serde(skip)]
+    pub app_memory_bytes: Option<u64>,
     #[serde(skip)]
     pub disk_reserve_bytes: Option<u64>,
     #[serde(skip)]
@@ -122,6 +126,7 @@ impl ServerFile {
         };
         file.upload_bytes = size(&file.upload_limit)?;
         file.app_disk_bytes = size(&file.app_disk)?;
+        file.app_memory_bytes = size(&file.app_memory)?;
         file.disk_reserve_bytes = size(&file.disk_reserve)?;
         for network in file.allow_upstreams.iter().chain(&file.trusted_proxies) {
             let parsed = network.get_ref().parse::<Network>();

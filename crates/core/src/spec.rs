@@ -337,6 +337,10 @@ struct RawLimits {
     /// Such as "256M" (the default); 4M to 1T.
     #[schemars(with = "Option<String>")]
     memory: Option<Spanned<String>>,
+    /// What is set aside of it for each instance, such as "100M"; default a quarter. What does not fit into the server's
+    /// memory is not started.
+    #[schemars(with = "Option<String>")]
+    guaranteed: Option<Spanned<String>>,
     /// Cores, such as 0.5; default 1.
     #[schemars(with = "Option<f64>")]
     cpu: Option<Spanned<Number>>,
@@ -581,6 +585,7 @@ impl Check<'_> {
             cpu_millis: 1000,
             pids: 128,
             restart_at: None,
+            guaranteed_bytes: (256 << 20) / processes::GUARANTEED,
             leak_guard: true,
         };
         let caps = self.caps(&raw.limits, default);

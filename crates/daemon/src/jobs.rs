@@ -316,6 +316,10 @@ fn start(control: &Control, run: &Run, made: &Made) -> Result<bool, StoreError> 
         let why = format!("the release that serves has no timed job {}", run.name);
         return end(control, run, "failed", Some(&why), None).map(|()| true);
     }
+    if let Err(why) = control.has_memory(caps.guaranteed_bytes) {
+        control.waits(&run.app, &why);
+        return Ok(false);
+    }
     let kind = match run.name.as_str() {
         "" => ids::Kind::Run,
         name => ids::Kind::Cron(name),
@@ -341,7 +345,7 @@ fn start(control: &Control, run: &Run, made: &Made) -> Result<bool, StoreError> 
             tracing::warn!("{reason}");
             Ok(false)
         }
-        Err(NotStarted::Because(reason)) => {
+        Err(NotStarted::Because(reason) | NotStarted::NoRoom(reason)) => {
             let why = format!("it could not be started: {reason}");
             control.logs.note(&run.app, &instance, &why);
             end(control, run, "failed", Some(&why), None).map(|()| true)

@@ -25,6 +25,8 @@ pub enum NotStarted {
     /// The warden could not be reached, or did not answer: it may have been started all the same.
     Unknown(String),
     Because(String),
+    /// There is no memory for it now: why.
+    NoRoom(String),
 }
 
 impl From<String> for NotStarted {
@@ -64,6 +66,8 @@ pub fn process(kind: ids::Kind<'_>) -> &str {
 pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), NotStarted> {
     let app = what.spec.name.as_str();
     let env = environment(control, what.spec, what.release.number, what.kind)?;
+    let set_aside = control.set_aside(instance, what.caps.guaranteed_bytes);
+    set_aside.map_err(NotStarted::NoRoom)?;
     let tree = match what
         .release
         .built
@@ -108,6 +112,7 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
             Ok(())
         }
         Err(error @ DriverError::Refused(_)) => {
+            control.give_back(instance);
             control.logs.forget_spool(instance);
             Err(NotStarted::Because(error.to_string()))
         }

@@ -14,6 +14,7 @@ mod ids;
 mod jobs;
 mod launch;
 mod logs;
+mod memory;
 mod observed;
 mod publish;
 mod specs;
@@ -56,6 +57,7 @@ struct Control {
     docker: docker::DockerClient,
     observed: Mutex<observed::Observed>,
     logs: logs::Logs,
+    memory: Mutex<memory::Ledger>,
     certs: certs::Certs,
     /// The controller looks again.
     wake: Notify,
@@ -137,6 +139,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         docker: docker::DockerClient::new(&run_dir),
         observed: Mutex::default(),
         logs: logs::Logs::new(&own),
+        memory: Mutex::default(),
         wake: Notify::new(),
         published: Notify::new(),
         building: tokio::sync::Semaphore::new(1),

@@ -329,6 +329,9 @@ pub struct ServerSettings {
     /// What is kept free on the disk, in bytes; by its size if nothing is said.
     #[serde(default)]
     pub disk_reserve: Option<u64>,
+    /// Memory that apps and builds may be guaranteed in all, in bytes; by the machine's if nothing is said.
+    #[serde(default)]
+    pub app_memory: Option<u64>,
 }
 
 /// The first frame that the warden sends to the gateway. Descriptors: the control socket's listener,

@@ -117,6 +117,7 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
         settings: ServerSettings {
             docker,
             app_disk: file.app_disk_bytes.unwrap_or(5 << 30),
+            app_memory: file.app_memory_bytes,
             disk_reserve: file.disk_reserve_bytes,
             keep_releases: file.keep_releases.unwrap_or(5).clamp(1, 100),
             upload_bytes: file.upload_bytes.unwrap_or(512 << 20),

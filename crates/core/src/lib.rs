@@ -1,9 +1,10 @@
 //! Nouns and decisions, pure: no I/O, no clock, no randomness, no async; `now` and ids are passed in.
 //!
 //! [`spec`] reads `hutong.toml`; [`plan`] turns (desired, observed, now) into steps;
-//! [`route`] says who owns a host; [`retention`] what may go.
+//! [`route`] says who owns a host; [`labels`] what containers of others ask for; [`retention`] what may go.
 
 pub mod backoff;
+pub mod labels;
 pub mod name;
 pub mod networks;
 pub mod plan;

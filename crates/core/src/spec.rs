@@ -20,6 +20,7 @@ pub use image::{Image, MAX_INSTANCES as MAX_CONTAINERS, Pull, User as ContainerU
 pub use processes::{Caps, Cron, ReleaseCommand, Worker};
 use processes::{RawCron, RawReleaseCommand, RawWorker};
 use traffic::RawTraffic;
+pub(crate) use traffic::parse_user;
 pub use traffic::{Auth, Ban, Class, Rate, Rules, Traffic, TrafficRoute, User};
 use upstream::{AnyUpstream, RawBalance, RawFastCgi};
 

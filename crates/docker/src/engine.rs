@@ -28,6 +28,7 @@ use hutong_ipc::spool::{Kind, Writer};
 use tokio::sync::Notify;
 
 use crate::create;
+use crate::foreign;
 use crate::position::{KEEP, Position};
 use crate::usage::Usage;
 
@@ -91,6 +92,8 @@ pub struct Engine {
     /// What there was before us is known.
     looked: Cell<bool>,
     trouble: RefCell<String>,
+    /// Containers of others.
+    pub foreign: RefCell<foreign::Known>,
 }
 
 /// Ends the process: the warden starts another, which begins with a line that is in order.
@@ -135,6 +138,7 @@ impl Engine {
             instances: RefCell::default(),
             looked: Cell::new(false),
             trouble: RefCell::new("the engine was not asked yet".into()),
+            foreign: RefCell::default(),
         })
     }
 
@@ -394,6 +398,7 @@ impl Engine {
             Request::Examine { app } => Answer::Evidence(self.examine(&app).await),
             Request::Sweep { apps, wait } => self.sweep(apps, wait).await,
             Request::About => self.about().await,
+            Request::Foreign => self.foreign_answer(),
             Request::Exec { .. } | Request::Watch => Answer::Refused("not here".into()),
         }
     }

@@ -7,6 +7,7 @@ mod certs;
 mod cipher;
 mod controller;
 mod docker;
+mod external;
 mod gateway_link;
 mod http;
 mod ids;

@@ -72,6 +72,18 @@ pub struct Docker {
     pub socket: Option<PathBuf>,
     /// Each app's network, of sixteen addresses, is taken from this one; default 10.212.0.0/20.
     pub networks: Option<Spanned<String>>,
+    /// Containers that others started are routed by Traefik's labels; default false.
+    #[serde(default)]
+    pub labels: bool,
+    /// Also those without the label `traefik.enable`; default false.
+    expose_by_default: Option<Spanned<bool>>,
+}
+
+impl Docker {
+    pub fn exposes_by_default(&self) -> bool {
+        let expose = self.expose_by_default.as_ref();
+        expose.is_some_and(|expose| *expose.get_ref())
+    }
 }
 
 /// How builds reach the outside: mirrors, proxy, a company's certificate authority.
@@ -149,6 +161,14 @@ impl ServerFile {
                 return Err(wrong(networks.span().start, message.into()));
             }
         }
+        if let Some(docker) = &file.docker
+            && let Some(expose) = &docker.expose_by_default
+            && *expose.get_ref()
+            && !docker.labels
+        {
+            let message = "docker.expose_by_default goes with docker.labels = true";
+            return Err(wrong(expose.span().start, message.into()));
+        }
         if file.proxy_protocol && file.trusted_proxies.is_empty() {
             let message = "proxy_protocol goes with trusted_proxies";
             return Err(wrong(0, message.into()));
@@ -204,5 +224,9 @@ mod tests {
         );
         assert!(cause("\nupload_limit = '1'").starts_with("s.toml:2:16: "));
         assert!(cause("http = 'x'").starts_with("s.toml:1:8: "));
+        let labels = parse("[docker]\nlabels = true\nexpose_by_default = true");
+        let docker = labels.expect("good").docker.expect("a table");
+        assert!(docker.labels && docker.exposes_by_default());
+        assert!(cause("[docker]\nexpose_by_default = true").starts_with("s.toml:2:21: "));
     }
 }

@@ -25,7 +25,7 @@ use crate::launch::{NotStarted, What, launch};
 use crate::logs::{End, Only, Query};
 use crate::observed::{Engine, Observed, Probation};
 use crate::store::{App, Deployment, Goal, Release, StoreError};
-use crate::{Control, ids, jobs, lock, memory, publish};
+use crate::{Control, external, ids, jobs, lock, memory, publish};
 
 use care::{forgive, forgive_workers, freeze, replace_heavy, roll_back};
 pub use hours::Hours;
@@ -562,6 +562,7 @@ fn publish_all(
             }
         }
     }
+    external::publish(control, specs, &published.apps, &mut apps);
     let active = loaded
         .iter()
         .filter_map(|l| Some((l.app.name.clone(), l.app.active?)))

@@ -8,6 +8,7 @@ mod cipher;
 mod controller;
 mod disk;
 mod docker;
+mod external;
 mod gateway_link;
 mod http;
 mod ids;

@@ -28,6 +28,7 @@ use hutong_ipc::spool::{Kind, Writer};
 use tokio::sync::Notify;
 
 use crate::create;
+use crate::foreign;
 use crate::links;
 use crate::position::{KEEP, Position};
 use crate::usage::Usage;
@@ -98,6 +99,8 @@ pub struct Engine {
     /// What there was before us is known.
     looked: Cell<bool>,
     trouble: RefCell<String>,
+    /// Containers of others.
+    pub foreign: RefCell<foreign::Known>,
 }
 
 /// Ends the process: the warden starts another, which begins with a line that is in order.
@@ -143,6 +146,7 @@ impl Engine {
             listening: RefCell::default(),
             looked: Cell::new(false),
             trouble: RefCell::new("the engine was not asked yet".into()),
+            foreign: RefCell::default(),
         })
     }
 
@@ -418,6 +422,7 @@ impl Engine {
             Request::Examine { app } => Answer::Evidence(self.examine(&app).await),
             Request::Sweep { apps, wait } => self.sweep(apps, wait).await,
             Request::About => self.about().await,
+            Request::Foreign => self.foreign_answer(),
             Request::Exec { .. } | Request::Watch => Answer::Refused("not here".into()),
         }
     }

@@ -297,6 +297,12 @@ pub struct DockerSettings {
     pub socket: String,
     /// Where networks of apps are taken from (CIDR).
     pub pool: String,
+    /// Containers of others are routed by their labels.
+    #[serde(default)]
+    pub labels: bool,
+    /// Also those without the label `traefik.enable`.
+    #[serde(default)]
+    pub expose_by_default: bool,
 }
 
 /// The keys of the server file that `control` uses.

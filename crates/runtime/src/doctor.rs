@@ -1,23 +1,20 @@
 //! The walls of isolation: which stand on this host, and what to do where one does not.
 
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use hutong_ipc::channel;
-use hutong_ipc::shim::{Go, Launch, Step, Wall};
+use hutong_ipc::shim::Wall;
 use hutong_ipc::warden::Wanted;
 
 use crate::cgroup::Cgroups;
-use crate::{egress, launch, sandbox, seccomp, sys};
+use crate::trial::Trial;
+use crate::{egress, sys};
 
 /// Looks at the host; makes a throwaway sandbox to see whether one can be made.
 pub fn examine(cgroups: &Cgroups) -> Vec<Wanted> {
     let root = sys::effective_uid() == 0;
     let mut walls = vec![ids(root)];
-    walls.extend(sandbox_walls(root));
+    walls.extend(sandbox_walls());
     for (controller, what) in [
         ("memory", "an app cannot use more memory than its cap"),
         ("cpu", "an app cannot use more processor time than its cap"),
@@ -75,8 +72,8 @@ fn caps(cgroups: &Cgroups, controller: &str, what: &str, root: bool) -> Wanted {
 }
 
 /// Builds one sandbox with all its walls and runs a program in it; then tries them one by one.
-fn sandbox_walls(root: bool) -> Vec<Wanted> {
-    let full = probe(&[], root);
+fn sandbox_walls() -> Vec<Wanted> {
+    let full = probe(&[]);
     let each: [(&str, &str, Option<Wall>); 4] = [
         (
             "root",
@@ -100,7 +97,7 @@ fn sandbox_walls(root: bool) -> Vec<Wanted> {
             let found = match &full {
                 Ok(()) => Ok("stands".to_owned()),
                 // Guilty is the one without which the rest can be built.
-                Err(reason) if probe(without.as_slice(), root).is_ok() => Err((
+                Err(reason) if probe(without.as_slice()).is_ok() => Err((
                     reason.clone(),
                     "use Linux 5.12 or later, with user namespaces allowed (user.max_user_namespaces > 0, kernel.unprivileged_userns_clone = 1), not inside a restricted container".to_owned(),
                 )),
@@ -114,65 +111,8 @@ fn sandbox_walls(root: bool) -> Vec<Wanted> {
         .collect()
 }
 
-fn probe(without: &[Wall], root: bool) -> Result<(), String> {
-    let shim = launch::shim_program().map_err(|error| error.to_string())?;
-    let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
-    let _ = ours.set_read_timeout(Some(std::time::Duration::from_secs(10)));
-    use std::os::fd::{AsFd, AsRawFd};
-    let mut child = Command::new(format!("/proc/self/fd/{}", shim.as_raw_fd()))
-        .arg0("hutong-shim doctor")
-        .env_clear()
-        .stdin(OwnedFd::from(theirs))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cannot start the shim: {error}"))?;
-    let launch = Launch {
-        instance: "doctor".into(),
-        hostname: "doctor".into(),
-        // Any range serves: the program lives for an instant and owns nothing.
-        uid_base: root.then_some(0x7fff_0000),
-        argv: vec!["/usr/bin/true".into()],
-        env: Vec::new(),
-        cwd: "/".into(),
-        mounts: sandbox::host_mounts(),
-        files: sandbox::files("doctor", "/tmp", None),
-        tmp_bytes: 1 << 20,
-        links: Vec::new(),
-        seccomp: seccomp::program()?,
-        peers: Vec::new(),
-        socket_peers: Vec::new(),
-        spool_bytes: 4096,
-        cgroup: false,
-        tasks: 0,
-        egress: None,
-        without: without.to_vec(),
-    };
-    let folder = std::env::temp_dir();
-    let socket = std::os::unix::net::UnixDatagram::unbound().map_err(|error| error.to_string())?;
-    let spool = [unnamed_file(&folder)?, unnamed_file(&folder)?];
-    let fds = [socket.as_fd(), spool[0].as_fd(), spool[1].as_fd()];
-    let result = (|| {
-        channel::send(&ours, &launch, &fds).map_err(|error| error.to_string())?;
-        loop {
-            match channel::receive::<Step>(&ours).map_err(|error| error.to_string())? {
-                Some((Step::Running, _)) => return Ok(()),
-                Some((Step::Failed(reason), _)) => return Err(reason),
-                Some(_) => {
-                    channel::send(&ours, &Go::On, &[]).map_err(|error| error.to_string())?;
-                }
-                None => return Err("the shim ended without a word".into()),
-            }
-        }
-    })();
-    let _ = child.kill();
-    let _ = child.wait();
-    result
-}
-
-fn unnamed_file(_folder: &std::path::Path) -> Result<OwnedFd, String> {
-    rustix::fs::memfd_create("spool", rustix::fs::MemfdFlags::CLOEXEC)
-        .map_err(|error| error.to_string())
+fn probe(without: &[Wall]) -> Result<(), String> {
+    Trial::start(without, &["/usr/bin/true"], None).map(drop)
 }
 
 fn way_out(root: bool) -> Wanted {

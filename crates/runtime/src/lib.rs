@@ -18,6 +18,7 @@ mod sandbox;
 mod seccomp;
 pub mod sys;
 mod trees;
+pub mod trial;
 mod uids;
 pub mod warden;
 

@@ -106,6 +106,9 @@ fn start(
     )
     .during("cannot make the mount, ipc, uts and cgroup namespaces")?;
     let cwd = if launch.without.contains(&Wall::Root) {
+        if !launch.without.contains(&Wall::Pid) {
+            sandbox::own_proc()?;
+        }
         let app = launch.mounts.iter().find(|mount| mount.target == "/app");
         app.map_or("/", |mount| mount.source.as_str())
     } else {

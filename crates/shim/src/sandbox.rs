@@ -74,6 +74,12 @@ pub fn enter(launch: &Launch) -> Result<(), String> {
     sys::set_hostname(&launch.hostname).during("cannot set the host name")
 }
 
+/// Where the host's root is kept: its /proc shows the host's processes, those of this pid namespace are mounted over it.
+pub fn own_proc() -> Result<(), String> {
+    sys::mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE, "").during("cannot unshare mounts")?;
+    sys::mount("proc", "/proc", "proc", libc::MS_NOSUID, "").during("cannot mount /proc")
+}
+
 fn at(path: &str) -> String {
     format!("{STAGING}/{path}")
 }

@@ -11,7 +11,7 @@ use hutong_runtime::warden::{Api, Config, Ready};
 use super::default_data_dir;
 use crate::error::CliError;
 use crate::output::Output;
-use crate::server_file::ServerFile;
+use crate::server_file::{Docker, ServerFile};
 
 /// Where the engine listens.
 const DOCKER_SOCKET: &str = "/var/run/docker.sock";
@@ -84,6 +84,8 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
     let docker = match (args.docker, file.docker) {
         (None, None) => None,
         (flag, file) => {
+            let labels = file.as_ref().is_some_and(|d| d.labels);
+            let expose_by_default = file.as_ref().is_some_and(Docker::exposes_by_default);
             let (socket, networks) = file.map_or((None, None), |d| (d.socket, d.networks));
             let socket = flag.or(socket).unwrap_or_else(|| DOCKER_SOCKET.into());
             Some(DockerSettings {
@@ -92,6 +94,8 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
                     .trim_start_matches("unix://")
                     .to_owned(),
                 pool: networks.map_or_else(|| NETWORKS.into(), toml::Spanned::into_inner),
+                labels,
+                expose_by_default,
             })
         }
     };

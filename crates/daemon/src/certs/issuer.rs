@@ -50,10 +50,11 @@ pub fn now() -> u64 {
         .map_or(0, |time| time.as_secs())
 }
 
-/// Every host that a published route names. An address is none: no visitor says one in a handshake.
+/// Every host that a published route names, but where nobody wants HTTPS. An address is none: no visitor says one in a
+/// handshake.
 pub fn wanted(control: &Control) -> BTreeSet<String> {
     let snapshot = publish::last(&control.data_dir, &control.run_dir);
-    let apps = snapshot.apps.into_values();
+    let apps = snapshot.apps.into_values().filter(|app| !app.https.plain);
     apps.flat_map(|app| app.routes)
         .map(|route| route.host)
         .filter(|host| host.parse::<IpAddr>().is_err())

@@ -43,6 +43,9 @@ pub fn set_up(warden: &Warden, line: UnixStream) -> Result<(), String> {
         spool_bytes: SPOOL_BYTES,
         seccomp: crate::seccomp::docker_profile(),
         pool: settings.pool.clone(),
+        labels: settings.labels.then_some(docker::Labels {
+            expose_by_default: settings.expose_by_default,
+        }),
     };
     channel::send(&line, &setup, &[listener.as_fd(), callers.as_fd()])
         .map_err(|error| error.to_string())?;

@@ -1,7 +1,8 @@
-//! How fast a sandbox comes up, beside other ways to start the same program; how fast what sleeps is woken; and what an app
-//! notices of others ([`neighbours`]). All sides in one run, in turn.
+//! How fast a sandbox comes up, beside other ways to start the same program; how fast what sleeps is woken, and what it
+//! costs meanwhile ([`sleeping`]); and what an app notices of others ([`neighbours`]). All sides in one run, in turn.
 
 mod neighbours;
+mod sleeping;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -62,6 +63,9 @@ pub fn run(quick: bool) -> anyhow::Result<Report> {
     rows.push(many_at_once(&server, &tiny, if quick { 10 } else { 50 })?);
     rows.extend(neighbours::run(&server, &tiny, quick)?);
     drop(server);
+    let asleep = sleeping::run(&binary, &tiny, quick)?;
+    rows.extend(asleep.rows);
+    notes.extend(asleep.notes);
     notes.extend(others(folder.path(), &tiny, rounds)?);
     Ok(Report { rows, notes })
 }

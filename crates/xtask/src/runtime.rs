@@ -1,6 +1,8 @@
 //! How fast a sandbox comes up, beside other ways to start the same program; how fast what sleeps is woken, and what it
-//! costs meanwhile ([`sleeping`]); and what an app notices of others ([`neighbours`]). All sides in one run, in turn.
+//! costs meanwhile ([`sleeping`]); what a new app takes ([`creation`]); and what an app notices of others ([`neighbours`]).
+//! All sides in one run, in turn.
 
+mod creation;
 mod neighbours;
 mod sleeping;
 
@@ -61,6 +63,9 @@ pub fn run(quick: bool) -> anyhow::Result<Report> {
     let server = Server::start_binary(&binary, &[]);
     rows.extend(wakes(&server, &tiny, rounds)?);
     rows.push(many_at_once(&server, &tiny, if quick { 10 } else { 50 })?);
+    let created = creation::run(&server, &tiny, rounds)?;
+    rows.extend(created.rows);
+    notes.extend(created.notes);
     rows.extend(neighbours::run(&server, &tiny, quick)?);
     drop(server);
     let asleep = sleeping::run(&binary, &tiny, quick)?;

@@ -6,6 +6,7 @@
 
 pub mod cgroup;
 pub mod client;
+mod dns;
 pub mod doctor;
 mod egress;
 mod instances;

@@ -13,8 +13,8 @@ use futures_util::StreamExt;
 use hutong_ipc::docker::{Ask, Prepared, Start, Told};
 
 use crate::engine::{
-    Engine, LABEL_APP, LABEL_BOOT, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_SERVER, LABEL_STARTED,
-    LABEL_STEADY, is_missing,
+    Engine, LABEL_APP, LABEL_BOOT, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_NETWORK, LABEL_SERVER,
+    LABEL_STARTED, LABEL_STEADY, is_missing,
 };
 
 /// What root keeps of its powers where an app may be root: enough to change its user, own files and listen on low
@@ -82,7 +82,7 @@ impl Engine {
             );
         }
         let prepared = self.prepare(start, user).await?;
-        let network = self.ensure_network(&start.app, start.egress).await?;
+        let network = self.ensure_network(start).await?;
         let body = self.body(start, &prepared, network, &config, (now_ms, steady_ms));
         let options = CreateContainerOptions {
             name: Some(self.name_of(&start.instance)),
@@ -105,6 +105,7 @@ impl Engine {
             user,
             data: start.data,
             egress: start.egress,
+            listed: start.egress_list.is_some(),
         };
         match self.ask(ask).await? {
             (Told::Prepared(prepared), _) => Ok(prepared),
@@ -155,6 +156,7 @@ impl Engine {
             (LABEL_DEPLOYMENT, start.deployment.to_string()),
             (LABEL_STARTED, now_ms.to_string()),
             (LABEL_STEADY, steady_ms.to_string()),
+            (LABEL_NETWORK, network.clone()),
         ];
         let root_keeps = || ROOT_CAPABILITIES.map(str::to_owned).to_vec();
         // Without a way out nobody is asked for names, not even by the engine on the container's behalf.

@@ -35,6 +35,8 @@ pub struct ServerFile {
     /// Networks that apps may name servers in which Hutong does not run (`upstream`); default none.
     #[serde(default)]
     pub allow_upstreams: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub egress: Egress,
     /// Networks of proxies before this server: their word on who the visitor is counts.
     #[serde(default)]
     pub trusted_proxies: Vec<Spanned<String>>,
@@ -60,6 +62,15 @@ pub struct Docker {
     pub socket: Option<PathBuf>,
     /// Each app's network, of sixteen addresses, is taken from this one; default 10.212.0.0/20.
     pub networks: Option<Spanned<String>>,
+}
+
+/// What apps may reach.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Egress {
+    /// Private networks that apps may list in `egress`, beside public ones; default none.
+    #[serde(default)]
+    pub allow: Vec<Spanned<String>>,
 }
 
 /// How builds reach the outside: mirrors, proxy, a company's certificate authority.
@@ -112,6 +123,14 @@ impl ServerFile {
         for network in file.allow_upstreams.iter().chain(&file.trusted_proxies) {
             let parsed = network.get_ref().parse::<Network>();
             parsed.map_err(|message| wrong(network.span().start, message.to_string()))?;
+        }
+        for network in &file.egress.allow {
+            let wrong = |message| wrong(network.span().start, message);
+            let parsed = network.get_ref().parse::<Network>();
+            let parsed = parsed.map_err(|message| wrong(message.to_string()))?;
+            if parsed.v4().is_none() {
+                return Err(wrong("apps have no IPv6".into()));
+            }
         }
         if let Some(networks) = file
             .docker
@@ -185,5 +204,9 @@ mod tests {
         );
         assert!(cause("\nupload_limit = '1'").starts_with("s.toml:2:16: "));
         assert!(cause("http = 'x'").starts_with("s.toml:1:8: "));
+        let allowed = parse("[egress]\nallow = ['192.168.1.0/24', '10.0.0.5']").expect("good");
+        assert_eq!(allowed.egress.allow.len(), 2);
+        assert!(cause("[egress]\nallow = ['10.0.0.5/8']").starts_with("s.toml:2:10: "));
+        assert!(cause("[egress]\nallow = ['fd00::/8']").ends_with("no IPv6"));
     }
 }

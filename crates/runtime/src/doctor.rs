@@ -175,7 +175,7 @@ fn unnamed_file(_folder: &std::path::Path) -> Result<OwnedFd, String> {
 }
 
 fn way_out(root: bool) -> Wanted {
-    let what = "apps with egress reach the internet only: not the host, not private networks";
+    let what = "apps with egress reach the internet, or what they list, only: not the host, not private networks by themselves";
     let tools = egress::tool("nft", "nftables").and_then(|_| egress::tool("ip", "iproute2"));
     let found = match (root, tools) {
         (true, Ok(_)) => Ok("nftables; bridge and rules are made when an app asks".into()),

@@ -30,8 +30,8 @@ const LISTED_RESOLVER: u16 = 4094;
 /// What no app may reach (RFC 6890 and Alibaba's metadata address, which lies in 100.64.0.0/10).
 const FORBIDDEN: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
 
-/// What no app may reach although it lists it, or a part of a private network that it lists: the first sets of
-/// `hutong_core::spec::egress`.
+/// What no list may hold (`hutong_core::spec::egress`, which a test below holds against it): no app reaches it, though
+/// the list and the server's owner had it.
 const NEVER: &str = "0.0.0.0/8, 100.100.100.200, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3";
 
 /// The chains that are filled anew each time.
@@ -661,6 +661,81 @@ mod tests {
         let private = egress::PRIVATE.iter().map(ToString::to_string);
         let all: Vec<String> = rest.chain(private).collect();
         assert_eq!(blocks(FORBIDDEN), blocks(&all.join(", ")));
+    }
+
+    #[test]
+    fn what_is_never_reached_comes_before_what_is_listed() {
+        let mut network = Network {
+            tag: "0123456789".into(),
+            bridge: "ht012345".into(),
+            table: "hutong_0123456789".into(),
+            gateway: Ipv4Addr::new(10, 213, 16, 1),
+            containers: Some(Containers {
+                pool: "10.212.0.0/20".into(),
+                gateway_uid: 7,
+            }),
+            build_hosts: Vec::new(),
+            ip: PathBuf::new(),
+            nft: PathBuf::new(),
+        };
+        for bounded in [true, false] {
+            let text = network.rules(bounded, Some("add the lists\n"));
+            assert!(text.starts_with("table inet hutong_0123456789 {}\ndelete table"));
+            assert!(text.ends_with("}\nadd the lists\n"));
+            let rules = text.rsplit_once("flush chain").expect("chains").1;
+            let chain = |name: &str| {
+                let (_, rest) = rules.split_once(&format!("chain {name} {{\n")).expect(name);
+                rest.split("\n  }\n").next().expect(name).to_owned()
+            };
+            let in_order = |chain: &str, words: &[&str]| {
+                let mut rest = chain;
+                for word in words {
+                    let (_, behind) = rest
+                        .split_once(word)
+                        .unwrap_or_else(|| panic!("{word}: {chain}"));
+                    rest = behind;
+                }
+            };
+            let order = [
+                NEVER,
+                "oifname \"ht012345\" drop",
+                "oifname \"hdl012345*\" drop",
+                "oifname \"docker*\" drop",
+                "oifname \"br-*\"",
+                "ct state established accept",
+                "ip saddr vmap @places",
+                "iifname vmap @bridges",
+                REJECT,
+            ];
+            in_order(&chain("lists"), &order);
+            let listed = "iifname \"ht012345\" ip saddr 10.213.23.208-10.213.31.159";
+            let (jump, shut) = (format!("{listed} jump lists"), format!("{listed} drop"));
+            let order = [
+                "iifname \"hdl012345*\" jump lists",
+                "iifname \"hdl012345*\" drop",
+                "ip saddr != 10.213.16.0/20 drop",
+                &jump,
+                &shut,
+                FORBIDDEN,
+                "iifname \"ht012345\" accept",
+            ];
+            in_order(&chain("forward"), &order);
+            let ask = format!("{listed} ip daddr 10.213.31.254 udp dport 53 accept");
+            let order = [
+                ask.as_str(),
+                &shut,
+                "iifname \"ht012345\" ip daddr 10.213.16.1 udp dport 53 accept",
+                "iifname \"ht012345\" drop",
+                "iifname \"hdl012345*\" ip daddr 10.213.31.254 udp dport 53 accept",
+            ];
+            in_order(&chain("input"), &order);
+        }
+        // What is opened by and by stays when the rest is made anew.
+        network.containers = None;
+        let text = network.rules(true, None);
+        assert!(
+            !text.contains("delete") && text.contains("flush chain inet hutong_0123456789 lists")
+        );
     }
 
     #[test]

@@ -358,7 +358,7 @@ impl Check<'_> {
         let mut rules: Vec<EgressRule> = Vec::new();
         for entry in entries.iter().take(MAX_EGRESS) {
             let at = entry.span().start;
-            match entry.get_ref().parse() {
+            match entry.get_ref().parse::<EgressRule>() {
                 Ok(rule) if rules.contains(&rule) => {
                     self.wrong(at, format!("`{rule}` is listed twice"));
                 }
@@ -584,7 +584,7 @@ mod tests {
         #[test]
         fn no_entry_makes_it_panic_and_each_is_read_as_written(text in "(?s)[a-z0-9.:/*\\[\\]\" -]{0,40}|.{0,60}") {
             if let Ok(rule) = text.parse::<EgressRule>() {
-                assert_eq!(rule.to_string().parse(), Ok(rule));
+                assert_eq!(rule.to_string().parse::<EgressRule>(), Ok(rule));
             }
         }
     }

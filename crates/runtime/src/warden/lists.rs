@@ -27,7 +27,8 @@ pub fn serve(warden: &Arc<Warden>, line: &UnixStream) {
         let good = match warden.open(&ask) {
             Ok(()) => true,
             Err(reason) => {
-                tracing::warn!("an app with a list does not get an address: {reason}");
+                // Not louder: apps can bring it about as often as they like.
+                tracing::info!("an app with a list does not get an address: {reason}");
                 false
             }
         };

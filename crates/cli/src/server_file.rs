@@ -35,6 +35,8 @@ pub struct ServerFile {
     /// Networks that apps may name servers in which Hutong does not run (`upstream`); default none.
     #[serde(default)]
     pub allow_upstreams: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub egress: Egress,
     /// Networks of proxies before this server: their word on who the visitor is counts.
     #[serde(default)]
     pub trusted_proxies: Vec<Spanned<String>>,
@@ -84,6 +86,15 @@ impl Docker {
         let expose = self.expose_by_default.as_ref();
         expose.is_some_and(|expose| *expose.get_ref())
     }
+}
+
+/// What apps may reach.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Egress {
+    /// Private networks that apps may list in `egress`, beside public ones; default none.
+    #[serde(default)]
+    pub allow: Vec<Spanned<String>>,
 }
 
 /// How builds reach the outside: mirrors, proxy, a company's certificate authority.
@@ -143,6 +154,14 @@ impl ServerFile {
         for network in file.allow_upstreams.iter().chain(&file.trusted_proxies) {
             let parsed = network.get_ref().parse::<Network>();
             parsed.map_err(|message| wrong(network.span().start, message.to_string()))?;
+        }
+        for network in &file.egress.allow {
+            let wrong = |message| wrong(network.span().start, message);
+            let parsed = network.get_ref().parse::<Network>();
+            let parsed = parsed.map_err(|message| wrong(message.to_string()))?;
+            if parsed.v4().is_none() {
+                return Err(wrong("apps have no IPv6".into()));
+            }
         }
         if let Some(networks) = file
             .docker
@@ -228,5 +247,9 @@ mod tests {
         let docker = labels.expect("good").docker.expect("a table");
         assert!(docker.labels && docker.exposes_by_default());
         assert!(cause("[docker]\nexpose_by_default = true").starts_with("s.toml:2:21: "));
+        let allowed = parse("[egress]\nallow = ['192.168.1.0/24', '10.0.0.5']").expect("good");
+        assert_eq!(allowed.egress.allow.len(), 2);
+        assert!(cause("[egress]\nallow = ['10.0.0.5/8']").starts_with("s.toml:2:10: "));
+        assert!(cause("[egress]\nallow = ['fd00::/8']").ends_with("no IPv6"));
     }
 }

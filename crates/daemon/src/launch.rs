@@ -84,7 +84,6 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
         cpu_millis: what.caps.cpu_millis,
         pids: what.caps.pids,
     };
-    let egress = what.spec.egress == Egress::Internet;
     let started = match &what.spec.image {
         Some(image) => start_container(control, instance, what, image, env, limits),
         None => control.warden.start(Start {
@@ -96,7 +95,8 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
             env,
             limits,
             data: what.spec.data,
-            egress,
+            egress: what.spec.egress != Egress::None,
+            egress_list: what.spec.egress.list(),
             links: links(what.spec),
             quota: quota(control, instance, what.spec),
         }),
@@ -174,7 +174,8 @@ fn start_container(
         env: all,
         limits,
         data: what.spec.data,
-        egress: what.spec.egress == Egress::Internet,
+        egress: what.spec.egress != Egress::None,
+        egress_list: what.spec.egress.list(),
         mount: image
             .mount
             .clone()

@@ -43,6 +43,8 @@ struct Control {
     status_asked: Mutex<Vec<tokio::sync::oneshot::Sender<hutong_ipc::gateway::Status>>>,
     /// Where apps may name servers that Hutong does not run.
     upstreams: hutong_core::networks::Networks,
+    /// Private networks that apps may list in `egress`.
+    egress_allowed: hutong_core::networks::Networks,
     data_dir: PathBuf,
     run_dir: PathBuf,
     http: String,
@@ -129,8 +131,10 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         None => None,
     };
     let upstreams = hutong_core::networks::Networks::parse(&setup.settings.allow_upstreams)?;
+    let egress_allowed = hutong_core::networks::Networks::parse(&setup.settings.egress_allow)?;
     let control = Arc::new(Control {
         upstreams,
+        egress_allowed,
         status_asked: Mutex::default(),
         banned: Mutex::default(),
         certs: certs::Certs::new(setup.https.is_some(), acme),

@@ -14,8 +14,8 @@ use hutong_core::spec::links;
 use hutong_ipc::docker::{Ask, Prepared, Start, Told};
 
 use crate::engine::{
-    Engine, LABEL_APP, LABEL_BOOT, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_LINKS, LABEL_SERVER,
-    LABEL_STARTED, LABEL_STEADY, is_missing,
+    Engine, LABEL_APP, LABEL_BOOT, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_LINKS, LABEL_NETWORK,
+    LABEL_SERVER, LABEL_STARTED, LABEL_STEADY, is_missing,
 };
 
 /// What root keeps of its powers where an app may be root: enough to change its user, own files and listen on low
@@ -83,7 +83,7 @@ impl Engine {
             );
         }
         let prepared = self.prepare(start, user).await?;
-        let network = self.ensure_network(&start.app, start.egress).await?;
+        let network = self.ensure_network(start).await?;
         let body = self.body(start, &prepared, network, &config, (now_ms, steady_ms));
         let options = CreateContainerOptions {
             name: Some(self.name_of(&start.instance)),
@@ -107,6 +107,7 @@ impl Engine {
             data: start.data,
             egress: start.egress,
             quota: start.quota,
+            listed: start.egress_list.is_some(),
         };
         match self.ask(ask).await? {
             (Told::Prepared(prepared), _) => Ok(prepared),
@@ -158,6 +159,7 @@ impl Engine {
             (LABEL_STARTED, now_ms.to_string()),
             (LABEL_STEADY, steady_ms.to_string()),
             (LABEL_LINKS, start.links.join(",")),
+            (LABEL_NETWORK, network.clone()),
         ];
         let hosts = start.links.iter().enumerate().map(|(index, name)| {
             let [a, b, c, d] = links::address(index);

@@ -21,6 +21,7 @@ use bollard::query_parameters::{
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
 use hutong_core::name::{AppName, is_digest, is_instance_id};
+use hutong_core::spec::egress::parse_egress;
 use hutong_ipc::channel;
 use hutong_ipc::docker::{About, Answer, Ask, Container, Health, Request, Setup, Start, Told};
 use hutong_ipc::shim::{Ended, Exit};
@@ -45,6 +46,8 @@ pub const LABEL_STARTED: &str = "hutong.started";
 pub const LABEL_STEADY: &str = "hutong.steady";
 /// Names of its links.
 pub const LABEL_LINKS: &str = "hutong.links";
+/// The network that it is in.
+pub const LABEL_NETWORK: &str = "hutong.network";
 
 /// How long the engine may take for an answer, in seconds; output and events go on.
 const TIMEOUT_S: u64 = 60;
@@ -69,6 +72,8 @@ struct Instance {
     deployment: u64,
     started_at: u64,
     started_steady: u64,
+    /// The name of the network that it is in, or will be.
+    network: String,
     address: Option<IpAddr>,
     health: Option<Health>,
     pid: i32,
@@ -264,6 +269,7 @@ impl Engine {
                 deployment: number(LABEL_DEPLOYMENT).unwrap_or(0),
                 started_at: number(LABEL_STARTED).unwrap_or(0),
                 started_steady: number(LABEL_STEADY).unwrap_or(0).min(steady_ms()),
+                network: labels.get(LABEL_NETWORK).cloned().unwrap_or_default(),
                 address: None,
                 health: None,
                 pid: 0,
@@ -286,6 +292,7 @@ impl Engine {
             }
             tokio::task::spawn_local(self.clone().follow(name.clone()));
         }
+        self.fence_all(&docker).await?;
         // What happened while nobody listened.
         let known: Vec<(String, String)> = {
             let all = self.instances.borrow();
@@ -356,6 +363,12 @@ impl Engine {
 
     pub fn has_instances(&self, app: &str) -> bool {
         self.instances.borrow().values().any(|one| one.app == *app)
+    }
+
+    /// Whether somebody is in a network, or is about to be.
+    pub fn uses_network(&self, name: &str) -> bool {
+        let all = self.instances.borrow();
+        all.values().any(|one| one.network == name)
     }
 
     fn instance(&self, name: &str) -> Option<Instance> {
@@ -474,6 +487,7 @@ impl Engine {
                 .env
                 .iter()
                 .all(|(key, value)| hutong_core::name::is_env_key(key) && no_nul(value))
+            && parse_egress(start.egress_list.as_deref().unwrap_or_default()).is_ok()
             && start.mount.iter().all(|(_, target)| is_inner_path(target))
             && start.writable.iter().all(|path| is_inner_path(path))
             && start.links.iter().all(|name| AppName::new(name).is_ok());
@@ -494,6 +508,7 @@ impl Engine {
             deployment: start.deployment,
             started_at: now_ms(),
             started_steady: steady_ms(),
+            network: crate::network::name(&self.setup.tag, &start),
             address: None,
             health: None,
             pid: 0,

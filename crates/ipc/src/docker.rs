@@ -82,6 +82,9 @@ pub struct Start {
     pub limits: Limits,
     pub data: bool,
     pub egress: bool,
+    /// With `egress`: all that it may reach, as `hutong.toml` has it; none: every public address.
+    #[serde(default)]
+    pub egress_list: Option<Vec<String>>,
     /// Where the release's files appear.
     pub mount: Option<(Tree, String)>,
     /// Folders that may be written to, in memory.
@@ -263,7 +266,19 @@ pub enum Ask {
         user: Option<(u32, u32)>,
         data: bool,
         egress: bool,
+        /// It has a list of what it may reach.
+        #[serde(default)]
+        listed: bool,
         quota: Option<Quota>,
+    },
+    /// What containers on a bridge may reach: all else is shut to them, also before this is asked.
+    Fence {
+        bridge: String,
+        /// The bridge's network (CIDR).
+        network: String,
+        list: Vec<String>,
+        /// They may run already: what the server's owner does not allow any more is left out, not refused.
+        again: bool,
     },
 }
 
@@ -294,8 +309,22 @@ pub struct Prepared {
     pub note: Option<String>,
 }
 
-/// The first letters of the bridges of containers, without and with a way out; the walls go by them.
-pub fn bridge_prefix(tag: &str, egress: bool) -> String {
-    let class = if egress { 'i' } else { 'n' };
+/// Which way out a bridge of containers has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    None,
+    /// To every public address.
+    Open,
+    /// To what is listed: each list has a bridge of its own.
+    Listed,
+}
+
+/// The first letters of the bridges of containers; the walls go by them.
+pub fn bridge_prefix(tag: &str, way: Way) -> String {
+    let class = match way {
+        Way::None => 'n',
+        Way::Open => 'i',
+        Way::Listed => 'l',
+    };
     format!("hd{class}{}", &tag[..tag.len().min(6)])
 }

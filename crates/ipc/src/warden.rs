@@ -40,6 +40,9 @@ pub struct Start {
     /// The bound of `/data`.
     #[serde(default)]
     pub quota: Option<Quota>,
+    /// With `egress`: all that it may reach, as `hutong.toml` has it; none: every public address.
+    #[serde(default)]
+    pub egress_list: Option<Vec<String>>,
 }
 
 /// A bound of an app's `/data`.
@@ -320,6 +323,9 @@ pub struct ServerSettings {
     /// Networks that apps may name servers in which Hutong does not run.
     #[serde(default)]
     pub allow_upstreams: Vec<String>,
+    /// Private networks that apps may list in `egress`.
+    #[serde(default)]
+    pub egress_allow: Vec<String>,
     /// As in [`GatewaySetup`].
     #[serde(default)]
     pub trusted_proxies: Vec<String>,
@@ -364,9 +370,13 @@ pub struct GatewaySetup {
     pub max_connections_per_ip: u32,
 }
 
-/// The first frame for the resolver. Descriptors: a UDP socket and a TCP listener on the bridge.
+/// The first frame for the resolver. Descriptors: a UDP socket and a TCP listener on the bridge for those who may ask
+/// for every name, and as many for those who have a list.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ResolverSetup {
     pub drop_to: Option<(u32, u32)>,
     pub upstreams: Vec<std::net::SocketAddr>,
+    /// So many [`Place`](crate::resolver::Place)s follow, each in a frame of its own.
+    #[serde(default)]
+    pub places: usize,
 }

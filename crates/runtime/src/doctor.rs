@@ -116,7 +116,7 @@ fn probe(without: &[Wall]) -> Result<(), String> {
 }
 
 fn way_out(root: bool) -> Wanted {
-    let what = "apps with egress reach the internet only: not the host, not private networks";
+    let what = "apps with egress reach the internet, or what they list, only: not the host, not private networks by themselves";
     let tools = egress::tool("nft", "nftables").and_then(|_| egress::tool("ip", "iproute2"));
     let found = match (root, tools) {
         (true, Ok(_)) => Ok("nftables; bridge and rules are made when an app asks".into()),

@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod client;
 mod disks;
+mod dns;
 pub mod doctor;
 mod egress;
 mod instances;

@@ -7,6 +7,7 @@ mod children;
 mod docker;
 mod evidence;
 mod leaks;
+mod lists;
 mod requests;
 
 use std::fs;
@@ -63,6 +64,8 @@ struct Warden {
     seccomp: Vec<u64>,
     uids: Mutex<Uids>,
     network: Mutex<Option<Network>>,
+    /// Locked before `network`, by whoever needs both.
+    lists: Mutex<egress::lists::Lists>,
     children: Mutex<Children>,
     /// Shims that this process started and has to reap.
     shims: Mutex<Vec<i32>>,
@@ -133,6 +136,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         seccomp,
         uids: Mutex::new(uids),
         network: Mutex::new(None),
+        lists: Mutex::default(),
         children: Mutex::new(Children::default()),
         shims: Mutex::new(Vec::new()),
         launching: Mutex::new(Vec::new()),
@@ -293,6 +297,7 @@ impl Warden {
                         tracing::error!("apps have a way out without walls: {error}");
                     }
                 }
+                warden.forget_lists();
             }
         };
         std::thread::Builder::new()

@@ -129,6 +129,7 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
             npm_registry: build.npm_registry,
             proxy: build.proxy,
             allow_upstreams: texts(file.allow_upstreams),
+            egress_allow: texts(file.egress.allow),
             trusted_proxies: texts(file.trusted_proxies),
             proxy_protocol: file.proxy_protocol,
             max_connections_per_ip: file.max_connections_per_ip.unwrap_or(1024),

@@ -117,6 +117,7 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
             data,
             egress,
             quota,
+            listed,
         } => {
             checked_app(&app)?;
             let _making = warden.making.read();
@@ -132,9 +133,10 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
                 .transpose()?;
             // Before there is anything to keep in.
             warden.ensure_egress()?;
-            let resolver = lock(&warden.network)
-                .as_ref()
-                .map(|network| network.leg(0).gateway);
+            let resolver = lock(&warden.network).as_ref().map(|network| match listed {
+                true => network.listed_resolver().octets(),
+                false => network.gateway().octets(),
+            });
             let folder = warden.layout.app_data().join(&app);
             let mut note = None;
             if data {
@@ -152,6 +154,15 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
                 note,
             };
             Ok((Told::Prepared(prepared), Vec::new()))
+        }
+        Ask::Fence {
+            bridge,
+            network,
+            list,
+            again,
+        } => {
+            warden.fence_containers(&bridge, &network, &list, again)?;
+            Ok((Told::Done, Vec::new()))
         }
     }
 }

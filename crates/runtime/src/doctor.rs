@@ -1,13 +1,13 @@
 //! The walls of isolation: which stand on this host, and what to do where one does not.
 
-use std::fs;
-use std::os::fd::OwnedFd;
+use std::fs::{self, File};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use hutong_ipc::channel;
-use hutong_ipc::shim::{Go, Launch, Step, Wall};
+use hutong_ipc::shim::{Go, LANDLOCK_LEAST, Launch, Step, Wall};
 use hutong_ipc::warden::Wanted;
 
 use crate::cgroup::Cgroups;
@@ -95,7 +95,8 @@ fn sandbox_walls(root: bool) -> Vec<Wanted> {
             Some(Wall::Seccomp),
         ),
     ];
-    each.into_iter()
+    let mut walls: Vec<Wanted> = each
+        .into_iter()
         .map(|(name, what, without)| {
             let found = match &full {
                 Ok(()) => Ok("stands".to_owned()),
@@ -104,22 +105,64 @@ fn sandbox_walls(root: bool) -> Vec<Wanted> {
                     reason.clone(),
                     "use Linux 5.12 or later, with user namespaces allowed (user.max_user_namespaces > 0, kernel.unprivileged_userns_clone = 1), not inside a restricted container".to_owned(),
                 )),
-                Err(reason) => Err((
-                    reason.clone(),
-                    "no sandbox can be made here at all; see the reason".to_owned(),
-                )),
+                Err(reason) => Err((reason.clone(), NO_SANDBOX.to_owned())),
             };
             wall(name, what, found)
         })
-        .collect()
+        .collect();
+    walls.push(second_wall(&full, root));
+    walls
+}
+
+const NO_SANDBOX: &str = "no sandbox can be made here at all; see the reason";
+
+/// It stands behind the others: a kernel without it is told of, and is no reason not to serve.
+fn second_wall(full: &Result<(), String>, root: bool) -> Wanted {
+    let abi = sys::landlock_abi();
+    let found = match full {
+        Ok(()) if abi >= 6 => Ok(format!("Landlock, ABI {abi}")),
+        Ok(()) if abi >= LANDLOCK_LEAST => Ok(format!(
+            "Landlock, ABI {abi}: for files; for signals and abstract sockets from ABI 6 on (Linux 6.12)"
+        )),
+        Ok(()) => Ok(
+            "not in this kernel (Linux 5.19 with Landlock has it): the first walls stand alone"
+                .to_owned(),
+        ),
+        Err(reason) if probe(&[Wall::Landlock], root).is_ok() => Err((
+            reason.clone(),
+            "boot without it: leave `landlock` out of the kernel's parameter `lsm=`".to_owned(),
+        )),
+        Err(reason) => Err((reason.clone(), NO_SANDBOX.to_owned())),
+    };
+    let what = "where another wall has a hole, files and processes of the host are still denied";
+    wall("landlock", what, found)
 }
 
 fn probe(without: &[Wall], root: bool) -> Result<(), String> {
+    throwaway(&["/usr/bin/true"], without, root).map(drop)
+}
+
+/// A sandbox of no app's; it goes with this.
+struct Throwaway {
+    shim: Child,
+    /// Where its output goes.
+    spool: [File; 2],
+}
+
+impl Drop for Throwaway {
+    fn drop(&mut self) {
+        let _ = self.shim.kill();
+        let _ = self.shim.wait();
+    }
+}
+
+/// Runs a program in a sandbox without some of its walls; it has been executed, or why not.
+fn throwaway(argv: &[&str], without: &[Wall], root: bool) -> Result<Throwaway, String> {
     let shim = launch::shim_program().map_err(|error| error.to_string())?;
     let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
     let _ = ours.set_read_timeout(Some(std::time::Duration::from_secs(10)));
-    use std::os::fd::{AsFd, AsRawFd};
-    let mut child = Command::new(format!("/proc/self/fd/{}", shim.as_raw_fd()))
+    let spool = [unnamed_file()?, unnamed_file()?];
+    let child = Command::new(format!("/proc/self/fd/{}", shim.as_raw_fd()))
         .arg0("hutong-shim doctor")
         .env_clear()
         .stdin(OwnedFd::from(theirs))
@@ -127,12 +170,13 @@ fn probe(without: &[Wall], root: bool) -> Result<(), String> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(|error| format!("cannot start the shim: {error}"))?;
+    let made = Throwaway { shim: child, spool };
     let launch = Launch {
         instance: "doctor".into(),
         hostname: "doctor".into(),
         // Any range serves: the program lives for an instant and owns nothing.
         uid_base: root.then_some(0x7fff_0000),
-        argv: vec!["/usr/bin/true".into()],
+        argv: argv.iter().map(|word| (*word).to_owned()).collect(),
         env: Vec::new(),
         cwd: "/".into(),
         mounts: sandbox::host_mounts(),
@@ -148,30 +192,24 @@ fn probe(without: &[Wall], root: bool) -> Result<(), String> {
         egress: None,
         without: without.to_vec(),
     };
-    let folder = std::env::temp_dir();
     let socket = std::os::unix::net::UnixDatagram::unbound().map_err(|error| error.to_string())?;
-    let spool = [unnamed_file(&folder)?, unnamed_file(&folder)?];
-    let fds = [socket.as_fd(), spool[0].as_fd(), spool[1].as_fd()];
-    let result = (|| {
-        channel::send(&ours, &launch, &fds).map_err(|error| error.to_string())?;
-        loop {
-            match channel::receive::<Step>(&ours).map_err(|error| error.to_string())? {
-                Some((Step::Running, _)) => return Ok(()),
-                Some((Step::Failed(reason), _)) => return Err(reason),
-                Some(_) => {
-                    channel::send(&ours, &Go::On, &[]).map_err(|error| error.to_string())?;
-                }
-                None => return Err("the shim ended without a word".into()),
+    let fds = [socket.as_fd(), made.spool[0].as_fd(), made.spool[1].as_fd()];
+    channel::send(&ours, &launch, &fds).map_err(|error| error.to_string())?;
+    loop {
+        match channel::receive::<Step>(&ours).map_err(|error| error.to_string())? {
+            Some((Step::Running, _)) => return Ok(made),
+            Some((Step::Failed(reason), _)) => return Err(reason),
+            Some(_) => {
+                channel::send(&ours, &Go::On, &[]).map_err(|error| error.to_string())?;
             }
+            None => return Err("the shim ended without a word".into()),
         }
-    })();
-    let _ = child.kill();
-    let _ = child.wait();
-    result
+    }
 }
 
-fn unnamed_file(_folder: &std::path::Path) -> Result<OwnedFd, String> {
+fn unnamed_file() -> Result<File, String> {
     rustix::fs::memfd_create("spool", rustix::fs::MemfdFlags::CLOEXEC)
+        .map(File::from)
         .map_err(|error| error.to_string())
 }
 
@@ -235,4 +273,92 @@ pub fn missing(walls: &[Wanted]) -> Vec<&Wanted> {
 pub fn has_user_namespaces() -> bool {
     fs::read_to_string("/proc/sys/user/max_user_namespaces")
         .is_ok_and(|text| text.trim().parse::<u64>().is_ok_and(|count| count > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+
+    use hutong_ipc::spool::{Cursor, Kind, read};
+
+    use super::*;
+
+    /// As root; each says whether it got out. Arguments: a process, and an abstract socket that listens.
+    const TRIES: &str = r"
+import ctypes, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def write(folder):
+    path = '%s/hutong-landlock-%d' % (folder, os.getpid())
+    open(path, 'w').close()
+    os.unlink(path)
+def mount():
+    # Whoever may mount is told that there is no such file system.
+    if libc.mount(b'none', b'/', b'no-such', 0, None) and ctypes.get_errno() != 19:
+        raise OSError(ctypes.get_errno(), 'mount')
+def connect():
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect('\0' + sys.argv[2])
+tries = {
+    'read': lambda: open('/etc/shadow').read(),
+    'list': lambda: os.listdir('/root'),
+    'root': lambda: os.listdir('/'),
+    'mount': mount,
+    'signal': lambda: os.kill(int(sys.argv[1]), 0),
+    'connect': connect,
+}
+for folder in ['/etc', '/root', '/tmp', '/usr']:
+    tries['write' + folder] = lambda folder=folder: write(folder)
+for name, attempt in tries.items():
+    try:
+        attempt()
+        print(name, 'out')
+    except OSError as error:
+        print(name, 'held:', error)
+";
+
+    /// What root tries in a sandbox without these walls: (name, whether it got out), and all that was said.
+    fn tried(without: &[Wall], socket: &str) -> (Vec<(String, bool)>, String) {
+        let pid = std::process::id().to_string();
+        let argv = ["/usr/bin/python3", "-c", TRIES, &pid, socket];
+        let mut made = throwaway(&argv, without, true).expect("a sandbox");
+        made.shim.wait().expect("the shim ends with the program");
+        let records = read(&made.spool, &mut Cursor::default(), 1 << 16).expect("its output");
+        let output = records
+            .iter()
+            .filter(|record| matches!(record.kind, Kind::Stdout | Kind::Stderr));
+        let said: String = output
+            .map(|record| String::from_utf8_lossy(&record.payload).into_owned())
+            .collect();
+        let lines = said.lines().filter_map(|line| line.split_once(' '));
+        let results = lines
+            .map(|(name, how)| (name.to_owned(), how == "out"))
+            .collect();
+        (results, said)
+    }
+
+    #[test]
+    fn landlock_holds_where_no_other_wall_stands() {
+        let abi = sys::landlock_abi();
+        if sys::effective_uid() != 0 || abi < LANDLOCK_LEAST {
+            assert!(std::env::var_os("CI").is_none(), "CI must not skip this");
+            println!("skipped: root and Landlock are needed");
+            return;
+        }
+        let name = format!("hutong-landlock-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).expect("a name");
+        let _listens = UnixListener::bind_addr(&address).expect("an abstract socket");
+        let others = [Wall::Root, Wall::Pid, Wall::Net, Wall::User, Wall::Seccomp];
+        let (held, said) = tried(&others, &name);
+        assert_eq!(held.len(), 10, "{said}");
+        for (try_, out) in held {
+            let knows = abi >= 6 || !["signal", "connect"].contains(&try_.as_str());
+            assert_eq!(out, !knows, "{try_}: {said}");
+        }
+        // A try that fails without any wall would show nothing.
+        let none = [others.as_slice(), &[Wall::Landlock]].concat();
+        let (free, said) = tried(&none, &name);
+        assert_eq!(free.len(), 10, "{said}");
+        assert!(free.iter().all(|(_, out)| *out), "{said}");
+    }
 }

@@ -54,8 +54,9 @@ impl Cgroups {
                 found.add_unified(Path::new(&mount_point), &ours);
             } else if kind == "cgroup" {
                 let holds = |controller: &str| options.split(',').any(|one| one == controller);
+                let known = found.v1.iter().any(|(c, _)| *c == "blkio");
                 // Only its weight is wanted; many disks have no scheduler for it.
-                if holds("blkio") && make(&ours).is_ok() {
+                if holds("blkio") && !known && make(&ours).is_ok() {
                     if BLKIO_WEIGHTS.iter().any(|file| ours.join(file).exists()) {
                         found.v1.push(("blkio", ours.clone()));
                     } else {

@@ -24,12 +24,13 @@ const PROCESSES: u32 = 200;
 const FILES: u32 = 30_000;
 /// Walls that can be left out of a sandbox, as the table calls them. The others (System V memory, limits) are the only ones
 /// before what they keep off.
-const WALLS: [(&str, Wall); 5] = [
+const WALLS: [(&str, Wall); 6] = [
     ("root", Wall::Root),
     ("user", Wall::User),
     ("pid", Wall::Pid),
     ("net", Wall::Net),
     ("seccomp", Wall::Seccomp),
+    ("landlock", Wall::Landlock),
 ];
 /// What root has not on every machine.
 const NOT_EVERYWHERE: [&str; 1] = ["be spared by the OOM killer"];

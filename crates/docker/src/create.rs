@@ -194,6 +194,7 @@ impl Engine {
                 memory: Some(memory),
                 // Swap would only hide that the memory is used up.
                 memory_swap: Some(memory),
+                memory_reservation: reservation(memory, has_cgroup_v1()),
                 cpu_period: Some(100_000),
                 cpu_quota: Some(i64::from(start.limits.cpu_millis) * 100),
                 // Init counts too.
@@ -213,10 +214,11 @@ impl Engine {
                 ]),
                 ipc_mode: Some("private".into()),
                 shm_size: Some(64 << 20),
+                // Not 0: a program that core_pattern names would still be started, on the host (core(5)).
                 ulimits: Some(vec![ResourcesUlimits {
                     name: Some("core".into()),
-                    soft: Some(0),
-                    hard: Some(0),
+                    soft: Some(1),
+                    hard: Some(1),
                 }]),
                 // Who restarts it is our affair.
                 restart_policy: Some(RestartPolicy {
@@ -290,6 +292,20 @@ impl Engine {
     pub fn name_of(&self, instance: &str) -> String {
         format!("hutong-{}-{instance}", self.setup.tag)
     }
+}
+
+/// Where the kernel begins to take memory back if the whole machine is short of it; only a v1 cgroup understands it so: of
+/// v2, an engine would keep that much from being taken back. Weights of disks and processor are what engines give.
+fn reservation(memory: i64, v1: bool) -> Option<i64> {
+    let most = memory / 10 * 9;
+    (v1 && most >= LEAST_RESERVATION).then_some(most)
+}
+
+/// Engines refuse less, in bytes.
+const LEAST_RESERVATION: i64 = 6 << 20;
+
+fn has_cgroup_v1() -> bool {
+    !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
 /// An image's health check, not more often than an app of ours could ask for: each costs the machine a process that is
@@ -369,6 +385,13 @@ pub fn is_root(user: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_memory_is_kept_from_the_machine() {
+        assert_eq!(reservation(100 << 20, true), Some(94_371_840));
+        assert_eq!(reservation(100 << 20, false), None);
+        assert_eq!(reservation(4 << 20, true), None);
+    }
 
     #[test]
     fn users_of_images_are_read() {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use hutong_ipc::shim::Wall;
+use hutong_ipc::shim::{LANDLOCK_LEAST, Wall};
 use hutong_ipc::warden::Wanted;
 
 use crate::cgroup::Cgroups;
@@ -92,7 +92,8 @@ fn sandbox_walls() -> Vec<Wanted> {
             Some(Wall::Seccomp),
         ),
     ];
-    each.into_iter()
+    let mut walls: Vec<Wanted> = each
+        .into_iter()
         .map(|(name, what, without)| {
             let found = match &full {
                 Ok(()) => Ok("stands".to_owned()),
@@ -101,14 +102,37 @@ fn sandbox_walls() -> Vec<Wanted> {
                     reason.clone(),
                     "use Linux 5.12 or later, with user namespaces allowed (user.max_user_namespaces > 0, kernel.unprivileged_userns_clone = 1), not inside a restricted container".to_owned(),
                 )),
-                Err(reason) => Err((
-                    reason.clone(),
-                    "no sandbox can be made here at all; see the reason".to_owned(),
-                )),
+                Err(reason) => Err((reason.clone(), NO_SANDBOX.to_owned())),
             };
             wall(name, what, found)
         })
-        .collect()
+        .collect();
+    walls.push(second_wall(&full));
+    walls
+}
+
+const NO_SANDBOX: &str = "no sandbox can be made here at all; see the reason";
+
+/// It stands behind the others: a kernel without it is told of, and is no reason not to serve.
+fn second_wall(full: &Result<(), String>) -> Wanted {
+    let abi = sys::landlock_abi();
+    let found = match full {
+        Ok(()) if abi >= 6 => Ok(format!("Landlock, ABI {abi}")),
+        Ok(()) if abi >= LANDLOCK_LEAST => Ok(format!(
+            "Landlock, ABI {abi}: for files; for signals and abstract sockets from ABI 6 on (Linux 6.12)"
+        )),
+        Ok(()) => Ok(
+            "not in this kernel (Linux 5.19 with Landlock has it): the first walls stand alone"
+                .to_owned(),
+        ),
+        Err(reason) if probe(&[Wall::Landlock]).is_ok() => Err((
+            reason.clone(),
+            "boot without it: leave `landlock` out of the kernel's parameter `lsm=`".to_owned(),
+        )),
+        Err(reason) => Err((reason.clone(), NO_SANDBOX.to_owned())),
+    };
+    let what = "where another wall has a hole, files and processes of the host are still denied";
+    wall("landlock", what, found)
 }
 
 fn probe(without: &[Wall]) -> Result<(), String> {
@@ -175,4 +199,83 @@ pub fn missing(walls: &[Wanted]) -> Vec<&Wanted> {
 pub fn has_user_namespaces() -> bool {
     fs::read_to_string("/proc/sys/user/max_user_namespaces")
         .is_ok_and(|text| text.trim().parse::<u64>().is_ok_and(|count| count > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+
+    use super::*;
+
+    /// As root; each says whether it got out. Arguments: a process, and an abstract socket that listens.
+    const TRIES: &str = r"
+import ctypes, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def write(folder):
+    path = '%s/hutong-landlock-%d' % (folder, os.getpid())
+    open(path, 'w').close()
+    os.unlink(path)
+def mount():
+    # Whoever may mount is told that there is no such file system.
+    if libc.mount(b'none', b'/', b'no-such', 0, None) and ctypes.get_errno() != 19:
+        raise OSError(ctypes.get_errno(), 'mount')
+def connect():
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect('\0' + sys.argv[2])
+tries = {
+    'read': lambda: open('/etc/shadow').read(),
+    'list': lambda: os.listdir('/root'),
+    'root': lambda: os.listdir('/'),
+    'mount': mount,
+    'signal': lambda: os.kill(int(sys.argv[1]), 0),
+    'connect': connect,
+}
+for folder in ['/etc', '/root', '/tmp', '/usr']:
+    tries['write' + folder] = lambda folder=folder: write(folder)
+for name, attempt in tries.items():
+    try:
+        attempt()
+        print(name, 'out')
+    except OSError as error:
+        print(name, 'held:', error)
+";
+
+    /// What root tries in a sandbox without these walls: (name, whether it got out), and all that was said.
+    fn tried(without: &[Wall], socket: &str) -> (Vec<(String, bool)>, String) {
+        let pid = std::process::id().to_string();
+        let argv = ["/usr/bin/python3", "-c", TRIES, &pid, socket];
+        let trial = Trial::start(without, &argv, None).expect("a sandbox");
+        let said = trial.output(std::time::Duration::from_secs(60));
+        let lines = said.lines().filter_map(|line| line.split_once(' '));
+        let results = lines
+            .map(|(name, how)| (name.to_owned(), how == "out"))
+            .collect();
+        (results, said)
+    }
+
+    #[test]
+    fn landlock_holds_where_no_other_wall_stands() {
+        let abi = sys::landlock_abi();
+        if sys::effective_uid() != 0 || abi < LANDLOCK_LEAST {
+            assert!(std::env::var_os("CI").is_none(), "CI must not skip this");
+            println!("skipped: root and Landlock are needed");
+            return;
+        }
+        let name = format!("hutong-landlock-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).expect("a name");
+        let _listens = UnixListener::bind_addr(&address).expect("an abstract socket");
+        let others = [Wall::Root, Wall::Pid, Wall::Net, Wall::User, Wall::Seccomp];
+        let (held, said) = tried(&others, &name);
+        assert_eq!(held.len(), 10, "{said}");
+        for (try_, out) in held {
+            let knows = abi >= 6 || !["signal", "connect"].contains(&try_.as_str());
+            assert_eq!(out, !knows, "{try_}: {said}");
+        }
+        // A try that fails without any wall would show nothing.
+        let none = [others.as_slice(), &[Wall::Landlock]].concat();
+        let (free, said) = tried(&none, &name);
+        assert_eq!(free.len(), 10, "{said}");
+        assert!(free.iter().all(|(_, out)| *out), "{said}");
+    }
 }

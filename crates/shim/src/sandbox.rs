@@ -18,19 +18,22 @@ const NO_DEVICES: u64 = 4;
 /// new mount namespace.
 const STAGING: &str = "/tmp";
 
-/// What /proc shows of the host and must not (as Docker masks it), and what must not be written.
-const MASKED: [&str; 9] = [
+/// What /proc shows of the host and must not (as Docker masks it, and more), and what must not be written. There is no
+/// /sys at all.
+const MASKED: [&str; 11] = [
+    "interrupts",
     "kcore",
     "keys",
     "key-users",
     "timer_list",
+    "timer_stats",
     "latency_stats",
     "sched_debug",
     "kallsyms",
     "kmsg",
     "vmallocinfo",
 ];
-const MASKED_FOLDERS: [&str; 3] = ["acpi", "scsi", "driver"];
+const MASKED_FOLDERS: [&str; 4] = ["acpi", "asound", "scsi", "driver"];
 const READ_ONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
 /// Builds the root and makes it `/`.
@@ -152,6 +155,10 @@ fn make_devices(devices: &[(OwnedFd, &str)]) -> io::Result<()> {
         libc::MS_NOSUID | libc::MS_NOEXEC,
         options,
     );
+    // The queues of mq_open(3) are there either way; Landlock can allow them only where they can be seen.
+    fs::create_dir(at("dev/mqueue"))?;
+    let flags = flags | libc::MS_NOEXEC;
+    let _ = sys::mount("mqueue", &at("dev/mqueue"), "mqueue", flags, "");
     Ok(())
 }
 

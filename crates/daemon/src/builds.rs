@@ -311,7 +311,7 @@ fn wait_for_memory<'a>(control: &'a Control, deployment: &Deployment) -> Result<
     let build = ids::build_step(&deployment.app, deployment.id, 0);
     let began = Instant::now();
     loop {
-        let Err(why) = control.set_aside(&build, memory::BUILD) else {
+        let Err(why) = control.set_aside_for_build(&build) else {
             return Ok(Aside(control, build));
         };
         if began.elapsed() > TIMEOUT || is_superseded(control, deployment.id) {
@@ -369,6 +369,7 @@ fn run_step(
             memory,
             cpu_millis: CPU_MILLIS,
             pids: PIDS,
+            guaranteed: 0,
         },
     };
     fail::point("build step");
@@ -445,6 +446,7 @@ fn run_release(
             }
         }
     };
+    let _aside = Aside(control, instance.clone());
     let time = show_time(command.timeout);
     let late = format!("the release command `{line}` took over {time}");
     let (timeout, patience) = (command.timeout, Some(spec.stop_timeout));

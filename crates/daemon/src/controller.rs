@@ -230,6 +230,10 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
             .any(|step| matches!(step, Step::Start { .. }))
         {
             control.waits_no_more(&loaded.app.name);
+            let rolling = loaded.rollout.as_ref();
+            if let Some((deployment, _, _)) = rolling {
+                control.waits_no_more(&format!("{}#{}", loaded.app.name, deployment.id));
+            }
         }
         if loaded.app.isolated {
             continue;
@@ -493,6 +497,7 @@ fn publish_all(
             if found.is_some_and(|found| found.isolated) {
                 app.targets.clear();
                 app.callers.clear();
+                app.links.clear();
                 app.serve = wire::Serve::Down {
                     reason: "the app is not available at the moment".into(),
                     retry_after_s: 300,
@@ -656,7 +661,11 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                     return false;
                 }
                 Err(NotStarted::NoRoom(reason)) => {
-                    let waited = control.waits(app, &reason);
+                    let who = match rolling {
+                        true => format!("{app}#{deployment}"),
+                        false => app.clone(),
+                    };
+                    let waited = control.waits(&who, app, &reason);
                     // Whoever deploys is there to be told; whatever serves waits as long as it takes.
                     if !rolling || waited < MEMORY_PATIENCE {
                         return false;

@@ -92,6 +92,11 @@ pub fn publish(
         None => {
             for (name, kept) in before.iter().filter(|(name, _)| is_external(name)) {
                 let mut kept = kept.clone();
+                if control.rebooted {
+                    // The engine has given its addresses out anew: to whom is not known yet.
+                    kept.targets.clear();
+                    kept.serve = away();
+                }
                 kept.routes
                     .retain(|route| hosts.owner(&route.host).is_none());
                 shown.push(show_kept(name, &kept));
@@ -214,6 +219,14 @@ fn attached(network: &ForeignNetwork) -> labels::Attached {
     }
 }
 
+fn away() -> wire::Serve {
+    wire::Serve::Down {
+        reason: "the app is not available at the moment".into(),
+        retry_after_s: RETRY_S,
+        until_ms: None,
+    }
+}
+
 /// One router's part of the snapshot.
 fn app(router: &labels::Router) -> wire::App {
     let ready = router.targets.iter().filter(|one| one.waits.is_none());
@@ -221,11 +234,7 @@ fn app(router: &labels::Router) -> wire::App {
     wire::App {
         routes: router.routes.iter().map(route).collect(),
         serve: match targets.is_empty() {
-            true => wire::Serve::Down {
-                reason: "the app is not available at the moment".into(),
-                retry_after_s: RETRY_S,
-                until_ms: None,
-            },
+            true => away(),
             false => wire::Serve::Targets,
         },
         targets,
@@ -233,6 +242,7 @@ fn app(router: &labels::Router) -> wire::App {
         hold_timeout_ms: HOLD_MS,
         https: wire::Https {
             redirect: router.redirect,
+            only: router.redirect,
             plain: !router.certificate,
             ..wire::Https::default()
         },

@@ -41,7 +41,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// Why so much more does not fit.
+    /// Why so much more does not fit into what apps may have.
     fn check(&self, wanted: u64) -> Result<(), String> {
         let left = self.total.saturating_sub(self.guaranteed);
         if wanted > left {
@@ -52,6 +52,13 @@ impl Room {
                 show_size(self.total)
             ));
         }
+        Ok(())
+    }
+
+    /// The same, and why there is not so much in fact: for what may as well wait. Others may use up what is not
+    /// theirs; that must not keep an app from what it is guaranteed.
+    fn check_free(&self, wanted: u64) -> Result<(), String> {
+        self.check(wanted)?;
         if wanted.saturating_add(SPARE) > self.available {
             return Err(format!(
                 "{} of memory are needed, and only {} are free on this machine",
@@ -108,6 +115,15 @@ impl Control {
         self.room().check(wanted)
     }
 
+    /// Sets memory aside for a build.
+    pub fn set_aside_for_build(&self, build: &str) -> Result<(), String> {
+        let room = self.room();
+        // On a machine that is too small for any it gets all that there is.
+        let bytes = BUILD.min(room.total);
+        room.check_free(bytes)?;
+        self.set_aside(build, bytes)
+    }
+
     /// Sets memory aside for an instance that is about to start.
     pub fn set_aside(&self, instance: &str, bytes: u64) -> Result<(), String> {
         let room = self.room();
@@ -122,14 +138,14 @@ impl Control {
         Ok(())
     }
 
-    /// Something of an app waits; says for how long already.
-    pub fn waits(&self, app: &str, why: &str) -> Duration {
+    /// Something of an app waits, `who` of it; says for how long already.
+    pub fn waits(&self, who: &str, app: &str, why: &str) -> Duration {
         let mut ledger = lock(&self.memory);
         let fresh = || Waiting {
             why: String::new(),
             since: Instant::now(),
         };
-        let waiting = ledger.waiting.entry(app.to_owned()).or_insert_with(fresh);
+        let waiting = ledger.waiting.entry(who.to_owned()).or_insert_with(fresh);
         let news = waiting.why.is_empty();
         waiting.why = why.to_owned();
         let waited = waiting.since.elapsed();
@@ -140,13 +156,17 @@ impl Control {
         waited
     }
 
-    pub fn waits_no_more(&self, app: &str) {
-        lock(&self.memory).waiting.remove(app);
+    pub fn waits_no_more(&self, who: &str) {
+        lock(&self.memory).waiting.remove(who);
     }
 
+    /// What something of an app waits for: an instance, or a job.
     pub fn waits_for(&self, app: &str) -> Option<String> {
         let ledger = lock(&self.memory);
-        Some(ledger.waiting.get(app)?.why.clone())
+        let mut all = ledger.waiting.iter();
+        let of_app = |who: &str| who.split('#').next() == Some(app);
+        let (_, found) = all.find(|(who, _)| of_app(who))?;
+        Some(found.why.clone())
     }
 
     pub fn give_back(&self, instance: &str) {
@@ -154,8 +174,8 @@ impl Control {
     }
 }
 
-/// Takes in what runs: what is gone gives its part back, what a control plane before us started is counted. Builds say
-/// themselves when they are over.
+/// Takes in what runs: what is gone gives its part back, what a control plane before us started is counted. Builds and
+/// release commands say themselves when they are over.
 pub fn settle(control: &Control) {
     let running: Vec<(String, u64)> = {
         let observed = lock(&control.observed);
@@ -167,7 +187,7 @@ pub fn settle(control: &Control) {
         let runs = |instance: &String| running.iter().any(|(one, _)| one == instance);
         ledger
             .by_instance
-            .retain(|instance, _| runs(instance) || ids::is_build(instance));
+            .retain(|instance, _| runs(instance) || ids::is_of_deployment(instance));
         let unknown = |(instance, _): &&(String, u64)| !ledger.by_instance.contains_key(instance);
         running.iter().filter(unknown).cloned().collect()
     };
@@ -191,7 +211,7 @@ fn guaranteed_of(control: &Control, instance: &str) -> Option<u64> {
 }
 
 /// What all of a release's programs are guaranteed that run all the time.
-pub fn of_release(spec: &AppSpec, instances: u32) -> u64 {
+fn of_release(spec: &AppSpec, instances: u32) -> u64 {
     let times = |caps: &Caps, count: u32| caps.guaranteed_bytes.saturating_mul(u64::from(count));
     let web = match spec.run.has_instances() {
         true => times(&spec.caps, instances),
@@ -229,20 +249,38 @@ pub fn check_release(
     spec: &AppSpec,
     instances: u32,
 ) -> Result<(), String> {
-    let wanted = match spec.strategy {
-        // Workers of the new release start behind those of the old one.
-        Strategy::Rolling if spec.run.has_instances() => {
-            of_release(spec, instances).saturating_sub(of_release(spec, 0))
-        }
-        _ => {
-            let ledger = lock(&control.memory);
-            let mine = ledger.by_instance.iter();
-            let mine = mine.filter(|(one, _)| ids::parse(one).is_some_and(|(of, _)| of == app));
-            let has = mine.map(|(_, bytes)| bytes).sum();
-            of_release(spec, instances).saturating_sub(has)
-        }
+    let room = control.room();
+    let jobs = spec.cron.values().map(|job| job.caps.guaranteed_bytes);
+    if let Some(job) = jobs.max().filter(|job| *job > room.total) {
+        return Err(format!(
+            "a timed job is guaranteed {} of memory, and apps have {} in all",
+            show_size(job),
+            show_size(room.total)
+        ));
+    }
+    let has = |web: bool| -> u64 {
+        let ledger = lock(&control.memory);
+        let mine = ledger.by_instance.iter().filter(|(one, _)| {
+            let of_app = ids::parse(one).is_some_and(|(of, _)| of == app);
+            of_app && (ids::kind(one) == ids::Kind::Web) == web
+        });
+        mine.map(|(_, bytes)| bytes).sum()
     };
-    control.has_memory(wanted)
+    let beside = of_release(spec, 0);
+    let web = of_release(spec, instances).saturating_sub(beside);
+    // Workers of the new release start behind those of the old one.
+    let workers = beside.saturating_sub(has(false));
+    let rolls = spec.strategy == Strategy::Rolling && spec.run.has_instances();
+    let wanted = match rolls {
+        true => web + workers,
+        false => web.saturating_sub(has(true)) + workers,
+    };
+    match room.check(wanted) {
+        Err(why) if rolls && web.saturating_sub(has(true)) < web => Err(format!(
+            "{why}; the new release starts beside the old one, with `strategy = \"recreate\"` it would take its place"
+        )),
+        other => other,
+    }
 }
 
 #[cfg(test)]
@@ -266,7 +304,8 @@ mod tests {
             available: 100 << 20,
             ..room
         };
-        let said = busy.check(64 << 20).expect_err("too much");
+        assert_eq!(busy.check(64 << 20), Ok(()));
+        let said = busy.check_free(64 << 20).expect_err("too much");
         assert_eq!(
             said,
             "64M of memory are needed, and only 100M are free on this machine"

@@ -137,6 +137,7 @@ pub fn app<'a>(
             except: spec.https.except.clone(),
             hsts_s: spec.https.hsts.as_secs(),
             plain: false,
+            only: false,
         },
         response_timeout_ms: milliseconds(spec.response_timeout),
         // Long enough for a recreate: drain, stop, start.

@@ -37,6 +37,9 @@ const LOG_FILE: &str = "8m";
 /// An /etc/passwd is not longer, in bytes.
 const MAX_PASSWD: u64 = 1 << 20;
 
+/// How long a container waits for its disk.
+const PREPARE: std::time::Duration = std::time::Duration::from_secs(1800);
+
 /// Why a container cannot be made of whose name there is one: its making was answered, and the answer got lost.
 pub const IN_THE_WAY: &str = "a container of its name is in the way";
 
@@ -109,10 +112,17 @@ impl Engine {
             quota: start.quota,
             listed: start.egress_list.is_some(),
         };
-        match self.ask(ask).await? {
-            (Told::Prepared(prepared), _) => Ok(prepared),
-            (Told::Refused(reason), _) => Err(reason),
-            _ => Err("the warden's answer is not understood".into()),
+        let began = std::time::Instant::now();
+        loop {
+            match self.ask(ask.clone()).await? {
+                (Told::Prepared(prepared), _) => return Ok(prepared),
+                // Others are answered in between.
+                (Told::Later(_), _) if began.elapsed() < PREPARE => {
+                    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                }
+                (Told::Refused(reason) | Told::Later(reason), _) => return Err(reason),
+                _ => return Err("the warden's answer is not understood".into()),
+            }
         }
     }
 

@@ -135,6 +135,7 @@ impl Engine {
             containers.map_err(failed)?,
             &networks.map_err(failed)?,
             labels.expose_by_default,
+            is_behind,
         );
         let mut known = self.foreign.borrow_mut();
         let news = known.trouble.take().is_some() || known.list != list;
@@ -162,10 +163,11 @@ fn chosen(
     containers: Vec<ContainerSummary>,
     networks: &[Network],
     by_default: bool,
+    behind: Behind,
 ) -> Vec<Foreign> {
     let networks: HashMap<&str, Result<Subnets, String>> = networks
         .iter()
-        .filter_map(|network| Some((network.id.as_deref()?, subnets(network))))
+        .filter_map(|network| Some((network.id.as_deref()?, subnets(network, behind))))
         .collect();
     let mut list: Vec<Foreign> = containers
         .into_iter()
@@ -287,14 +289,49 @@ fn health(status: &str) -> Option<Health> {
     .find_map(|(words, health)| status.contains(words).then_some(health))
 }
 
+/// Whether this host sends packets for an address into that bridge, and has the address not itself: a network may be made with
+/// whatever addresses somebody likes.
+fn is_behind(ip: IpAddr, bridge: &str) -> bool {
+    if std::net::UdpSocket::bind((ip, 0)).is_ok() {
+        return false;
+    }
+    let IpAddr::V4(ip) = ip else {
+        // Its routes are not looked up; apps have no IPv6 either.
+        return false;
+    };
+    let table = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    most_specific(&table, ip).is_some_and(|interface| interface == bridge)
+}
+
+/// The interface of the longest route to an address in the kernel's table (proc(5), /proc/net/route).
+fn most_specific(table: &str, ip: std::net::Ipv4Addr) -> Option<&str> {
+    let wanted = u32::from_ne_bytes(ip.octets());
+    let routes = table.lines().skip(1).filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let interface = fields.next()?;
+        let to = u32::from_str_radix(fields.next()?, 16).ok()?;
+        let mask = u32::from_str_radix(fields.nth(5)?, 16).ok()?;
+        (wanted & mask == to).then_some((mask.count_ones(), interface))
+    });
+    routes
+        .max_by_key(|(length, _)| *length)
+        .map(|(_, interface)| interface)
+}
+
 /// The addresses of a network whose containers this host reaches.
 struct Subnets {
+    /// The bridge that the engine made for it.
+    bridge: String,
+    behind: Behind,
     all: Networks,
     /// The host's own.
     gateways: Vec<IpAddr>,
 }
 
-fn subnets(network: &Network) -> Result<Subnets, String> {
+/// Whether an address is behind a bridge.
+type Behind = fn(IpAddr, &str) -> bool;
+
+fn subnets(network: &Network, behind: Behind) -> Result<Subnets, String> {
     let labels = network.labels.as_ref();
     if labels.is_some_and(|labels| labels.contains_key(LABEL_SERVER)) {
         return Err("it is an app's own".into());
@@ -308,6 +345,21 @@ fn subnets(network: &Network) -> Result<Subnets, String> {
             ));
         }
     }
+    let option = |name: &str| {
+        network
+            .options
+            .as_ref()
+            .and_then(|all| all.get(name).cloned())
+    };
+    let named = option("com.docker.network.bridge.name");
+    let id = network.id.as_deref().unwrap_or_default();
+    let made = format!("br-{}", id.get(..12).unwrap_or_default());
+    // A bridge of the host's own leads anywhere.
+    let bridge = match named {
+        Some(name) if name == "docker0" => name,
+        Some(_) => return Err("it is on a bridge that somebody chose".into()),
+        None => made,
+    };
     let ipam = network.ipam.as_ref();
     let configs = ipam.and_then(|ipam| ipam.config.as_deref());
     let configs = configs.unwrap_or_default();
@@ -317,6 +369,8 @@ fn subnets(network: &Network) -> Result<Subnets, String> {
         .collect();
     let gateways = configs.iter().filter_map(|one| one.gateway.as_deref());
     Ok(Subnets {
+        bridge,
+        behind,
         all: Networks::parse(&texts)?,
         gateways: gateways.filter_map(|text| text.parse().ok()).collect(),
     })
@@ -336,7 +390,10 @@ fn attached(
             addresses
                 .filter_map(|text| text.parse::<IpAddr>().ok())
                 .find(|ip| {
-                    is_private(*ip) && subnets.all.contains(*ip) && !subnets.gateways.contains(ip)
+                    is_private(*ip)
+                        && subnets.all.contains(*ip)
+                        && !subnets.gateways.contains(ip)
+                        && (subnets.behind)(*ip, &subnets.bridge)
                 })
                 .ok_or_else(|| "it has no private address there".to_owned())
         }
@@ -415,7 +472,7 @@ mod tests {
             network("n1", "bridge", "172.18.0.0/16"),
             network("n2", "overlay", "172.18.0.0/16"),
         ];
-        chosen(vec![container], &networks, by_default)
+        chosen(vec![container], &networks, by_default, |_, _| true)
     }
 
     #[test]
@@ -475,6 +532,16 @@ mod tests {
             let reached = all[0].networks.iter().any(|one| one.address.is_some());
             assert!(!reached, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_longest_route_says_where_an_address_is() {
+        let table = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT\neth0\t00000000\t0101A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\nbr-1\t0000000A\t00000000\t0001\t0\t0\t0\t000000FF\t0\t0\t0\neth1\t0002010A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+        let of = |ip: &str| most_specific(table, ip.parse().expect("an address"));
+        assert_eq!(of("10.9.9.9"), Some("br-1"));
+        assert_eq!(of("10.1.2.3"), Some("eth1"));
+        assert_eq!(of("8.8.8.8"), Some("eth0"));
+        assert!(!is_behind("127.0.0.1".parse().expect("an address"), "lo"));
     }
 
     #[test]

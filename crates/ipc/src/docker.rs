@@ -243,7 +243,7 @@ pub struct LinksOf {
 }
 
 /// What the driver asks of the warden, over its standard input.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ask {
     /// Opens the spool of an instance; makes it if it is not there.
@@ -292,6 +292,8 @@ pub enum Told {
     /// As many descriptors as were asked for come along.
     Listening,
     Prepared(Prepared),
+    /// It is being made: ask again.
+    Later(String),
     Refused(String),
 }
 

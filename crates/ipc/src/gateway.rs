@@ -80,6 +80,9 @@ pub struct Https {
     /// Nobody wants certificates for its hosts.
     #[serde(default)]
     pub plain: bool,
+    /// Nothing is answered over plain HTTP.
+    #[serde(default)]
+    pub only: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

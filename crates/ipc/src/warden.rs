@@ -20,6 +20,9 @@ pub struct Limits {
     /// Thousandths of a core.
     pub cpu_millis: u32,
     pub pids: u32,
+    /// What the kernel takes back from it last, in bytes (v2).
+    #[serde(default)]
+    pub guaranteed: u64,
 }
 
 /// One instance to start.

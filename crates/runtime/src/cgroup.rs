@@ -132,6 +132,7 @@ impl Cgroups {
                 // Swap would only hide that the memory is used up.
                 let _ = fs::write(folder.join("memory.swap.max"), "0");
                 let _ = fs::write(folder.join("memory.high"), &high);
+                let _ = fs::write(folder.join("memory.low"), limits.guaranteed.to_string());
                 // All of it is ended, and starts afresh: not some of its programs.
                 let _ = fs::write(folder.join("memory.oom.group"), "1");
                 fs::write(folder.join("cpu.max"), format!("{quota} 100000"))?;
@@ -382,6 +383,7 @@ mod tests {
             memory: 100 << 20,
             cpu_millis: 500,
             pids: 10,
+            guaranteed: 25 << 20,
         };
         let places = groups.prepare("one", &limits, build).expect("prepared");
         let entered = v1.iter().filter(|name| build || **name != "blkio");
@@ -396,6 +398,7 @@ mod tests {
         for (file, value) in [
             ("memory.max", "104857600"),
             ("memory.high", "94371840"),
+            ("memory.low", "26214400"),
             ("memory.oom.group", "1"),
             ("cpu.max", "50000 100000"),
             ("pids.max", "11"),

@@ -36,6 +36,7 @@ impl Trial {
         let program = launch::shim_program().map_err(text)?;
         let (ours, theirs) = UnixStream::pair().map_err(text)?;
         let _ = ours.set_read_timeout(Some(Duration::from_secs(10)));
+        let spool = [unnamed_file()?, unnamed_file()?];
         let shim = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
             .arg0("hutong-shim trial")
             .env_clear()
@@ -44,17 +45,14 @@ impl Trial {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| format!("cannot start the shim: {error}"))?;
-        let trial = Trial {
-            shim,
-            spool: [unnamed_file()?, unnamed_file()?],
-        };
+        let trial = Trial { shim, spool };
         let mut mounts = sandbox::host_mounts();
         mounts.extend(app.map(|folder| sandbox::mount(folder, "/app", false)));
         let is_root = crate::sys::effective_uid() == 0;
         let launch = Launch {
             instance: "trial".into(),
             hostname: "trial".into(),
-            uid_base: is_root.then_some(0x7fff_0000),
+            uid_base: is_root.then_some(0x6fff_0000),
             argv: argv.iter().map(|word| (*word).to_owned()).collect(),
             env: Vec::new(),
             cwd: "/".into(),

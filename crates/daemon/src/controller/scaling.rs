@@ -95,6 +95,8 @@ pub(super) fn look(control: &Control, loaded: &Loaded, now: u64) {
     let used: HashMap<String, u64> = serving
         .into_iter()
         .filter(|i| health(observed, i) == plan::Health::Healthy)
+        // Where the kernel does not count, nothing is known.
+        .filter(|i| i.cpu_usec > 0)
         .filter(|i| !observed.draining.contains_key(&i.instance))
         .map(|i| (i.instance.clone(), i.cpu_usec))
         .collect();

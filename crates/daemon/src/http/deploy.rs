@@ -20,7 +20,7 @@ use hutong_core::{route, units};
 
 use super::{ApiError, Result, apps};
 use crate::store::{self, Goal};
-use crate::{Control, builds, lock, memory, publish, unpack};
+use crate::{Control, builds, controller, lock, memory, publish, unpack};
 
 fn tree(control: &Control, digest: &str) -> Result<PathBuf> {
     if !is_digest(digest) {
@@ -186,10 +186,10 @@ pub async fn deploy(
         there,
         &steps,
     )?;
-    let instances = before
-        .as_ref()
-        .and_then(|app| app.scale)
-        .unwrap_or(spec.instances);
+    let instances = match &before {
+        Some(app) => controller::wanted_instances(&lock(&control.observed), app, &spec),
+        None => spec.instances,
+    };
     memory::check_release(&control, &name, &spec, instances).map_err(ApiError::no_memory)?;
     let grows = !steps.is_empty() || spec.image.is_some();
     if grows && !request.dry_run {

@@ -19,6 +19,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::requests::{SPOOL_BYTES, checked_app, checked_instance};
 use super::{Warden, bind_unix, lock};
+use crate::disks::Unready;
 use crate::{launch, sys, trees};
 
 /// Sends the driver its setup and answers it from then on.
@@ -140,7 +141,11 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
             let folder = warden.layout.app_data().join(&app);
             let mut note = None;
             if data {
-                note = warden.ensure_disk(&app, quota)?;
+                note = match warden.ensure_disk(&app, quota) {
+                    Ok(note) => note,
+                    Err(Unready::Later(why)) => return Ok((Told::Later(why), Vec::new())),
+                    Err(Unready::Failed(why)) => return Err(why),
+                };
                 let (uid, _) = user.unwrap_or(own);
                 trees::make_owned(&folder, Some(uid), 0o700)
                     .map_err(|error| format!("cannot make /data: {error}"))?;

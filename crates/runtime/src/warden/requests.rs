@@ -14,11 +14,12 @@ use hutong_ipc::warden::{Answer, Build, Instance, Limits, Process, Quota, Reques
 
 use super::children::Role;
 use super::{Warden, lock, memory_of};
+use crate::disks::{self, Unready};
 use crate::egress::{Containers, Kind, Network};
 use crate::instances::Record;
 use crate::launch::Launcher;
 use crate::sandbox::{base_env, files, host_mounts, merge_env, mount};
-use crate::{disks, processes, sys, trees};
+use crate::{processes, sys, trees};
 
 const MAX_CONNECTIONS: usize = 16;
 /// Bound of each of the two spool files of an instance, in bytes.
@@ -249,8 +250,11 @@ impl Warden {
         let mut env = base_env(&start.app, &start.instance, home);
         if start.data {
             let data = self.layout.app_data().join(&start.app);
-            if let Some(note) = self.ensure_disk(&start.app, start.quota)? {
-                tracing::warn!("{}: {note}", start.app);
+            match self.ensure_disk(&start.app, start.quota) {
+                Ok(Some(note)) => tracing::warn!("{}: {note}", start.app),
+                Ok(None) => {}
+                Err(Unready::Later(why)) => return Ok(Answer::Later(why)),
+                Err(Unready::Failed(why)) => return Err(why),
             }
             let owner = base.map(|base| base + APP_UID);
             trees::make_owned(&data, owner, 0o700)
@@ -284,16 +288,19 @@ impl Warden {
         &self,
         app: &str,
         quota: Option<Quota>,
-    ) -> Result<Option<String>, String> {
+    ) -> Result<Option<String>, Unready> {
         if !self.root {
             return Ok(None);
         }
-        let runs = self.instances.live().iter().any(|record| record.app == app);
+        let begins = lock(&self.launching).iter().any(|one| one.app == app);
+        let live = self.instances.live();
+        let runs = begins || live.iter().any(|one| one.app == app && !one.build);
         let quota = quota.map(|quota| Quota {
             alone: quota.alone && !runs,
             ..quota
         });
-        disks::ensure(&self.layout, app, quota)
+        let reserve = self.config.settings.disk_reserve;
+        disks::ensure(&self.layout, app, quota, reserve)
     }
 
     fn build(&self, build: &Build, goes_on: bool) -> Result<Answer, String> {

@@ -281,9 +281,9 @@ fn memory_cpu_and_pids_beyond_the_caps_are_out_of_reach() {
     let caps = "[limits]\nmemory = \"48M\"\ncpu = 0.25\npids = 24";
     server.deploy(python_app("greedy", caps, "g").path());
     server.deploy(python_app("calm", "", "c").path());
-    // The kernel takes memory back from 90 % of the cap on, in whole pages.
+    // The kernel takes memory back from a thirty-second below the cap on, in whole pages.
     let (v1, v2) = ("memory.soft_limit_in_bytes", "memory.high");
-    assert_eq!(cap_of(&server, "greedy", v1, v2), "45297664");
+    assert_eq!(cap_of(&server, "greedy", v1, v2), "48758784");
     let fork = "import subprocess\nps=[]\ntry:\n  for i in range(60): ps.append(subprocess.Popen(['sleep','60']))\nexcept BlockingIOError: pass\nresult=len(ps)\nfor p in ps: p.kill()\nfor p in ps: p.wait()";
     let forked: i32 = inside(&server, "greedy", fork).parse().expect("a number");
     assert!(

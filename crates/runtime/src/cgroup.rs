@@ -37,10 +37,10 @@ const BUILD_SHARES: &str = "204";
 const IO_WEIGHTS: [&str; 2] = ["io.weight", "io.bfq.weight"];
 const BLKIO_WEIGHTS: [&str; 2] = ["blkio.weight", "blkio.bfq.weight"];
 
-/// From where on the kernel takes back what it can, before it has to kill: 90 % of the cap, but not so far below it that
-/// what cannot be taken back crawls for long (v2 slows down whoever is above) instead of being ended.
+/// From where on the kernel takes back what it can, before it has to kill: not so far below the cap that what cannot be taken
+/// back crawls for long (v2 slows down whoever is above, by the square of how far) instead of being ended.
 fn high(cap: u64) -> u64 {
-    cap - (cap / 10).min(16 << 20)
+    cap - (cap / 32).min(16 << 20)
 }
 
 impl Cgroups {
@@ -89,6 +89,8 @@ impl Cgroups {
         }
         self.unified_limits = has_all && enable(ours).is_ok();
         if self.unified_limits {
+            // What is guaranteed to a child is so only as far as its parent's is.
+            let _ = fs::write(ours.join("memory.low"), "max");
             // Weights of disks are no cap: it goes without.
             for folder in [root, ours] {
                 let _ = fs::write(folder.join("cgroup.subtree_control"), "+io");
@@ -360,7 +362,7 @@ mod tests {
 
     #[test]
     fn memory_is_taken_back_a_tenth_below_the_cap_at_most() {
-        assert_eq!(high(100 << 20), 90 << 20);
+        assert_eq!(high(128 << 20), 124 << 20);
         assert_eq!(high(1 << 30), (1 << 30) - (16 << 20));
         assert_eq!(high(0), 0);
     }
@@ -397,7 +399,7 @@ mod tests {
         let of = |file: &str| app(&format!("one/{file}")).unwrap_or_default();
         for (file, value) in [
             ("memory.max", "104857600"),
-            ("memory.high", "94371840"),
+            ("memory.high", "101580800"),
             ("memory.low", "26214400"),
             ("memory.oom.group", "1"),
             ("cpu.max", "50000 100000"),
@@ -414,7 +416,7 @@ mod tests {
         let old = ["memory", "cpu", "pids", "blkio"];
         let app = written(&old, false);
         let soft = app("memory/one/memory.soft_limit_in_bytes");
-        assert_eq!(soft.as_deref(), Some("94371840"));
+        assert_eq!(soft.as_deref(), Some("101580800"));
         for file in ["cpu/one/cpu.shares", "blkio/one/blkio.weight"] {
             assert_eq!(app(file), None, "{file}");
         }

@@ -27,12 +27,13 @@ const LAST_BUILD: u16 = 4093;
 /// The bridge's second address: the name server of those with a list.
 const LISTED_RESOLVER: u16 = 4094;
 
-/// What no app may reach (RFC 6890 and Alibaba's metadata address, which lies in 100.64.0.0/10).
-const FORBIDDEN: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
+/// What no app may reach (RFC 6890, Azure's metadata address, and Alibaba's, which lies in 100.64.0.0/10).
+const FORBIDDEN: &str = "0.0.0.0/8, 10.0.0.0/8, 100.64.0.0/10, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 172.16.0.0/12, 192.0.0.0/24, 192.168.0.0/16, 198.18.0.0/15, 224.0.0.0/3";
 
 /// What no list may hold (`hutong_core::spec::egress`, which a test below holds against it): no app reaches it, though
 /// the list and the server's owner had it.
-const NEVER: &str = "0.0.0.0/8, 100.100.100.200, 127.0.0.0/8, 169.254.0.0/16, 224.0.0.0/3";
+const NEVER: &str =
+    "0.0.0.0/8, 100.100.100.200, 127.0.0.0/8, 168.63.129.16, 169.254.0.0/16, 224.0.0.0/3";
 
 /// The chains that are filled anew each time.
 const CHAINS: [&str; 5] = ["input", "lists", "forward", "output", "postrouting"];

@@ -144,9 +144,19 @@ fn bounded(busy: &Arc<AtomicUsize>, work: impl FnOnce() + Send + 'static) {
 fn ask(question: &[u8], upstreams: &[SocketAddr]) -> io::Result<Vec<u8>> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for upstream in upstreams {
-        let socket = connected(*upstream)?;
+        // One that cannot be reached at all (IPv6 without a route) is not the last.
+        let socket = match connected(*upstream) {
+            Ok(socket) => socket,
+            Err(error) => {
+                last = error;
+                continue;
+            }
+        };
         socket.set_read_timeout(Some(TIMEOUT / 2))?;
-        socket.send(question)?;
+        if let Err(error) = socket.send(question) {
+            last = error;
+            continue;
+        }
         let mut answer = vec![0; 4096];
         match socket.recv(&mut answer) {
             // The first two bytes are the question's id (RFC 1035, 4.1.1).

@@ -64,9 +64,11 @@ pub struct Block {
 }
 
 /// What no app reaches, whatever it lists, and what that is.
-pub const NEVER: [(Block, &str); 5] = [
+pub const NEVER: [(Block, &str); 6] = [
     (block(0, 0, 0, 0, 8), "this machine"),
     (block(100, 100, 100, 200, 32), "a metadata service"),
+    // Azure's; the only one at a public address.
+    (block(168, 63, 129, 16, 32), "a metadata service"),
     (block(127, 0, 0, 0, 8), "this machine"),
     (
         block(169, 254, 0, 0, 16),

@@ -290,7 +290,7 @@ struct RawSpec {
     #[serde(default)]
     share: BTreeMap<Spanned<String>, Spanned<String>>,
     /// Other apps that this one may call: with `orders = "orders-app"` its programs reach that app at
-    /// http://orders.internal. The other app has to name this one in its `callers`.
+    /// `http://orders.internal`. The other app has to name this one in its `callers`.
     #[schemars(with = "BTreeMap<String, String>")]
     #[serde(default)]
     links: BTreeMap<Spanned<String>, Spanned<String>>,

@@ -138,6 +138,10 @@ fn what_was_there_is_kept_when_a_bound_comes() {
     assert!((14..=23).contains(&megabytes), "{megabytes}");
     let left = std::fs::read_dir(server.data.path().join("disks")).expect("it is there");
     assert_eq!(left.count(), 1, "no half image is left");
+    assert!(
+        !server.data.path().join("data/.lost").exists(),
+        "nor a second copy"
+    );
     // What there is no room for is refused, and nothing is lost.
     let (_, said) = server.fails(&[
         "deploy",

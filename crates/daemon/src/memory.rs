@@ -28,7 +28,13 @@ pub struct Ledger {
 struct Waiting {
     why: String,
     since: Instant,
+    /// When it last said so.
+    said: Instant,
 }
+
+/// Who has not said for so long that it waits, waits no more: it was given up, or is over. The controller looks every five
+/// seconds.
+const FORGOTTEN: Duration = Duration::from_secs(15);
 
 /// How it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -144,10 +150,12 @@ impl Control {
         let fresh = || Waiting {
             why: String::new(),
             since: Instant::now(),
+            said: Instant::now(),
         };
         let waiting = ledger.waiting.entry(who.to_owned()).or_insert_with(fresh);
         let news = waiting.why.is_empty();
         waiting.why = why.to_owned();
+        waiting.said = Instant::now();
         let waited = waiting.since.elapsed();
         drop(ledger);
         if news {
@@ -188,6 +196,9 @@ pub fn settle(control: &Control) {
         ledger
             .by_instance
             .retain(|instance, _| runs(instance) || ids::is_of_deployment(instance));
+        ledger
+            .waiting
+            .retain(|_, one| one.said.elapsed() < FORGOTTEN);
         let unknown = |(instance, _): &&(String, u64)| !ledger.by_instance.contains_key(instance);
         running.iter().filter(unknown).cloned().collect()
     };

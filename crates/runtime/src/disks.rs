@@ -123,7 +123,12 @@ fn make_ready(
             return Ok(Some(note.into()));
         }
         match make(image, folder, quota.bytes, reserve) {
-            Ok(said) => note = said,
+            Ok(said) => {
+                note = said;
+                // All of it was copied just now, and nothing ran meanwhile. After an interruption this is not known any
+                // more: then `mount` puts it aside.
+                trees::delete(folder).map_err(|error| error.to_string())?;
+            }
             // It runs on with what it has, measured.
             Err(why) if holds_something(folder) => {
                 return Ok(Some(format!("/data is not bounded: {why}")));
@@ -413,7 +418,7 @@ fn mount(image: &Path, folder: &Path) -> Result<(), String> {
         return Ok(());
     }
     if holds_something(folder) {
-        // What was moved into the image, or what somebody put there since. It is not ours to say which.
+        // A move was interrupted behind the copy, or somebody put this there since: it is not ours to say which.
         put_aside(folder)?;
     }
     trees::make_owned(folder, None, 0o700).map_err(|error| error.to_string())?;

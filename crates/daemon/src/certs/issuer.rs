@@ -54,14 +54,14 @@ pub fn now() -> u64 {
 /// So many hosts of containers of others get certificates: an authority counts them, and each is looked up.
 const MAX_EXTERNAL: usize = 50;
 
-/// Whether a host is wanted only because a container of others says so.
-fn is_external(control: &Control, host: &str) -> bool {
+/// The hosts of apps; what else is wanted, a container of others says.
+fn hosts_of_apps(control: &Control) -> BTreeSet<String> {
     let snapshot = publish::last(&control.data_dir, &control.run_dir);
-    let names = |app: &hutong_ipc::gateway::App| app.routes.iter().any(|route| route.host == host);
-    let apps = snapshot.apps.iter();
-    !apps
-        .into_iter()
-        .any(|(name, app)| !labels::is_external(name) && names(app))
+    let apps = snapshot.apps.into_iter();
+    apps.filter(|(name, _)| !labels::is_external(name))
+        .flat_map(|(_, app)| app.routes)
+        .map(|route| route.host)
+        .collect()
 }
 
 /// Every host that a published route names, but where nobody wants HTTPS. An address is none: no visitor says one in a
@@ -129,13 +129,14 @@ async fn pass(control: &Arc<Control>) -> u64 {
         forced.clone()
     };
     let acme = control.certs.acme.as_ref();
+    let ours = hosts_of_apps(control);
     // What we sign ourselves first: an authority may take its time.
     let mut list: Vec<(bool, bool, &String)> = hosts
         .iter()
         .map(|host| {
             let by_acme = source_of(acme, host) == Source::Acme;
             // Those of apps before those of others.
-            (by_acme, by_acme && is_external(control, host), host)
+            (by_acme, by_acme && !ours.contains(host), host)
         })
         .collect();
     list.sort();
@@ -425,15 +426,14 @@ async fn attempt(
             next_s = next_s.min(now() + LIMIT_FOR_ALL_S);
         }
         // What others' containers ask for too often is not to keep apps from theirs.
-        if row == CA_LIMIT && is_external(control, host) {
-            return Ok(u64::MAX);
+        if row != CA_LIMIT || hosts_of_apps(control).contains(host) {
+            note(&Attempt {
+                host: row.to_owned(),
+                failures,
+                next_s,
+                problem: failed.problem.clone(),
+            })?;
         }
-        note(&Attempt {
-            host: row.to_owned(),
-            failures,
-            next_s,
-            problem: failed.problem.clone(),
-        })?;
     }
     let counted = match failed.whose {
         Whose::NotReady | Whose::Gateway => failures,

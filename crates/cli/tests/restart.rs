@@ -82,6 +82,17 @@ fn a_killed_gateway_loses_only_what_it_had_in_hand() {
     let other = report.worse_than_cut();
     assert!(other.is_none(), "{report:?}");
     assert_eq!(only_instance(&server, "one"), before);
+    // The one that took over goes before everybody else, too.
+    let threads = std::fs::read_dir(format!("/proc/{}/task", server.role("gateway")));
+    for thread in threads.expect("it runs").flatten() {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).expect("it runs");
+        // The 19th field of proc_pid_stat(5); the second one, in brackets, may hold anything.
+        let nice = stat
+            .rsplit(") ")
+            .next()
+            .and_then(|rest| rest.split(' ').nth(16));
+        assert_eq!(nice, Some("-5"), "{stat}");
+    }
 }
 
 #[test]

@@ -47,6 +47,9 @@ enum Bench {
         /// Fewer rounds, 100 sleeping apps instead of 500: about four minutes instead of about fifteen
         #[arg(long)]
         quick: bool,
+        /// Only what an app notices of its neighbours
+        #[arg(long)]
+        neighbours: bool,
     },
     /// The budgets of the core: memory, start, deploy, exit, routes, boot with 500 apps, lost requests
     Core {
@@ -108,7 +111,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Crowd => crowd::run()?,
         Bench::Footprint => footprint::run()?.into(),
         Bench::Core { quick } => core::run(quick)?,
-        Bench::Runtime { quick } => runtime::run(quick)?,
+        Bench::Runtime { quick, neighbours } => runtime::run(quick, neighbours)?,
     };
     header.extend(notes);
     if json {

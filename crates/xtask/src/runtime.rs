@@ -44,7 +44,7 @@ impl Drop for Running {
     }
 }
 
-pub fn run(quick: bool) -> anyhow::Result<Report> {
+pub fn run(quick: bool, neighbours: bool) -> anyhow::Result<Report> {
     let rounds = if quick { 9 } else { 51 };
     let binary = release_binary()?;
     let folder = tempfile::tempdir()?;
@@ -56,6 +56,10 @@ pub fn run(quick: bool) -> anyhow::Result<Report> {
         .arg(source)
         .status()?;
     anyhow::ensure!(built.success(), "cc failed");
+    if neighbours {
+        let server = Server::start_binary(&binary, &[]);
+        return Ok(neighbours::run(&server, &tiny, quick)?.into());
+    }
     let mut rows = Vec::new();
     let mut notes = vec![
         "milliseconds from the start (or the request) to the first answer; medians; `rival` is the same program started bare".to_owned(),

@@ -270,6 +270,12 @@ impl Children {
             .map_err(|error| format!("cannot start {}: {error}", role.word()))?;
         hutong_ipc::fail::point("child.spawned");
         let pid = child.id() as i32;
+        // Every visitor waits for it; it has no thread yet but the one.
+        if role == Role::Gateway
+            && let Err(error) = sys::put_first(pid)
+        {
+            tracing::debug!(%error, "the gateway runs like everybody else");
+        }
         let failures = self.find(role).map_or(0, |child| child.failures);
         self.list.retain(|child| child.role != role);
         self.retired.retain(OnRecord::is_alive);

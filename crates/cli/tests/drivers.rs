@@ -296,7 +296,8 @@ both! {
             kill(server.role("docker"));
             eventually("the driver is back, and links", 30, || call("shop", "secret.internal", "/") == "gold");
         }
-        server.ok(&["isolate", "shop"]);
+        let bundle = server.data.path().join("evidence.tar.gz");
+        server.ok(&["isolate", "shop", "--bundle", &bundle.to_string_lossy()]);
         server.ok(&["release", "shop"]);
         eventually("out of quarantine", 20, || call("shop", "secret.internal", "/") == "gold");
         server.ok(&["remove", "vault", "--purge"]);

@@ -67,11 +67,15 @@ pub struct External {
     /// The oldest first.
     pub containers: Vec<String>,
     pub routers: Vec<Router>,
+    /// What nobody may have: who would have it is left out, and who has a shorter path might serve it to all.
+    pub denied: BTreeSet<Domain>,
+    /// A name for who serves that, like a router's.
+    pub nobody: String,
     /// What is not done, or not as the labels say.
     pub notes: Vec<String>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Router {
     /// Among all routers and apps.
     pub name: String,
@@ -155,6 +159,7 @@ pub fn read(containers: &[Container]) -> Vec<External> {
     let mut targets = MAX_TARGETS;
     for external in &mut externals {
         contradictions(external);
+        deny(external);
         for router in &mut external.routers {
             if router.targets.len() > targets.min(MAX_TARGETS_EACH) {
                 let text = format!(
@@ -181,15 +186,21 @@ fn contradictions(external: &mut External) {
     }
     let differ = |auths: &Vec<Option<Auth>>| auths.iter().any(|auth| *auth != auths[0]);
     claims.retain(|_, auths| differ(auths));
-    for router in &mut external.routers {
-        router
-            .routes
-            .retain(|route| !claims.contains_key(&route.domain));
-    }
     for domain in claims.into_keys() {
         let text =
             format!("{domain} is not served: two routers have it, and differ in who may come");
         note(&mut external.notes, text);
+        external.denied.insert(domain);
+    }
+}
+
+/// What is denied is served by no router, and not by one above it either.
+fn deny(external: &mut External) {
+    let denied = &external.denied;
+    for router in &mut external.routers {
+        router
+            .routes
+            .retain(|route| !denied.contains(&route.domain));
     }
 }
 
@@ -218,6 +229,13 @@ pub fn settle(externals: &mut [External], owner: impl Fn(&str) -> Option<String>
                 }
             });
         }
+        external.denied.retain(|domain| {
+            let is_free = owner(&domain.host).is_none() && !taken.contains_key(domain);
+            if is_free {
+                taken.insert(domain.clone(), external.name.clone());
+            }
+            is_free
+        });
     }
 }
 
@@ -288,21 +306,44 @@ fn external(
         let text = "no label says which requests are for it: traefik.http.routers.NAME.rule";
         note(&mut notes, text.into());
     }
-    // The one that is left out may be the one that asks for a password.
+    // The one that is left out may be the one that asks for a password: what it would have is denied, so that another one,
+    // of a shorter path, does not serve it without. If it cannot be known what that is, nothing is served.
+    let mut denied = BTreeSet::new();
+    let mut is_unknown = false;
     let routers = group.declared.routers.iter().filter(|_| !is_cut);
     for (name, router) in routers {
-        let made = draft(group, groups, router, &mut notes).and_then(|draft| {
-            *left = left.checked_sub(draft.routes.len()).ok_or_else(|| {
-                format!(
+        let made = draft(group, groups, router, &mut notes);
+        let domains = match &made {
+            Ok(draft) => draft.routes.len(),
+            Err(Left { denied, .. }) => denied.as_ref().map_or(0, Vec::len),
+        };
+        let fits = left.checked_sub(domains);
+        *left = fits.unwrap_or(*left);
+        let made = match fits {
+            Some(_) => made,
+            None => Err(Left {
+                why: format!(
                     "there are more than {MAX_ROUTES_OF_ONE} routes of it, or {MAX_ROUTES} in all"
-                )
-            })?;
-            Ok(draft)
-        });
+                ),
+                denied: None,
+            }),
+        };
         match made {
             Ok(draft) => drafts.push((plain(name), draft)),
-            Err(why) => note(&mut notes, format!("router {}: {why}", plain(name))),
+            Err(out) => {
+                note(&mut notes, format!("router {}: {}", plain(name), out.why));
+                match out.denied {
+                    Some(domains) => denied.extend(domains),
+                    None => is_unknown = true,
+                }
+            }
         }
+    }
+    if is_unknown && !drafts.is_empty() {
+        let text = "no router of it is served: what is left out may be what keeps visitors out";
+        note(&mut notes, text.into());
+        let domains = drafts.drain(..).flat_map(|(_, draft)| draft.routes);
+        denied.extend(domains.map(|route| route.domain));
     }
     let routers = join(drafts, &mut notes)
         .into_iter()
@@ -324,8 +365,25 @@ fn external(
     External {
         name: group.name.clone(),
         containers: containers.collect(),
+        nobody: unique(names, &format!("{}:denied", group.name), MARK),
         routers,
+        denied,
         notes,
+    }
+}
+
+/// A router that is left out.
+struct Left {
+    why: String,
+    /// What it would have, where that is known.
+    denied: Option<Vec<Domain>>,
+}
+
+impl Left {
+    /// It would serve nobody who comes here.
+    fn nothing(why: String) -> Self {
+        let denied = Some(Vec::new());
+        Left { why, denied }
     }
 }
 
@@ -399,13 +457,34 @@ fn draft(
     groups: &[Group<'_>],
     router: &declared::Router,
     notes: &mut Vec<String>,
+) -> Result<Draft, Left> {
+    let Some(rule) = router.rule.as_deref() else {
+        // Traefik would make one of the container's name.
+        let why = router.problem.as_deref().unwrap_or("it has no rule");
+        return Err(Left::nothing(why.into()));
+    };
+    let domains = rule::parse(rule).map_err(|why| Left {
+        why: match &router.problem {
+            Some(problem) => problem.clone(),
+            None => format!("its rule is not served: {why}"),
+        },
+        denied: None,
+    })?;
+    // It would be asked by those only who come another way.
+    let entry = entry(router, notes).map_err(Left::nothing)?;
+    let denied = Some(domains.clone());
+    routed(group, groups, router, (rule, domains, entry)).map_err(|why| Left { why, denied })
+}
+
+fn routed(
+    group: &Group<'_>,
+    groups: &[Group<'_>],
+    router: &declared::Router,
+    (rule, domains, entry): (&str, Vec<Domain>, Entry),
 ) -> Result<Draft, String> {
     if let Some(problem) = &router.problem {
         return Err(problem.clone());
     }
-    let rule = router.rule.as_deref().ok_or("it has no rule")?;
-    let domains = rule::parse(rule).map_err(|why| format!("its rule is not served: {why}"))?;
-    let entry = entry(router, notes)?;
     let mut draft = Draft {
         entry,
         routes: Vec::new(),
@@ -536,6 +615,7 @@ fn join(drafts: Vec<(String, Draft)>, notes: &mut Vec<String>) -> Vec<(String, D
     let (open, mut joined): (Vec<_>, Vec<_>) = drafts.into_iter().partition(is_plain);
     for (name, mut draft) in open {
         let is_secure = |(_, draft): &&mut (String, Draft)| draft.entry == Entry::Secure;
+        let redirects = draft.redirect;
         for (other, secure) in joined.iter_mut().filter(is_secure) {
             if !draft.routes.iter().any(|route| secure.has(&route.domain)) {
                 continue;
@@ -551,6 +631,15 @@ fn join(drafts: Vec<(String, Draft)>, notes: &mut Vec<String>) -> Vec<(String, D
                 note(notes, text);
             }
             draft.routes.retain(|route| !secure.has(&route.domain));
+        }
+        if redirects && !draft.routes.is_empty() {
+            // Who is sent there finds nobody: it is not for it to serve what the other one would have asked for.
+            let routes = draft.routes.drain(..).map(|route| route.domain.to_string());
+            let text = format!(
+                "router {name}: it only sends to HTTPS, and no router has {} there",
+                routes.collect::<Vec<_>>().join(", ")
+            );
+            note(notes, text);
         }
         if !draft.routes.is_empty() {
             joined.push((name, draft));

@@ -415,7 +415,7 @@ fn run_release(
         .building
         .insert(deployment.id, doing);
     let began = Instant::now();
-    let instance = loop {
+    let (instance, _aside) = loop {
         end_releases(control, deployment)?;
         if is_superseded(control, deployment.id) {
             return Ok(());
@@ -430,8 +430,10 @@ fn run_release(
             caps: spec.caps,
         };
         fail::point("release command");
+        // Whatever comes of it, what it set aside is given back.
+        let aside = Aside(control, instance.clone());
         match launch(control, &instance, &what) {
-            Ok(()) => break instance,
+            Ok(()) => break (instance, aside),
             Err(NotStarted::Unknown(_) | NotStarted::NoRoom(_)) if began.elapsed() < PATIENCE => {
                 std::thread::sleep(LOOK);
             }
@@ -446,7 +448,6 @@ fn run_release(
             }
         }
     };
-    let _aside = Aside(control, instance.clone());
     let time = show_time(command.timeout);
     let late = format!("the release command `{line}` took over {time}");
     let (timeout, patience) = (command.timeout, Some(spec.stop_timeout));

@@ -207,7 +207,12 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
             .steps
             .iter()
             .partition(|step| matches!(step, Step::Fail { .. }));
+        let mut is_silent = false;
         for step in fails.into_iter().chain(rest) {
+            // Whoever starts them has not answered: others are not to wait for each of this app's.
+            if is_silent && matches!(step, Step::Start { .. }) {
+                continue;
+            }
             if let Step::Wait { until_ms, .. } = step {
                 outcome.until_ms = [outcome.until_ms, *until_ms].into_iter().flatten().min();
                 continue;
@@ -221,7 +226,10 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
                 Step::Wait { .. } => "wait",
             };
             fail::point(&format!("apply {word}"));
-            outcome.again |= apply(control, loaded, step);
+            match apply(control, loaded, step) {
+                Ok(again) => outcome.again |= again,
+                Err(Silent) => is_silent = true,
+            }
             fail::point(&format!("applied {word}"));
         }
         if !plan
@@ -646,19 +654,22 @@ fn tree_of(release: &Release) -> String {
     }
 }
 
+/// Whether something was started is not known: no answer came.
+struct Silent;
+
 /// Carries one step out; true when the next pass has something to go on from.
-fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
+fn apply(control: &Control, loaded: &Loaded, step: &Step) -> Result<bool, Silent> {
     let app = &loaded.app.name;
-    match step {
+    Ok(match step {
         Step::Start { deployment, worker } => {
             let is = |rollout: &Made| rollout.0.id == *deployment;
             let rolling = loaded.rollout.as_ref().is_some_and(is);
             let reason = match start(control, loaded, *deployment, worker.as_deref()) {
-                Ok(()) => return true,
+                Ok(()) => return Ok(true),
                 // It may have been started all the same: the next look tells. Not the app's failure.
                 Err(NotStarted::Unknown(reason)) => {
                     tracing::warn!("{reason}");
-                    return false;
+                    return Err(Silent);
                 }
                 Err(NotStarted::NoRoom(reason)) => {
                     let who = match rolling {
@@ -668,7 +679,7 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                     let waited = control.waits(&who, app, &reason);
                     // Whoever deploys is there to be told; whatever serves waits as long as it takes.
                     if !rolling || waited < MEMORY_PATIENCE {
-                        return false;
+                        return Ok(false);
                     }
                     reason
                 }
@@ -744,7 +755,7 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
             let log = last_words(control, app, *deployment);
             if let Err(error) = control.store.fail(*deployment, &reason, &log) {
                 tracing::error!("{error}");
-                return false;
+                return Ok(false);
             }
             control.logs.note(
                 app,
@@ -758,7 +769,7 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
             let mut observed = lock(&control.observed);
             // Somebody may have come since it was planned: who wants it takes that word back.
             if observed.sessions.contains_key(app) || observed.idle.remove(app).is_none() {
-                return true;
+                return Ok(true);
             }
             observed.awake.remove(app);
             drop(observed);
@@ -768,7 +779,7 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
             true
         }
         Step::Wait { .. } => false,
-    }
+    })
 }
 
 fn start(

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use hutong_core::labels::{self, is_external};
-use hutong_core::spec::{AppSpec, Auth, Protocol};
+use hutong_core::spec::{AppSpec, Auth, Domain, Protocol};
 use hutong_ipc::docker::{Foreign, ForeignNetwork, Health};
 use hutong_ipc::gateway as wire;
 
@@ -85,6 +85,9 @@ pub fn publish(
                     if !router.routes.is_empty() {
                         apps.insert(router.name.clone(), app(router));
                     }
+                }
+                if !external.denied.is_empty() {
+                    apps.insert(external.nobody.clone(), denied(external));
                 }
             }
         }
@@ -225,6 +228,17 @@ fn away() -> wire::Serve {
         retry_after_s: RETRY_S,
         until_ms: None,
     }
+}
+
+/// What nobody serves, so that no route above it does.
+fn denied(external: &labels::External) -> wire::App {
+    let mut router = labels::Router::default();
+    let nobody = |domain: &Domain| labels::Route {
+        domain: domain.clone(),
+        strip: false,
+    };
+    router.routes = external.denied.iter().map(nobody).collect();
+    app(&router)
 }
 
 /// One router's part of the snapshot.

@@ -23,18 +23,33 @@ pub struct Ledger {
     by_instance: HashMap<String, u64>,
     /// Apps of which something waits for memory.
     waiting: HashMap<String, Waiting>,
+    /// Passes of the controller so far.
+    passes: u64,
 }
 
 struct Waiting {
     why: String,
     since: Instant,
-    /// When it last said so.
+    /// When it last said so, and in which pass.
     said: Instant,
+    pass: u64,
 }
 
-/// Who has not said for so long that it waits, waits no more: it was given up, or is over. The controller looks every five
-/// seconds.
+/// Who has not said for so long that it waits, and in none of the last passes, waits no more: it was given up, or is over.
+/// Neither alone would do: a pass may take long, and jobs that wait by themselves may see many short ones.
 const FORGOTTEN: Duration = Duration::from_secs(15);
+const FORGOTTEN_PASSES: u64 = 2;
+
+impl Ledger {
+    /// Another pass begins: forgets who waits no more.
+    fn forget(&mut self, forgotten: Duration) {
+        self.passes += 1;
+        let passes = self.passes;
+        self.waiting.retain(|_, one| {
+            one.said.elapsed() < forgotten || one.pass + FORGOTTEN_PASSES >= passes
+        });
+    }
+}
 
 /// How it stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,15 +162,18 @@ impl Control {
     /// Something of an app waits, `who` of it; says for how long already.
     pub fn waits(&self, who: &str, app: &str, why: &str) -> Duration {
         let mut ledger = lock(&self.memory);
+        let pass = ledger.passes;
         let fresh = || Waiting {
             why: String::new(),
             since: Instant::now(),
             said: Instant::now(),
+            pass,
         };
         let waiting = ledger.waiting.entry(who.to_owned()).or_insert_with(fresh);
         let news = waiting.why.is_empty();
         waiting.why = why.to_owned();
         waiting.said = Instant::now();
+        waiting.pass = pass;
         let waited = waiting.since.elapsed();
         drop(ledger);
         if news {
@@ -196,9 +214,7 @@ pub fn settle(control: &Control) {
         ledger
             .by_instance
             .retain(|instance, _| runs(instance) || ids::is_of_deployment(instance));
-        ledger
-            .waiting
-            .retain(|_, one| one.said.elapsed() < FORGOTTEN);
+        ledger.forget(FORGOTTEN);
         let unknown = |(instance, _): &&(String, u64)| !ledger.by_instance.contains_key(instance);
         running.iter().filter(unknown).cloned().collect()
     };
@@ -269,11 +285,17 @@ pub fn check_release(
             show_size(room.total)
         ));
     }
+    // Not what runs a while and ends: builds, timed jobs, release commands.
     let has = |web: bool| -> u64 {
         let ledger = lock(&control.memory);
         let mine = ledger.by_instance.iter().filter(|(one, _)| {
             let of_app = ids::parse(one).is_some_and(|(of, _)| of == app);
-            of_app && (ids::kind(one) == ids::Kind::Web) == web
+            of_app
+                && match ids::kind(one) {
+                    ids::Kind::Web => web,
+                    ids::Kind::Worker(_) => !web,
+                    _ => false,
+                }
         });
         mine.map(|(_, bytes)| bytes).sum()
     };
@@ -321,6 +343,34 @@ mod tests {
             said,
             "64M of memory are needed, and only 100M are free on this machine"
         );
+    }
+
+    #[test]
+    fn who_waits_no_more_is_forgotten_after_a_while_and_some_passes() {
+        let mut ledger = Ledger::default();
+        let now = Instant::now();
+        let waiting = Waiting {
+            why: "x".into(),
+            since: now,
+            said: now,
+            pass: 0,
+        };
+        ledger.waiting.insert("shop".into(), waiting);
+        for _ in 0..5 {
+            ledger.forget(FORGOTTEN);
+        }
+        // Many passes, but a moment ago.
+        assert!(ledger.waiting.contains_key("shop"));
+        let pass = ledger.passes;
+        if let Some(one) = ledger.waiting.get_mut("shop") {
+            one.pass = pass;
+        }
+        // Long ago, but in this pass or the one before.
+        ledger.forget(Duration::ZERO);
+        ledger.forget(Duration::ZERO);
+        assert!(ledger.waiting.contains_key("shop"));
+        ledger.forget(Duration::ZERO);
+        assert!(!ledger.waiting.contains_key("shop"));
     }
 
     #[test]

@@ -292,31 +292,55 @@ fn health(status: &str) -> Option<Health> {
 /// Whether this host sends packets for an address into that bridge, and has the address not itself: a network may be made with
 /// whatever addresses somebody likes.
 fn is_behind(ip: IpAddr, bridge: &str) -> bool {
-    if std::net::UdpSocket::bind((ip, 0)).is_ok() {
-        return false;
-    }
     let IpAddr::V4(ip) = ip else {
         // Its routes are not looked up; apps have no IPv6 either.
         return false;
     };
+    let Ok(local) = std::fs::read_to_string("/proc/net/fib_trie") else {
+        return false;
+    };
+    if is_own(&local, ip) {
+        return false;
+    }
     let table = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
     most_specific(&table, ip).is_some_and(|interface| interface == bridge)
 }
 
-/// The interface of the longest route to an address in the kernel's table (proc(5), /proc/net/route).
+/// Whether an address is one of this host's own, as the kernel's table has it: a line with the address, and one behind it that
+/// says `/32 host LOCAL`. To bind to it would say nothing where `ip_nonlocal_bind` is on.
+fn is_own(trie: &str, ip: std::net::Ipv4Addr) -> bool {
+    let wanted = ip.to_string();
+    let mut last = "";
+    for line in trie.lines().map(str::trim) {
+        if let Some(address) = line.strip_prefix("|-- ") {
+            last = address;
+        } else if last == wanted && line == "/32 host LOCAL" {
+            return true;
+        }
+    }
+    false
+}
+
+/// The interface of the longest route to an address in the kernel's table (proc(5), /proc/net/route); of several the one with
+/// the lowest metric. One that says "to nobody" (RTF_REJECT) leads nowhere.
 fn most_specific(table: &str, ip: std::net::Ipv4Addr) -> Option<&str> {
     let wanted = u32::from_ne_bytes(ip.octets());
     let routes = table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         let interface = fields.next()?;
         let to = u32::from_str_radix(fields.next()?, 16).ok()?;
-        let mask = u32::from_str_radix(fields.nth(5)?, 16).ok()?;
-        (wanted & mask == to).then_some((mask.count_ones(), interface))
+        let flags = u32::from_str_radix(fields.nth(1)?, 16).ok()?;
+        let metric: u32 = fields.nth(2)?.parse().ok()?;
+        let mask = u32::from_str_radix(fields.next()?, 16).ok()?;
+        let rank = (mask.count_ones(), std::cmp::Reverse(metric));
+        (wanted & mask == to).then_some((rank, (flags & REJECT == 0).then_some(interface)))
     });
-    routes
-        .max_by_key(|(length, _)| *length)
-        .map(|(_, interface)| interface)
+    let best = routes.max_by_key(|(rank, _)| *rank);
+    best.and_then(|(_, interface)| interface)
 }
+
+/// `RTF_REJECT` of linux/route.h.
+const REJECT: u32 = 0x0200;
 
 /// The addresses of a network whose containers this host reaches.
 struct Subnets {
@@ -542,6 +566,20 @@ mod tests {
         assert_eq!(of("10.1.2.3"), Some("eth1"));
         assert_eq!(of("8.8.8.8"), Some("eth0"));
         assert!(!is_behind("127.0.0.1".parse().expect("an address"), "lo"));
+        // The lower metric counts, and what leads to nobody leads nowhere.
+        let two = "Iface\nslow\t0000000A\t0\t0001\t0\t0\t9\t000000FF\nfast\t0000000A\t0\t0001\t0\t0\t1\t000000FF\nx\t0000000B\t0\t0201\t0\t0\t0\t000000FF\n";
+        let of = |ip: &str| most_specific(two, ip.parse().expect("an address"));
+        assert_eq!((of("10.0.0.1"), of("11.0.0.1")), (Some("fast"), None));
+    }
+
+    #[test]
+    fn the_hosts_own_addresses_are_in_the_kernels_table() {
+        let trie = "Main:\n  +-- 0.0.0.0/0 4 0 13\n     |-- 172.18.0.0\n        /16 link UNICAST\n     |-- 172.18.0.1\n        /32 host LOCAL\n     |-- 172.18.255.255\n        /32 link BROADCAST\n";
+        let is = |ip: &str| is_own(trie, ip.parse().expect("an address"));
+        assert!(is("172.18.0.1") && !is("172.18.0.0") && !is("172.18.0.2"));
+        assert!(!is("172.18.255.255"));
+        let real = std::fs::read_to_string("/proc/net/fib_trie").expect("the kernel has it");
+        assert!(is_own(&real, std::net::Ipv4Addr::LOCALHOST));
     }
 
     #[test]

@@ -28,6 +28,8 @@ use crate::visitor::{self, Link, Peer};
 
 /// Connections that the programs of one instance may have open at once, over all its links.
 const MAX_CONNECTIONS: usize = 512;
+/// And over all instances that a worker serves.
+pub const MAX_CALLS: usize = 8192;
 /// How soon a line that ended is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
 
@@ -83,7 +85,7 @@ fn number(text: &str) -> u64 {
     hasher.finish()
 }
 
-/// Connections that may be open: of one instance, and of the worker with its visitors'.
+/// Connections that may be open: of one instance, and of all that a worker serves.
 #[derive(Clone)]
 struct Places {
     own: Arc<Semaphore>,

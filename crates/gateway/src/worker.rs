@@ -58,7 +58,9 @@ async fn serve(
     date::tick();
     tokio::task::spawn_local(housekeeping(worker.clone()));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let calls = links::serve(worker.clone(), index, count, places.clone());
+    // Apps that call others take none of the visitors' places.
+    let called = Arc::new(Semaphore::new(links::MAX_CALLS));
+    let calls = links::serve(worker.clone(), index, count, called.clone());
     tokio::task::spawn_local(calls);
     let mut phase = shared.phase.subscribe();
     let accept = async {
@@ -77,6 +79,7 @@ async fn serve(
     };
     let quiet = async {
         let _ = places.acquire_many(MAX_CONNECTIONS as u32).await;
+        let _ = called.acquire_many(links::MAX_CALLS as u32).await;
     };
     tokio::select! {
         () = quiet => {}

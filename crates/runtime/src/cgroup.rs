@@ -89,14 +89,26 @@ impl Cgroups {
         }
         self.unified_limits = has_all && enable(ours).is_ok();
         if self.unified_limits {
-            // What is guaranteed to a child is so only as far as its parent's is.
-            let _ = fs::write(ours.join("memory.low"), "max");
             // Weights of disks are no cap: it goes without.
             for folder in [root, ours] {
                 let _ = fs::write(folder.join("cgroup.subtree_control"), "+io");
             }
         }
         self.unified = Some(ours.to_owned());
+    }
+
+    /// What is guaranteed to a child is so only as far as its parent's is: their sum, and no more. What of it nobody claims, all
+    /// would share (`memory_recursiveprot`, which systemd mounts with), and be taken back from after everybody else.
+    fn guarantee(&self) {
+        let Some(unified) = self.unified.as_deref().filter(|_| self.unified_limits) else {
+            return;
+        };
+        let low = |instance: &String| {
+            let text = fs::read_to_string(unified.join(instance).join("memory.low")).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        let sum: u64 = self.instances().iter().filter_map(low).sum();
+        let _ = fs::write(unified.join("memory.low"), sum.to_string());
     }
 
     /// Whether `controller` caps here, and by which version.
@@ -145,6 +157,7 @@ impl Cgroups {
                     }
                 }
                 places.folder = Some(fs::File::open(&folder)?);
+                self.guarantee();
                 return Ok(places);
             }
             places.folder = Some(fs::File::open(&folder)?);
@@ -245,12 +258,13 @@ impl Cgroups {
 
     /// Removes the cgroups of an instance; false while processes are still in one.
     pub fn remove(&self, instance: &str) -> bool {
-        self.folders(instance)
-            .iter()
-            .all(|folder| match fs::remove_dir(folder) {
-                Ok(()) => true,
-                Err(error) => error.kind() == io::ErrorKind::NotFound,
-            })
+        let gone = |folder: &PathBuf| match fs::remove_dir(folder) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        let all = self.folders(instance).iter().all(gone);
+        self.guarantee();
+        all
     }
 
     /// Removes our own folders; for a server that leaves nothing behind.
@@ -361,7 +375,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_taken_back_a_tenth_below_the_cap_at_most() {
+    fn memory_is_taken_back_shortly_below_the_cap() {
         assert_eq!(high(128 << 20), 124 << 20);
         assert_eq!(high(1 << 30), (1 << 30) - (16 << 20));
         assert_eq!(high(0), 0);
@@ -409,6 +423,7 @@ mod tests {
         ] {
             assert_eq!(of(file), value, "{file}");
         }
+        assert_eq!(app("memory.low").as_deref(), Some("26214400"));
         let build = written(&[], true);
         for file in ["one/cpu.weight", "one/io.weight"] {
             assert_eq!(build(file).as_deref(), Some("20"), "{file}");

@@ -3,13 +3,13 @@
 //! Blocks, inodes and the error at the end (ENOSPC) are the kernel's. Without a bound `/data` is a plain folder, which is
 //! measured. The programs of e2fsprogs and util-linux make, check, grow and mount it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use hutong_core::units::show_size;
@@ -18,7 +18,7 @@ use rustix::fs::FallocateFlags;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::paths::Layout;
-use crate::trees;
+use crate::{sys, trees};
 
 /// Names of images and mounts that are not finished.
 const NEW: &str = ".new-";
@@ -29,15 +29,50 @@ const SOON: Duration = Duration::from_millis(1500);
 /// How long one folder may take to be measured.
 const MEASURE_S: &str = "60";
 
-/// Apps whose disk is being worked on. One at a time of each app; others do not wait.
-static BUSY: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+/// What a disk could not be made of is not tried again for so long: all of it would be copied anew at each start.
+const TRIED: Duration = Duration::from_secs(3600);
+/// How long the end of a server waits for disks that are being worked on.
+const END: Duration = Duration::from_secs(20);
+
+/// Disks that are being worked on, by app: one at a time of each; others do not wait.
+#[derive(Default)]
+struct Work {
+    /// Whether it goes on behind [`Unready::Later`].
+    busy: BTreeMap<String, bool>,
+    /// What came of it then.
+    outcomes: BTreeMap<String, Outcome>,
+    /// The server ends.
+    is_over: bool,
+}
+
+struct Outcome {
+    said: Result<Option<String>, String>,
+    quota: Option<Quota>,
+    at: Instant,
+}
+
+static WORK: Mutex<Work> = Mutex::new(Work {
+    busy: BTreeMap::new(),
+    outcomes: BTreeMap::new(),
+    is_over: false,
+});
+/// How much is free is asked, and taken, by one at a time.
+static ALLOCATING: Mutex<()> = Mutex::new(());
+
+fn work() -> MutexGuard<'static, Work> {
+    WORK.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
 
 struct Turn(String);
 
 impl Turn {
     fn take(app: &str) -> Option<Self> {
-        let mut busy = BUSY.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        busy.insert(app.to_owned()).then(|| Turn(app.to_owned()))
+        let mut work = work();
+        if work.is_over || work.busy.contains_key(app) {
+            return None;
+        }
+        work.busy.insert(app.to_owned(), false);
+        Some(Turn(app.to_owned()))
     }
 
     fn wait(app: &str) -> Result<Self, Unready> {
@@ -46,7 +81,8 @@ impl Turn {
             if let Some(turn) = Turn::take(app) {
                 return Ok(turn);
             }
-            if began.elapsed() > SOON {
+            let is_slow = work().busy.get(app).is_some_and(|slow| *slow);
+            if is_slow || began.elapsed() > SOON {
                 return Err(Unready::Later(MOVING.into()));
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -56,9 +92,13 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut busy = BUSY.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        busy.remove(&self.0);
+        work().busy.remove(&self.0);
     }
+}
+
+/// Whether something is still worked on that nobody waits for.
+pub fn is_busy() -> bool {
+    !work().busy.is_empty()
 }
 
 const MOVING: &str = "the disk of /data is being made";
@@ -94,20 +134,70 @@ pub fn ensure(
     if !image.is_file() && quota.is_none() {
         return Ok(None);
     }
+    if let Some(said) = kept(app, quota, &image, &folder) {
+        return Ok(said?);
+    }
     let (done, made) = std::sync::mpsc::channel();
-    let work = move || {
-        let outcome = make_ready(&image, &folder, quota, reserve);
+    let name = app.to_owned();
+    let make = move || {
+        let said = make_ready(&image, &folder, quota, reserve);
+        let mut work = work();
+        if work.busy.get(&name).is_some_and(|slow| *slow) {
+            // Whoever asked has gone.
+            let outcome = Outcome {
+                said,
+                quota,
+                at: Instant::now(),
+            };
+            work.outcomes.insert(name, outcome);
+        } else {
+            let _ = done.send(said);
+        }
+        drop(work);
         drop(turn);
-        let _ = done.send(outcome);
     };
     std::thread::Builder::new()
         .stack_size(256 << 10)
-        .spawn(work)
+        .spawn(make)
         .map_err(|error| error.to_string())?;
-    match made.recv_timeout(SOON) {
-        Ok(outcome) => Ok(outcome?),
-        Err(_) => Err(Unready::Later(MOVING.into())),
+    if let Ok(said) = made.recv_timeout(SOON) {
+        return Ok(said?);
     }
+    let mut work = work();
+    // It may have ended just now.
+    if let Ok(said) = made.try_recv() {
+        return Ok(said?);
+    }
+    if let Some(slow) = work.busy.get_mut(app) {
+        *slow = true;
+    }
+    Err(Unready::Later(MOVING.into()))
+}
+
+/// What came of work that nobody waited for to its end, if the same is asked again. A disk that could not be made is not
+/// tried again for a while, and then the app runs on with what it has; another failure is said once.
+fn kept(
+    app: &str,
+    quota: Option<Quota>,
+    image: &Path,
+    folder: &Path,
+) -> Option<Result<Option<String>, String>> {
+    let mut work = work();
+    let outcome = work.outcomes.get(app)?;
+    let same = outcome.quota.map(|one| one.bytes) == quota.map(|one| one.bytes);
+    let is_there = image.is_file();
+    let holds = match &outcome.said {
+        // Unmounted since, or without a disk for too long.
+        Ok(_) if is_there => is_mounted(folder),
+        Ok(_) => outcome.at.elapsed() < TRIED,
+        Err(_) => true,
+    };
+    let said = (same && holds).then(|| outcome.said.clone());
+    let again = said.is_some() && !is_there && outcome.said.is_ok();
+    if !again {
+        work.outcomes.remove(app);
+    }
+    said
 }
 
 fn make_ready(
@@ -118,16 +208,28 @@ fn make_ready(
 ) -> Result<Option<String>, String> {
     let mut note = None;
     if let Some(quota) = quota.filter(|_| !image.is_file()) {
-        if !quota.alone {
+        // Whoever asks may not know yet what has started since: the kernel does. What holds nothing can be replaced whatever
+        // is thought to run.
+        let alone = quota.alone || !holds_something(folder);
+        if !alone || is_in_use(folder) {
             let note = "/data is bounded from the next start on at which nothing of the app runs";
             return Ok(Some(note.into()));
         }
         match make(image, folder, quota.bytes, reserve) {
             Ok(said) => {
                 note = said;
-                // All of it was copied just now, and nothing ran meanwhile. After an interruption this is not known any
-                // more: then `mount` puts it aside.
-                trees::delete(folder).map_err(|error| error.to_string())?;
+                if holds_something(folder) {
+                    let aside = put_aside(folder)?;
+                    // All of it was copied just now. Nobody comes to it any more by its name, and if nobody came meanwhile
+                    // either, nothing is lost with it. After an interruption this is not known: then it stays.
+                    if is_in_use(&aside) {
+                        let text = "what it held is kept, because something still used it";
+                        note = Some(format!("/data: {text}: {}", aside.display()));
+                    } else {
+                        hutong_ipc::fail::point("disk.aside");
+                        trees::delete(&aside).map_err(|error| error.to_string())?;
+                    }
+                }
             }
             // It runs on with what it has, measured.
             Err(why) if holds_something(folder) => {
@@ -146,8 +248,86 @@ fn make_ready(
     }
 }
 
+/// Whether a process somewhere has that folder, or one below it, as a mount: an app that runs on it. Container engines tell
+/// later, and a control plane tells what it knew.
+fn is_in_use(folder: &Path) -> bool {
+    if !folder.exists() {
+        return false;
+    }
+    let Some(wanted) = inside(folder) else {
+        return true;
+    };
+    let mut seen = BTreeSet::new();
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in processes {
+        // Others of the same namespace see the same.
+        let Ok(namespace) = fs::read_link(process.path().join("ns/mnt")) else {
+            continue;
+        };
+        if !seen.insert(namespace) {
+            continue;
+        }
+        let text = fs::read_to_string(process.path().join("mountinfo")).unwrap_or_default();
+        let is_it = |line: &str| {
+            let root = line.split(' ').nth(3).unwrap_or_default();
+            root.strip_prefix(&wanted)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if text.lines().any(is_it) {
+            return true;
+        }
+    }
+    false
+}
+
+/// A folder's path on its own file system, as mountinfo has the roots of mounts (proc_pid_mountinfo(5)).
+fn inside(folder: &Path) -> Option<String> {
+    let folder = fs::canonicalize(folder).ok()?;
+    let text = fs::read_to_string("/proc/self/mountinfo").ok()?;
+    let mounts = text.lines().filter_map(|line| {
+        let mut fields = line.split(' ').skip(3);
+        let (root, point) = (fields.next()?, fields.next()?);
+        let rest = folder.strip_prefix(unescaped(point)).ok()?;
+        Some((
+            point.len(),
+            root.trim_end_matches('/').to_owned(),
+            rest.to_owned(),
+        ))
+    });
+    // The last one of the same place covers those before it.
+    let (_, root, rest) = mounts.max_by_key(|(length, ..)| *length)?;
+    Some(format!("{root}/{}", escaped(&rest.to_string_lossy())))
+}
+
+fn escaped(text: &str) -> String {
+    // The backslash first: it is what the others are written with.
+    [
+        ('\\', "\\134"),
+        (' ', "\\040"),
+        ('\t', "\\011"),
+        ('\n', "\\012"),
+    ]
+    .into_iter()
+    .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+fn unescaped(text: &str) -> String {
+    [
+        ("\\012", "\n"),
+        ("\\011", "\t"),
+        ("\\040", " "),
+        ("\\134", "\\"),
+    ]
+    .into_iter()
+    .fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
 /// Throws away what interrupted tries left.
 pub fn sweep(layout: &Layout) {
+    // A program that a warden before us started may have outlived it, and what it had made.
+    for image in images(layout) {
+        free_loops(&image_of(layout, &image));
+    }
     let entries = fs::read_dir(layout.disks()).into_iter().flatten().flatten();
     for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(NEW)) {
         let path = entry.path();
@@ -166,6 +346,7 @@ pub fn sweep(layout: &Layout) {
 /// Unmounts an app's file system and forgets it, with all that is in it.
 pub fn drop_image(layout: &Layout, app: &str) -> Result<(), String> {
     let _turn = Turn::take(app).ok_or(MOVING)?;
+    work().outcomes.remove(app);
     let image = image_of(layout, app);
     release(&layout.app_data().join(app))?;
     match fs::remove_file(&image) {
@@ -185,6 +366,11 @@ pub fn put_away(layout: &Layout, app: &str, to: &Path) -> Result<(), String> {
 
 /// Unmounts all of this server: nothing of its apps runs.
 pub fn release_all(layout: &Layout) {
+    work().is_over = true;
+    let began = Instant::now();
+    while is_busy() && began.elapsed() < END {
+        std::thread::sleep(Duration::from_millis(20));
+    }
     sweep(layout);
     for image in images(layout) {
         if let Err(error) = release(&layout.app_data().join(image)) {
@@ -262,7 +448,9 @@ fn isolated(command: &mut Command) -> &mut Command {
         .env_clear()
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LC_ALL", "C")
-        .stdin(Stdio::null())
+        .stdin(Stdio::null());
+    // Nobody would know of it any more: another one may work on the same disk.
+    sys::ends_with_us(command)
 }
 
 fn run(program: &str, arguments: &[&str], paths: &[&Path]) -> Result<(), String> {
@@ -367,6 +555,9 @@ fn make_fresh(image: &Path, bytes: u64, files: u64, reserve: Option<u64>) -> Res
 fn allocate(file: &File, bytes: u64, reserve: Option<u64>) -> Result<(), String> {
     let failed = |error: io::Error| error.to_string();
     let before = file.metadata().map_err(failed)?.len();
+    let _one = ALLOCATING
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
     let disk = rustix::fs::fstatvfs(file).map_err(|error| error.to_string())?;
     let reserve = reserve.unwrap_or((disk.f_blocks * disk.f_frsize / 20).min(1 << 30));
     let free = (disk.f_bavail * disk.f_frsize).saturating_sub(reserve);
@@ -419,12 +610,16 @@ fn mount(image: &Path, folder: &Path) -> Result<(), String> {
     }
     if holds_something(folder) {
         // A move was interrupted behind the copy, or somebody put this there since: it is not ours to say which.
-        put_aside(folder)?;
+        let aside = put_aside(folder)?;
+        tracing::warn!("{} is kept as {}", folder.display(), aside.display());
     }
     trees::make_owned(folder, None, 0o700).map_err(|error| error.to_string())?;
     // Nobody writes beside the mount if there is none.
     let failed = |reason: String| format!("cannot mount the disk of /data: {reason}");
-    if attach(image, folder).is_err() {
+    if let Err(reason) = attach(image, folder) {
+        if !free_loops(image) {
+            return Err(failed(reason));
+        }
         // The journal was not enough.
         let _ = run("e2fsck", &["-p"], &[image]);
         attach(image, folder).map_err(failed)?;
@@ -434,14 +629,14 @@ fn mount(image: &Path, folder: &Path) -> Result<(), String> {
 }
 
 /// Where plain folders go that a disk takes the place of; `doctor --leaks` puts things there, too.
-fn put_aside(folder: &Path) -> Result<(), String> {
+fn put_aside(folder: &Path) -> Result<PathBuf, String> {
     let failed = |error: io::Error| error.to_string();
     let lost = folder.with_file_name(".lost");
     trees::make_owned(&lost, None, 0o700).map_err(failed)?;
     let name = folder.file_name().unwrap_or_default().to_string_lossy();
     let to = lost.join(format!("{name}-{}", crate::processes::now_ms()));
-    tracing::warn!("{} is kept as {}", folder.display(), to.display());
-    fs::rename(folder, to).map_err(failed)
+    fs::rename(folder, &to).map_err(failed)?;
+    Ok(to)
 }
 
 /// The size of the file system in an image, as its superblock has it (ext4's layout, offsets 1024 + 4 and + 24).
@@ -506,6 +701,28 @@ fn grow(
     Ok(resized.err().map(later))
 }
 
+/// Takes the loop devices of an image away that nothing is mounted from; false if there is one in use.
+fn free_loops(image: &Path) -> bool {
+    let listed = || -> Option<Vec<PathBuf>> {
+        let mut command = Command::new("losetup");
+        let listed = isolated(&mut command)
+            .args(["--noheadings", "--raw", "--output", "NAME", "-j"])
+            .arg(image)
+            .output()
+            .ok()?;
+        let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+        Some(text.lines().map(PathBuf::from).collect())
+    };
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    for device in listed().unwrap_or_default() {
+        let name = format!(" {} ", device.display());
+        if !mounts.contains(&name) {
+            let _ = run("losetup", &["-d"], &[&device]);
+        }
+    }
+    listed().is_some_and(|left| left.is_empty())
+}
+
 /// Through a loop device, which the kernel gives to nobody else meanwhile, not even to a mount.
 fn resize_unused(image: &Path) -> Result<(), String> {
     let mut command = Command::new("losetup");
@@ -557,6 +774,50 @@ mod tests {
     use super::*;
 
     #[test]
+    fn odd_paths_are_written_as_the_kernel_writes_them() {
+        let odd = "/a b\t\n\\040";
+        assert_eq!(escaped(odd), "/a\\040b\\011\\012\\134040");
+        assert_eq!(unescaped(&escaped(odd)), odd);
+        let folder = tempfile::tempdir().expect("a folder");
+        let below = folder.path().join("a b");
+        fs::create_dir(&below).expect("made");
+        let inside = inside(&below).expect("found");
+        assert!(inside.ends_with("/a\\040b"), "{inside}");
+        assert_eq!(super::inside(&folder.path().join("none")), None);
+    }
+
+    #[test]
+    fn what_nobody_waited_for_is_said_to_who_asks_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let image = folder.path().join("image");
+        let quota = |bytes| Some(Quota { bytes, alone: true });
+        let said = |said: Result<Option<String>, String>| {
+            let outcome = Outcome {
+                said,
+                quota: quota(7),
+                at: Instant::now(),
+            };
+            work().outcomes.insert("kept".into(), outcome);
+        };
+        let ask = |bytes| kept("kept", quota(bytes), &image, folder.path());
+        // It could not be made: not again and again.
+        said(Ok(Some("no".into())));
+        assert_eq!(ask(7), Some(Ok(Some("no".into()))));
+        assert_eq!(ask(7), Some(Ok(Some("no".into()))));
+        // With another size it is tried.
+        assert_eq!(ask(8), None);
+        assert_eq!(ask(7), None);
+        // A failure is said once.
+        said(Err("why".into()));
+        assert_eq!(ask(7), Some(Err("why".into())));
+        assert_eq!(ask(7), None);
+        // Made, but not mounted any more.
+        said(Ok(None));
+        fs::write(&image, "").expect("written");
+        assert_eq!(ask(7), None);
+    }
+
+    #[test]
     fn a_folder_is_measured_and_one_that_is_missing_is_empty() {
         let folder = tempfile::tempdir().expect("a folder");
         fs::write(folder.path().join("a"), vec![7; 100_000]).expect("written");
@@ -564,6 +825,7 @@ mod tests {
         assert!((100_000..300_000).contains(&used), "{used}");
         assert_eq!(measure(&folder.path().join("none")), Some(0));
         assert!(!is_mounted(folder.path()));
+        assert!(!is_in_use(folder.path()) && is_in_use(Path::new("/")));
         assert!(is_mounted(Path::new("/proc")));
     }
 }

@@ -27,7 +27,7 @@ use crate::egress::{self, Network};
 use crate::instances::Instances;
 use crate::paths::Layout;
 use crate::uids::Uids;
-use crate::{doctor, launch, processes, seccomp, sys};
+use crate::{disks, doctor, launch, processes, seccomp, sys};
 
 use children::{Children, Role};
 
@@ -344,7 +344,8 @@ impl Warden {
         check_program(&path)?;
         self.replacing.store(true, Ordering::SeqCst);
         let deadline = Instant::now() + UNDER_WAY;
-        while self.under_way.load(Ordering::SeqCst) > 0 && Instant::now() < deadline {
+        let is_busy = || self.under_way.load(Ordering::SeqCst) > 0 || disks::is_busy();
+        while is_busy() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
         let mut arguments = std::env::args_os();

@@ -466,12 +466,68 @@ fn plain_and_secure_routers_are_one() {
     let external = one(&differ.concat());
     assert!(external.notes[0].contains("because they differ"));
     assert!(external.routers[0].redirect && external.routers.len() == 1);
-    // On its own it is sent to HTTPS, which then needs a certificate.
+    // On its own it leads to nobody: the one that is missing may be the one that asks for a password.
     let alone: Vec<(&str, &str)> = [&pair[..3], &pair[6..7]].concat();
-    let router = self::router(&alone);
-    assert!(router.redirect && router.certificate);
+    assert!(refused(&alone).contains("it only sends to HTTPS, and no router has a.test there"));
+    let private = [
+        ("http.routers.safe.entrypoints", "websecure-office"),
+        ("http.routers.safe.middlewares", "who"),
+        ("http.middlewares.who.basicauth.users", USER),
+    ];
+    let external = one(&[&pair[..], &private[..]].concat());
+    assert!(external.routers.is_empty(), "{external:?}");
     let both = self::router(&[RULE, ("http.routers.web.entrypoints", "web, websecure")]);
     assert!(!both.redirect && both.certificate);
+}
+
+const USER: &str = "me:$2y$05$abcdefghijklmnopqrstuuabcdefghijklmnopqrstuvwxyz01236";
+const OTHER: &str = "you:$2y$05$abcdefghijklmnopqrstuuabcdefghijklmnopqrstuvwxyz01236";
+
+/// Hosts and paths that nobody gets.
+fn denied(external: &External) -> Vec<String> {
+    external.denied.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn what_is_left_out_is_not_served_by_a_shorter_path() {
+    let admin = (
+        "http.routers.admin.rule",
+        "Host(`a.test`) && PathPrefix(`/admin`)",
+    );
+    let external = one(&[RULE, admin, ("http.routers.admin.middlewares", "auth@file")]);
+    assert_eq!(denied(&external), ["a.test/admin"]);
+    assert_eq!(external.routers.len(), 1);
+    // The same path twice, with two passwords.
+    let users = |name: &'static str, middleware: &'static str| {
+        [
+            (name, middleware),
+            ("http.middlewares.x.basicauth.users", USER),
+            ("http.middlewares.y.basicauth.users", OTHER),
+        ]
+    };
+    let twice = [
+        &[RULE, admin, ("http.routers.other.rule", admin.1)][..],
+        &users("http.routers.admin.middlewares", "x")[..],
+        &[("http.routers.other.middlewares", "y")],
+    ];
+    let external = one(&twice.concat());
+    assert_eq!(denied(&external), ["a.test/admin"]);
+    assert_eq!(
+        shown(&[external]).join(" "),
+        "web:admin@docker:  web:other@docker:  web:web@docker: a.test"
+    );
+    // What it would have is not known: nothing is served.
+    let external = one(&[
+        RULE,
+        ("http.routers.odd.rule", "HostRegexp(`{any:.+}`)"),
+        ("http.routers.odd.middlewares", "auth@file"),
+    ]);
+    assert_eq!(denied(&external), ["a.test"]);
+    assert!(external.routers.is_empty() && external.notes.len() == 2);
+    // Somebody else's host stays theirs.
+    let mut all = [external];
+    settle(&mut all, |host| (host == "a.test").then(|| "shop".into()));
+    assert!(all[0].denied.is_empty());
 }
 
 #[test]
@@ -612,7 +668,7 @@ fn much_is_bounded() {
         .collect();
     let external = one(&labels);
     let routes: usize = external.routers.iter().map(|one| one.routes.len()).sum();
-    assert_eq!(routes, 3 * 60);
+    assert_eq!((routes, external.denied.len()), (0, 60));
     assert!(external.notes[0].contains("more than 200 routes"));
     let keys: Vec<String> = (0..200).map(|n| format!("banana{n}")).collect();
     let labels: Vec<(&str, &str)> = keys.iter().map(|key| (key.as_str(), "")).collect();

@@ -51,7 +51,8 @@ pub fn now() -> u64 {
         .map_or(0, |time| time.as_secs())
 }
 
-/// So many hosts of containers of others get certificates: an authority counts them, and each is looked up.
+/// So many hosts of containers of others get certificates of an authority, which counts them and looks each up: those first
+/// that have one.
 const MAX_EXTERNAL: usize = 50;
 
 /// The hosts of apps; what else is wanted, a container of others says.
@@ -83,8 +84,28 @@ pub fn wanted(control: &Control) -> BTreeSet<String> {
     let others: BTreeSet<String> = hosts(others)
         .filter(|host| !wanted.contains(host))
         .collect();
-    wanted.extend(others.into_iter().take(MAX_EXTERNAL));
+    let acme = control.certs.acme.as_ref();
+    let held = control.certs.held();
+    let has = |host: &str| {
+        let mut all = held.iter().flatten();
+        all.any(|one| Source::of(&one.name) == Source::Acme && one.hosts.iter().any(|h| h == host))
+    };
+    wanted.extend(some(others, |host| source_of(acme, host), has));
     wanted
+}
+
+/// Those of `others` that get certificates.
+fn some(
+    others: BTreeSet<String>,
+    source: impl Fn(&str) -> Source,
+    has: impl Fn(&str) -> bool,
+) -> Vec<String> {
+    let (asked, mut some): (Vec<String>, Vec<String>) = others
+        .into_iter()
+        .partition(|host| source(host) == Source::Acme);
+    let (kept, fresh): (Vec<String>, Vec<String>) = asked.into_iter().partition(|host| has(host));
+    some.extend(kept.into_iter().chain(fresh).take(MAX_EXTERNAL));
+    some
 }
 
 /// Who signs for a host here.
@@ -600,4 +621,27 @@ async fn ask_ourselves(control: &Arc<Control>, host: &str) -> Result<(), String>
     Err(format!(
         "http://{host} does not lead to this server: {seen}; let its DNS record lead here and port 80 be open, or set acme.addresses"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_hosts_of_others_ask_an_authority_and_all_may_be_signed_here() {
+        let names = (0..MAX_EXTERNAL + 10).map(|n| format!("h{n:02}.test"));
+        let others: BTreeSet<String> = names.chain(["x.localhost".into()]).collect();
+        let source = |host: &str| match host.ends_with(".localhost") {
+            true => Source::Local,
+            false => Source::Acme,
+        };
+        let chosen = some(others.clone(), source, |host| host == "h59.test");
+        assert_eq!(chosen.len(), MAX_EXTERNAL + 1);
+        // Who has one keeps it, whatever comes before it in the alphabet.
+        for host in ["x.localhost", "h59.test", "h00.test"] {
+            assert!(chosen.iter().any(|one| one == host), "{host}");
+        }
+        assert!(!chosen.iter().any(|one| one == "h58.test"));
+        assert_eq!(some(others, |_| Source::Local, |_| false).len(), 61);
+    }
 }

@@ -595,7 +595,11 @@ impl Warden {
     fn build_sweep(&self, keep: &[String]) -> Result<Answer, String> {
         let kept = |build: &str| keep.iter().any(|keep| keep == build);
         self.end_builds(|build| !kept(build));
-        let mut folders = vec![self.layout.app_data(), self.layout.builds()];
+        let mut folders = vec![
+            self.layout.app_data(),
+            self.layout.app_data().join(".lost"),
+            self.layout.builds(),
+        ];
         let failed = |error: std::io::Error| error.to_string();
         for entry in fs::read_dir(self.layout.builds())
             .map_err(failed)?

@@ -28,6 +28,7 @@ use processes::{RawCron, RawReleaseCommand, RawWorker};
 use scale::RawScale;
 use sleep::RawSleep;
 use traffic::RawTraffic;
+pub(crate) use traffic::parse_user;
 pub use traffic::{Auth, Ban, Class, Rate, Rules, Traffic, TrafficRoute, User};
 use upstream::{AnyUpstream, RawBalance, RawFastCgi};
 

@@ -336,11 +336,11 @@ fn extend(
         let message = format!("there is no service `{}` to extend", short(name));
         return Err(Mistake::new(at, message));
     };
-    report.used(
-        at,
-        "extends",
-        format!("with all of the service {}", short(name)),
-    );
+    let text = format!("with all of the service {}", short(name));
+    report.used(at, "extends", text.as_str());
+    for entry in extends.map() {
+        report.used(&entry.at, &format!("extends.{}", entry.key), text.as_str());
+    }
     chain.push(step);
     let base = extend(base, others, files, project, chain, report)?;
     chain.pop();

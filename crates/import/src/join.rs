@@ -680,6 +680,11 @@ fn attach(index: usize, route: Route, state: &mut State) {
     if route.host.is_empty() {
         return;
     }
+    if !draft.settings.strip && draft.domains.contains(&route.host) {
+        let text = format!("{} goes to it anyway", route.host);
+        state.report.used(&route.at, &route.what, text);
+        return;
+    }
     let domain = match route.path.as_str() {
         "/" => route.host.clone(),
         path => format!("{}{path}", route.host),

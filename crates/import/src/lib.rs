@@ -174,7 +174,7 @@ pub fn import(inputs: &[Input], options: &Options) -> Result<Outcome, Mistakes> 
         }
     }
     for job in &plan {
-        if files.taken.contains(&*job.path) || job.bases(&plan) {
+        if files.taken.contains(&*job.path) || job.is_override(&plan) {
             continue;
         }
         state.report.app = None;
@@ -243,7 +243,7 @@ impl<'a> Job<'a> {
     }
 
     /// Whether it changes another file of the plan, by compose's own convention.
-    fn bases(&self, plan: &[Job<'_>]) -> bool {
+    fn is_override(&self, plan: &[Job<'_>]) -> bool {
         plan.iter().any(|other| other.is_base_of(self))
     }
 

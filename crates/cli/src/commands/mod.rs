@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod env;
 pub mod exec;
 pub mod gateway;
+pub mod import;
 pub mod internal;
 pub mod isolate;
 pub mod logs;

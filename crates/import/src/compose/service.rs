@@ -50,11 +50,20 @@ pub(super) fn import(
         state.report.app = Some(name.clone());
         let mut reading = Reading::new(name, service, &project, &mut state.report);
         reading.read(&service.node, files)?;
-        made.push(reading.finish(service));
+        made.push(reading.finish());
         state.report.app = None;
     }
     join_workers(&mut made, state);
     for one in made {
+        if !one.listens {
+            state.report.app = Some(one.draft.name.clone());
+            state.report.to_do(
+                &one.draft.at,
+                &format!("services.{}", one.service),
+                "nothing says which port it listens on: an app from an image is healthy when its `port` (8080) takes a connection; one that listens nowhere goes with another app of the same image, as [workers.NAME]",
+            );
+            state.report.app = None;
+        }
         state.server.needs_engine |= one.draft.container().is_some();
         state.labels.push(Labels {
             project: project.name.clone(),
@@ -339,7 +348,14 @@ impl<'a> Reading<'a> {
                         self.report.used(at, key, "container.entrypoint = []");
                         Some(Vec::new())
                     }
-                    _ => self.words(value, at, "container.entrypoint")?,
+                    _ => {
+                        let words = self.words(value, at, "container.entrypoint")?;
+                        // `[""]` is none, too.
+                        words.map(|words| match words.iter().all(String::is_empty) {
+                            true => Vec::new(),
+                            false => words,
+                        })
+                    }
                 };
             }
             "environment" => {
@@ -1051,7 +1067,7 @@ impl<'a> Reading<'a> {
     }
 
     /// The app, now that all keys are read.
-    fn finish(mut self, service: &Service) -> Made {
+    fn finish(mut self) -> Made {
         let settings = traefik::of_labels(&self.labels);
         let dynamic = traefik::Dynamic::read(&settings, self.report);
         let mut ports = dynamic
@@ -1077,15 +1093,8 @@ impl<'a> Reading<'a> {
         if self.tcp.is_some() {
             self.draft.health.path = None;
         }
-        if !listens {
-            self.report.to_do(
-                &service.at,
-                &format!("services.{}", service.name),
-                "nothing says which port it listens on: an app from an image is healthy when its `port` (8080) takes a connection; one that listens nowhere goes with another app of the same image, as [workers.NAME]",
-            );
-        }
         if !self.options.is_empty() {
-            let words = self.container.command.get_or_insert_with(Vec::new);
+            let words = self.container.command.get_or_insert_default();
             for option in self.options {
                 if !words.contains(&option) {
                     words.push(option);
@@ -1097,7 +1106,7 @@ impl<'a> Reading<'a> {
             draft: self.draft,
             dynamic,
             listens,
-            service: service.name.clone(),
+            service: self.service,
         }
     }
 }

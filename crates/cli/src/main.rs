@@ -54,7 +54,7 @@ enum Command {
     Check(verbs::check::Args),
     /// Print the JSON Schema of hutong.toml
     Schema,
-    /// Make apps of Docker Compose, Traefik, nginx, systemd, uWSGI, PM2 and Procfile configuration
+    /// Make apps of the configuration of Docker Compose, nginx, systemd, PM2 and others
     Import(verbs::import::Args),
     /// Deploy a folder
     Deploy(verbs::deploy::Args),

@@ -14,6 +14,9 @@ use crate::report::Report;
 use crate::secrets;
 use crate::units::{time_or_seconds, within};
 
+/// A line with those that it goes on in, in bytes.
+const MAX_LINE: usize = 64 << 10;
+
 /// `KEY=VALUE` of a section.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Setting {
@@ -54,6 +57,9 @@ pub(crate) fn parse(path: &Arc<str>, text: &str) -> Result<Vec<Setting>, Mistake
         while let Some(begin) = line.strip_suffix('\\') {
             let next = lines.next().map_or("", |(_, next)| next.trim());
             line = format!("{} {next}", begin.trim_end());
+            if line.len() > MAX_LINE {
+                return Err(Mistake::new(&at, "this line goes on for over 64K"));
+            }
         }
         let Some((key, value)) = line.split_once('=') else {
             let message = format!("`{}` is neither `KEY=VALUE` nor `[SECTION]`", short(&line));

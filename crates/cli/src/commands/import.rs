@@ -14,9 +14,10 @@ use crate::server_file::ServerFile;
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "Reads docker-compose.yml, Traefik's files, nginx's, systemd units, uwsgi.ini, PM2's ecosystem file and
-Procfiles; several at once, because they speak of each other. Says what it understood, what it left out
-and why, each with its place; writes DIR/APP/hutong.toml, secrets apart, and DIR/server.toml.
+    after_help = "Reads docker-compose.yml, Traefik's and nginx's files, systemd units, uwsgi.ini, PM2's ecosystem
+file and Procfiles; several at once, because they speak of each other. Says what it understood, what
+it left out and why, each with its place; writes DIR/APP/hutong.toml, secrets apart, and
+DIR/server.toml.
 
 Examples:
   hutong import docker-compose.yml --out hutong

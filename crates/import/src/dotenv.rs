@@ -42,7 +42,12 @@ pub fn parse(path: &str, text: &str) -> Result<Vec<Variable>, Mistake> {
         };
         let is_key = |c: char| c.is_alphanumeric() || "_.-".contains(c);
         if key.is_empty() || !key.chars().all(is_key) {
-            let message = format!("`{}` is no `KEY=VALUE`", short(key));
+            // A line without a sign may be the rest of a secret.
+            let shown = match rest {
+                Some(_) => format!("`{}`", short(key)),
+                None => "this".to_owned(),
+            };
+            let message = format!("{shown} is no `KEY=VALUE`");
             return Err(Mistake::new(&at, message));
         }
         let (value, literal) = match rest {

@@ -69,6 +69,7 @@ impl Node {
         flag(self.text()?)
     }
 
+    #[cfg(test)]
     pub fn is_null(&self) -> bool {
         self.value == Value::Null
     }

@@ -169,7 +169,7 @@ pub(crate) fn import(
                         None => value,
                     };
                     words.push(format!("--{key}"));
-                    report.used(at, key, format!("handed to uwsgi: {}", short(&value)));
+                    report.used(at, key, "handed to uwsgi");
                     words.push(value);
                 }
             },

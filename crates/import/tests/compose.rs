@@ -98,7 +98,12 @@ fn what_is_not_set_is_said() {
     let outcome = made(&compose(
         "  web:\n    image: me/x\n    command: run ${MODE}\n    environment:\n      - KEY\n      - A=x${B}\n",
     ));
-    assert!(is_said(&outcome, NoteKind::ToDo, "run", "MODE is not set"));
+    assert!(is_said(
+        &outcome,
+        NoteKind::ToDo,
+        "command",
+        "MODE is not set"
+    ));
     assert!(is_said(
         &outcome,
         NoteKind::ToDo,

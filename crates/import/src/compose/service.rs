@@ -1,6 +1,10 @@
 //! What becomes of a compose service: an app from its image, a worker of another one, or a word on how Hutong does its work
 //! itself. Each of its keys is said to be used or left out.
 
+mod fixed;
+mod limits;
+mod volumes;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -9,19 +13,20 @@ use hutong_core::spec::{MAX_CONTAINERS, parse_domain};
 use crate::app::{Container, Draft, Run, Worker, process_name};
 use crate::dotenv;
 use crate::environment;
-use crate::files::{Files, beside};
+use crate::files::Files;
 use crate::interpolate;
-use crate::known::{self, Keep, Part, TcpServer};
+use crate::known::{self, Part, TcpServer};
 use crate::place::{At, Mistake, short};
 use crate::report::Report;
 use crate::secrets;
 use crate::traefik;
-use crate::tree::{Entry, Node, Value, flag};
+use crate::tree::{Entry, Node, Value};
 use crate::units::{time_or_seconds, within};
 use crate::{Labels, State};
 
 use super::parts::{self, Port};
 use super::{Project, Service, may_join, variables_of, wanted_name};
+use fixed::fixed;
 
 /// An app, and what its labels say.
 struct Made {
@@ -308,28 +313,27 @@ impl<'a> Reading<'a> {
         }
         for entry in node.map() {
             if !matches!(entry.key.as_str(), "environment" | "env_file") {
-                self.note_missing(&entry.value);
+                self.note_missing(&entry.key, &entry.value);
             }
             self.key(entry)?;
         }
         self.image(node)
     }
 
-    /// Variables that are not set leave a hole.
-    fn note_missing(&mut self, node: &Node) {
+    /// Variables that are not set leave a hole. What is around it is not said: others in it may be secrets.
+    fn note_missing(&mut self, key: &str, node: &Node) {
         if !node.missing().is_empty() {
             let text = format!(
                 "{} is not set, and nothing stands in its place: hand over an .env file beside the compose file, or fill it in",
                 node.missing().join(", ")
             );
-            self.report
-                .to_do(&node.at, node.text().unwrap_or_default(), text);
+            self.report.to_do(&node.at, key, text);
         }
         for item in node.list() {
-            self.note_missing(item);
+            self.note_missing(key, item);
         }
         for entry in node.map() {
-            self.note_missing(&entry.value);
+            self.note_missing(&format!("{key}.{}", entry.key), &entry.value);
         }
     }
 
@@ -468,7 +472,7 @@ impl<'a> Reading<'a> {
                 "this service has neither `image` nor `build`",
             ));
         }
-        let image = match node.get("image") {
+        let image: String = match node.get("image") {
             None => image
                 .chars()
                 .filter(|c| c.is_ascii_alphanumeric() || "._-".contains(*c))
@@ -512,7 +516,7 @@ impl<'a> Reading<'a> {
             return Ok(None);
         }
         self.report
-            .used(at, key, format!("{key} = [{} words]", words.len()));
+            .used(at, key, format!("{key}, {} words", words.len()));
         Ok(Some(words))
     }
 
@@ -659,129 +663,6 @@ impl<'a> Reading<'a> {
         }
     }
 
-    fn volume(&mut self, item: &Node) {
-        let Some(volume) = parts::volume(item) else {
-            self.report
-                .left(&item.at, "volumes", "it is not understood");
-            return;
-        };
-        let at = &volume.at;
-        let target = volume.target.trim_end_matches('/');
-        let source = volume.source.clone().unwrap_or_default();
-        let what = format!("volumes: {source}:{target}");
-        if source.ends_with("docker.sock") {
-            self.report.left(at, &what, "no app gets at the engine");
-        } else if target == "/etc/localtime" || target == "/etc/timezone" {
-            self.report
-                .left(at, &what, "set TZ in [env] if the program looks at it");
-        } else if volume.is_tmpfs {
-            self.writable(at, target);
-        } else if let Some(server) = self.tcp.filter(|server| {
-            let wide = |a: &str, b: &str| hutong_core::route::covers(a, b);
-            wide(server.folder, target) || wide(target, server.folder)
-        }) {
-            self.draft.data = true;
-            match server.data {
-                Keep::There => self.report.used(at, &what, "data = true"),
-                Keep::Variable(key, value) => {
-                    self.draft
-                        .env
-                        .entry(key.to_owned())
-                        .or_insert(value.to_owned());
-                    self.report
-                        .used(at, &what, format!("data = true, and {key} = \"{value}\""));
-                }
-                Keep::Option(option) => {
-                    self.options.push(option.to_owned());
-                    self.report
-                        .used(at, &what, format!("data = true, and the option {option}"));
-                }
-                Keep::Unknown => self.report.to_do(
-                    at,
-                    &what,
-                    format!("data = true: have {} keep its data in /data", server.name),
-                ),
-            }
-            self.report.to_do(
-                at,
-                &what,
-                format!(
-                    "what is in it now is not moved: copy it into /data of {} yourself",
-                    self.draft.name
-                ),
-            );
-        } else if hutong_core::route::covers("/data", target) {
-            self.draft.data = true;
-            self.report.used(at, &what, "data = true");
-            self.report.to_do(
-                at,
-                &what,
-                "what is in it now is not moved: copy it into /data yourself",
-            );
-        } else if target.ends_with(".log")
-            || target.starts_with("/var/log")
-            || target.ends_with("/logs")
-        {
-            self.report.replaced(
-                at,
-                &what,
-                format!("have the program print to standard output: `hutong logs {}` shows it (the image is read-only, but for /tmp, /run and /data)", self.draft.name),
-            );
-        } else if volume.is_bind()
-            && (volume.read_only || source == "." || source == "./")
-            && !volume.is_file()
-        {
-            self.mount(at, &what, &source, target);
-        } else if volume.read_only || volume.is_bind() && volume.is_file() {
-            self.report.left(
-                at,
-                &what,
-                "put it into the image, or into the app's folder (`container.mount`)",
-            );
-        } else {
-            self.draft.data = true;
-            self.report.to_do(
-                at,
-                &what,
-                format!("data = true: an app keeps its data in /data and nowhere else; have the program use that in place of {target}, and copy what is in it now"),
-            );
-        }
-    }
-
-    /// The app's own folder, where a folder of the machine was seen.
-    fn mount(&mut self, at: &At, what: &str, source: &str, target: &str) {
-        if self.container.mount.is_some() || !parts::is_plain_path(target) {
-            let why = "one folder can be seen inside, the app's own; put this one into the image";
-            self.report.left(at, what, why);
-            return;
-        }
-        self.container.mount = Some(target.to_owned());
-        self.draft.folder = Some(beside(&at.path, source));
-        self.report.used(
-            at,
-            what,
-            format!("container.mount = \"{target}\": the app's folder, read-only; put hutong.toml into {}", short(source)),
-        );
-    }
-
-    fn writable(&mut self, at: &At, path: &str) {
-        let path = path.trim_end_matches('/');
-        let known = ["/tmp", "/run"].contains(&path);
-        if known {
-            self.report.used(at, "tmpfs", "it is in memory anyway");
-        } else if parts::is_plain_path(path) && self.container.writable.len() < 16 {
-            self.container.writable.push(path.to_owned());
-            self.report
-                .used(at, "tmpfs", format!("container.writable, {path}"));
-        } else {
-            self.report.left(
-                at,
-                "tmpfs",
-                "only plain paths inside can be written to, at most 16",
-            );
-        }
-    }
-
     fn labels(&mut self, value: &Node) {
         for entry in variables_of(value) {
             let text = entry.value.text().unwrap_or_default().to_owned();
@@ -798,162 +679,6 @@ impl<'a> Reading<'a> {
                 self.report
                     .left(&entry.at, &entry.key, "labels of others mean nothing here");
             }
-        }
-    }
-
-    fn healthcheck(&mut self, value: &Node) {
-        let (ms, s) = (Duration::from_millis, Duration::from_secs);
-        for entry in value.map() {
-            let (at, what) = (&entry.at, format!("healthcheck.{}", entry.key));
-            let time = entry.value.text().and_then(time_or_seconds);
-            match (entry.key.as_str(), time) {
-                ("test", _) => match parts::checked_path(&entry.value) {
-                    Some((path, port)) if self.tcp.is_none() => {
-                        self.report.used(at, &what, format!("health.path = \"{path}\""));
-                        self.draft.health.path = Some(path);
-                        self.checked_port = port;
-                    }
-                    _ => self.report.left(
-                        at,
-                        &what,
-                        "it is no GET of the container itself: that its port takes a connection is enough",
-                    ),
-                },
-                ("interval", Some(time)) => {
-                    self.draft.health.interval = Some(within(time, ms(100), s(3600)));
-                    self.report.used(at, &what, "health.interval");
-                }
-                ("timeout", Some(time)) => {
-                    self.draft.health.timeout = Some(within(time, ms(10), s(300)));
-                    self.report.used(at, &what, "health.timeout");
-                }
-                ("retries", _) => {
-                    let count = entry.value.text().and_then(|text| text.parse::<u32>().ok());
-                    self.draft.health.retries = count.map(|count| count.clamp(1, 100));
-                    self.report.used(at, &what, "health.retries");
-                }
-                ("start_period", Some(time)) => {
-                    self.draft.timeouts.start = Some(within(time.max(s(30)), ms(100), s(3600)));
-                    self.report.used(at, &what, "timeouts.start, 30s at least");
-                }
-                ("start_interval", _) => {
-                    self.report.left(at, &what, "what starts is asked every 20 ms at first");
-                }
-                ("disable", _) => {
-                    self.report.left(at, &what, "that its port takes a connection is asked for all the same");
-                }
-                _ => self.report.left(at, &what, "it is not known here"),
-            }
-        }
-    }
-
-    fn deploy(&mut self, value: &Node) {
-        for entry in value.map() {
-            let (at, what) = (&entry.at, format!("deploy.{}", entry.key));
-            match entry.key.as_str() {
-                "replicas" => self.instances(at, &what, &entry.value),
-                "resources" => self.resources(&entry.value),
-                "restart_policy" => {
-                    for option in entry.value.map() {
-                        let what = format!("{what}.{}", option.key);
-                        match (option.key.as_str(), option.value.text()) {
-                            ("condition", Some("any")) => self.restart(&option.at, "always"),
-                            ("condition", Some("none")) => self.restart(&option.at, "no"),
-                            ("condition", Some(text)) => self.restart(&option.at, text),
-                            _ => self.report.left(&option.at, &what, PAUSES),
-                        }
-                    }
-                }
-                "update_config" => {
-                    for option in entry.value.map() {
-                        let what = format!("{what}.{}", option.key);
-                        let strategy = match (option.key.as_str(), option.value.text()) {
-                            ("order", Some("start-first")) => "rolling",
-                            ("order", Some("stop-first")) => "recreate",
-                            _ => {
-                                self.report.left(&option.at, &what, "a new release takes over when all of its instances are healthy");
-                                continue;
-                            }
-                        };
-                        self.draft.strategy = Some(strategy);
-                        self.report
-                            .used(&option.at, &what, format!("strategy = \"{strategy}\""));
-                    }
-                }
-                _ => self.report.left(at, &what, "it is for a swarm of machines"),
-            }
-        }
-    }
-
-    fn resources(&mut self, value: &Node) {
-        for part in value.map() {
-            for option in part.value.map() {
-                let what = format!("deploy.resources.{}.{}", part.key, option.key);
-                match (part.key.as_str(), option.key.as_str()) {
-                    ("limits", "memory") => self.memory(&option.at, &what, &option.value),
-                    ("limits", "cpus") => self.cpus(&option.at, &what, &option.value),
-                    ("limits", "pids") => self.pids(&option.at, &what, &option.value),
-                    _ => self.report.left(
-                        &option.at,
-                        &what,
-                        "nothing is set aside for an app; `limits` bounds it",
-                    ),
-                }
-            }
-        }
-    }
-
-    fn instances(&mut self, at: &At, what: &str, value: &Node) {
-        let count = value.text().and_then(|text| text.parse::<u32>().ok());
-        match count {
-            Some(0) => self
-                .report
-                .left(at, what, "one is the fewest; `hutong stop` stops an app"),
-            Some(count) => {
-                let kept = count.min(MAX_CONTAINERS);
-                self.draft.instances = Some(kept);
-                let more = match kept == count {
-                    true => String::new(),
-                    false => format!(", the most for an app from an image, not {count}"),
-                };
-                self.report
-                    .used(at, what, format!("instances = {kept}{more}"));
-            }
-            None => self.report.left(at, what, "this is no number"),
-        }
-    }
-
-    fn memory(&mut self, at: &At, what: &str, value: &Node) {
-        match value.text().and_then(parts::memory) {
-            Some(bytes) => {
-                self.draft.limits.memory = Some(parts::bounded_memory(bytes));
-                self.report.used(at, what, "limits.memory");
-            }
-            None => self.report.left(at, what, "this is no size"),
-        }
-    }
-
-    fn cpus(&mut self, at: &At, what: &str, value: &Node) {
-        match value.text().and_then(parts::cores) {
-            Some(millis) => {
-                self.draft.limits.cpu = Some(millis);
-                self.report.used(at, what, "limits.cpu");
-            }
-            None => self.report.left(at, what, "this is no number of cores"),
-        }
-    }
-
-    fn pids(&mut self, at: &At, what: &str, value: &Node) {
-        match value.text().and_then(|text| text.parse::<u32>().ok()) {
-            Some(count @ 1..) => {
-                self.draft.limits.pids = Some(count.min(32_768));
-                self.report.used(at, what, "limits.pids");
-            }
-            _ => self.report.left(
-                at,
-                what,
-                "without a bound one app could take all: the default is 128",
-            ),
         }
     }
 
@@ -1109,99 +834,4 @@ impl<'a> Reading<'a> {
             service: self.service,
         }
     }
-}
-
-const PAUSES: &str = "what ends is started again, with pauses that grow from 0.2 s to a minute";
-
-/// Keys whose answer is the same for every service: whether Hutong does what they ask for, and how.
-fn fixed(key: &str, value: &Node) -> Option<(bool, &'static str)> {
-    let is_on = value.text().and_then(flag) == Some(true);
-    Some(match key {
-        "cap_drop" => (true, "an app has no capability (with allow_root eight)"),
-        "read_only" => (
-            true,
-            "an image is always read-only, but for /tmp, /run and /data",
-        ),
-        "init" => (true, "what ends is looked after"),
-        "security_opt"
-            if value
-                .texts()
-                .iter()
-                .all(|(_, text)| text.starts_with("no-new-privileges")) =>
-        {
-            (true, "no new privileges: always so")
-        }
-        "privileged" if !is_on => (true, "always so"),
-        "cap_add"
-        | "privileged"
-        | "devices"
-        | "device_cgroup_rules"
-        | "gpus"
-        | "security_opt"
-        | "userns_mode"
-        | "cgroup"
-        | "cgroup_parent"
-        | "pid"
-        | "ipc"
-        | "uts"
-        | "credential_spec" => (
-            false,
-            "an app gets no more of the machine than every app does",
-        ),
-        "logging" => (
-            false,
-            "output is kept for each app, in four files of 8 MB: `hutong logs`",
-        ),
-        "extra_hosts" | "external_links" => (
-            false,
-            "an app reaches neither the server nor private addresses by itself: `links` and `upstream` say who calls whom",
-        ),
-        "dns" | "dns_search" | "dns_opt" | "domainname" | "mac_address" => {
-            (false, "names are looked up by Hutong's resolver")
-        }
-        "ulimits" => (
-            false,
-            "an app has at most 65,536 open files, and no core dumps",
-        ),
-        "sysctls" => (
-            false,
-            "an app does not change the kernel's settings; ports below 1024 are allowed",
-        ),
-        "shm_size" => (
-            false,
-            "memory that programs share counts against limits.memory",
-        ),
-        "stop_signal" => (
-            false,
-            "it gets the signal that its image names, else SIGTERM",
-        ),
-        "working_dir" => (
-            false,
-            "the image's own, or the folder that `container.mount` names",
-        ),
-        "tty" | "stdin_open" | "attach" => (
-            false,
-            "nothing stands on standard input; `hutong exec` has a terminal",
-        ),
-        "platform" | "runtime" | "isolation" | "storage_opt" => (false, "the engine decides"),
-        "secrets" | "configs" => (
-            false,
-            "there are no files of this kind: secrets are variables (`hutong env set`), other files go into the image or the app's folder",
-        ),
-        "volumes_from" => (false, "no app sees another one's data"),
-        "group_add" => (false, "an app has the groups that its image says"),
-        "mem_reservation" | "memswap_limit" | "mem_swappiness" | "oom_kill_disable"
-        | "oom_score_adj" | "cpu_shares" | "cpu_period" | "cpu_quota" | "cpu_rt_runtime"
-        | "cpu_rt_period" | "cpuset" | "cpu_count" | "cpu_percent" | "blkio_config" => {
-            (false, "`limits` has memory, cpu and pids; there is no swap")
-        }
-        "develop" => (false, "`hutong deploy --watch` deploys after each change"),
-        "post_start" | "pre_stop" => (
-            false,
-            "nothing is run beside a program's start and end; `release` runs before a release serves",
-        ),
-        "annotations" | "label_file" => (false, "labels of others mean nothing here"),
-        "provider" | "models" | "use_api_socket" => (false, "it is of Docker's own"),
-        _ => return None,
-    })
 }

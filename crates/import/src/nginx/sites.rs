@@ -280,6 +280,9 @@ impl Reading<'_, '_> {
                     listen.plain = false;
                 }
             }
+            for location in &locations {
+                self.pass_left(location);
+            }
             return;
         }
         if let Some(why) = guard(&scope, &locations) {
@@ -288,9 +291,14 @@ impl Reading<'_, '_> {
                 &what,
                 format!("its visitors are not let in: {why}; take that out of the file to import the rest, and look who gets in then"),
             );
+            for location in &locations {
+                self.pass_left(location);
+            }
             return;
         }
-        if locations.is_empty() {
+        let is_root = |one: &Location| one.matching == Match::Prefix && one.path == "/";
+        let is_open = !locations.iter().any(is_root);
+        if is_open && (locations.is_empty() || scope.root.is_some()) {
             // Files of the block itself.
             locations.push(Location {
                 at: directive.at.clone(),

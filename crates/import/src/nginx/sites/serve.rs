@@ -80,7 +80,7 @@ impl Reading<'_, '_> {
     }
 
     /// What was to answer in a location that is not served.
-    fn pass_left(&mut self, location: &Location) {
+    pub(super) fn pass_left(&mut self, location: &Location) {
         if let Some(pass) = &location.pass {
             let why = "its location is not served by itself";
             self.report().left(&pass.at, "pass", why);

@@ -20,6 +20,11 @@ use declared::{Declared, Middleware, Service};
 /// Routes of one router, and of all.
 const MAX_ROUTES_EACH: usize = 200;
 const MAX_ROUTES: usize = 2000;
+/// Of one service: the others are to have some, too.
+const MAX_ROUTES_OF_ONE: usize = 200;
+/// Each is probed: of one router, and of all.
+const MAX_TARGETS_EACH: usize = 64;
+const MAX_TARGETS: usize = 1000;
 const MAX_MIDDLEWARES: usize = 32;
 /// What is said of one service.
 const MAX_NOTES: usize = 40;
@@ -138,10 +143,54 @@ pub fn read(containers: &[Container]) -> Vec<External> {
     let mut left = MAX_ROUTES;
     let mut externals: Vec<External> = groups
         .iter()
-        .map(|one| external(one, &groups, &mut names, &mut left))
+        .map(|one| {
+            let most = left.min(MAX_ROUTES_OF_ONE);
+            let mut mine = most;
+            let external = external(one, &groups, &mut names, &mut mine);
+            left -= most - mine;
+            external
+        })
         .collect();
     note_priorities(&mut externals);
+    let mut targets = MAX_TARGETS;
+    for external in &mut externals {
+        contradictions(external);
+        for router in &mut external.routers {
+            if router.targets.len() > targets.min(MAX_TARGETS_EACH) {
+                let text = format!(
+                    "router {}: some containers get nothing: there are over {MAX_TARGETS_EACH} of it, or {MAX_TARGETS} in all",
+                    router.name
+                );
+                note(&mut external.notes, text);
+                router.targets.truncate(targets.min(MAX_TARGETS_EACH));
+            }
+            targets -= router.targets.len();
+        }
+    }
     externals
+}
+
+/// Two routers of one service that claim the same and differ in who may come: which of them counts is not for us to guess.
+fn contradictions(external: &mut External) {
+    let mut claims: BTreeMap<Domain, Vec<Option<Auth>>> = BTreeMap::new();
+    for router in &external.routers {
+        for route in &router.routes {
+            let claim = claims.entry(route.domain.clone()).or_default();
+            claim.push(router.auth.clone());
+        }
+    }
+    let differ = |auths: &Vec<Option<Auth>>| auths.iter().any(|auth| *auth != auths[0]);
+    claims.retain(|_, auths| differ(auths));
+    for router in &mut external.routers {
+        router
+            .routes
+            .retain(|route| !claims.contains_key(&route.domain));
+    }
+    for domain in claims.into_keys() {
+        let text =
+            format!("{domain} is not served: two routers have it, and differ in who may come");
+        note(&mut external.notes, text);
+    }
 }
 
 /// Takes away what belongs to somebody else: hosts of apps of ours, which `owner` knows, and what an older service has.
@@ -193,7 +242,7 @@ impl<'a> Group<'a> {
 /// Those of one service of compose that say the same are one; while a service is replaced, old and new are two.
 fn group<'a>(sorted: &[&'a Container]) -> Vec<Group<'a>> {
     let mut groups: Vec<Group<'a>> = Vec::new();
-    let mut known = BTreeMap::new();
+    let mut known: BTreeMap<_, usize> = BTreeMap::new();
     let mut names = BTreeSet::new();
     for container in sorted.iter().copied() {
         let compose = container.compose.as_ref().filter(|_| !container.is_cut);
@@ -242,10 +291,12 @@ fn external(
     // The one that is left out may be the one that asks for a password.
     let routers = group.declared.routers.iter().filter(|_| !is_cut);
     for (name, router) in routers {
-        let made = draft(group, groups, router).and_then(|draft| {
-            *left = left
-                .checked_sub(draft.routes.len())
-                .ok_or_else(|| format!("there are more than {MAX_ROUTES} routes"))?;
+        let made = draft(group, groups, router, &mut notes).and_then(|draft| {
+            *left = left.checked_sub(draft.routes.len()).ok_or_else(|| {
+                format!(
+                    "there are more than {MAX_ROUTES_OF_ONE} routes of it, or {MAX_ROUTES} in all"
+                )
+            })?;
             Ok(draft)
         });
         match made {
@@ -310,32 +361,51 @@ impl Draft {
     }
 }
 
-/// What entry points are called is the owner's affair; what they are for shows in most names.
-fn entry(router: &declared::Router) -> Entry {
-    let is_secure = |name: &&String| {
-        let words = ["secure", "https", "tls", "443"];
-        words.iter().any(|word| name.contains(*word))
-    };
+/// What the two entry points for everybody are called in all of Traefik's documents. Any other one may be bound to a private
+/// address, which is a way to keep visitors out.
+const PLAIN: [&str; 2] = ["web", "http"];
+const SECURE: [&str; 4] = ["websecure", "web-secure", "web_secure", "https"];
+
+fn entry(router: &declared::Router, notes: &mut Vec<String>) -> Result<Entry, String> {
     let points = &router.entry_points;
-    match points.iter().filter(is_secure).count() {
-        _ if router.tls => Entry::Secure,
-        0 => Entry::Plain,
-        count if count == points.len() => Entry::Secure,
-        _ => Entry::Both,
+    let is = |known: &[&str]| points.iter().any(|name| known.contains(&name.as_str()));
+    let (plain, secure) = (is(&PLAIN), is(&SECURE));
+    let known = |name: &&String| {
+        let name = name.as_str();
+        PLAIN.contains(&name) || SECURE.contains(&name)
+    };
+    if let Some(other) = points.iter().find(|name| !known(name)) {
+        let text = format!(
+            "the entry point `{}` is not known here (known: {}, {})",
+            self::plain(other),
+            PLAIN.join(", "),
+            SECURE.join(", ")
+        );
+        if !plain && !secure {
+            return Err(text);
+        }
+        note(notes, text);
     }
+    Ok(match (plain, secure) {
+        _ if router.tls => Entry::Secure,
+        (true, true) => Entry::Both,
+        (false, true) => Entry::Secure,
+        (_, false) => Entry::Plain,
+    })
 }
 
 fn draft(
     group: &Group<'_>,
     groups: &[Group<'_>],
     router: &declared::Router,
+    notes: &mut Vec<String>,
 ) -> Result<Draft, String> {
     if let Some(problem) = &router.problem {
         return Err(problem.clone());
     }
     let rule = router.rule.as_deref().ok_or("it has no rule")?;
     let domains = rule::parse(rule).map_err(|why| format!("its rule is not served: {why}"))?;
-    let entry = entry(router);
+    let entry = entry(router, notes)?;
     let mut draft = Draft {
         entry,
         routes: Vec::new(),

@@ -1,5 +1,5 @@
-//! Traefik's rules: `Host(`a`) && PathPrefix(`/b`)`. Text in, hosts with paths out, or why it cannot be served so. `&&`
-//! binds closer than `||`; every way to meet a rule becomes a route.
+//! Traefik's rules, such as ``Host(`a.test`) && PathPrefix(`/b`)``. Text in, hosts with paths out, or why it cannot be served
+//! so. `&&` binds closer than `||`; every way to meet a rule becomes a route.
 
 use std::collections::BTreeSet;
 

@@ -54,6 +54,8 @@ enum Command {
     Check(verbs::check::Args),
     /// Print the JSON Schema of hutong.toml
     Schema,
+    /// Make apps of the configuration of Docker Compose, nginx, systemd, PM2 and others
+    Import(verbs::import::Args),
     /// Deploy a folder
     Deploy(verbs::deploy::Args),
     /// List the apps
@@ -154,6 +156,7 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Demo(args) => return verbs::demo::run(args, server.output),
         Command::Schema => verbs::check::schema(server.output)?,
         Command::Check(args) => verbs::check::run(&args, server.output)?,
+        Command::Import(args) => verbs::import::run(&args, server.output)?,
         Command::Openapi => server.output.text(&hutong_daemon::openapi()),
         Command::Completions { shell } => {
             let mut text = Vec::new();

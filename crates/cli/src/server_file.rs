@@ -123,6 +123,11 @@ impl ServerFile {
         }
     }
 
+    /// Whether a text is a good one.
+    pub fn check(path: &Path, text: &str) -> Result<(), CliError> {
+        Self::parse(path, text).map(|_| ())
+    }
+
     fn parse(path: &Path, text: &str) -> Result<Self, CliError> {
         let wrong = |at: usize, message: String| {
             let problem = Place { text }.problem(at, message);

@@ -18,6 +18,7 @@ fn the_crate_edges_are_kept() {
         ),
         ("hutong-runtime", &["hutong-core", "hutong-ipc"]),
         ("hutong-api", &["hutong-core"]),
+        ("hutong-import", &["hutong-core"]),
         (
             "hutong-daemon",
             &[
@@ -37,6 +38,7 @@ fn the_crate_edges_are_kept() {
                 "hutong-daemon",
                 "hutong-docker",
                 "hutong-gateway",
+                "hutong-import",
                 "hutong-ipc",
                 "hutong-runtime",
             ],

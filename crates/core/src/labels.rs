@@ -6,7 +6,7 @@
 //! (which requests); [`settle`] says who has a host that several want.
 
 mod declared;
-mod rule;
+pub mod rule;
 
 use core::net::{IpAddr, SocketAddr};
 use std::collections::btree_map::Entry as Place;

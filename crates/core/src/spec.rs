@@ -31,8 +31,7 @@ use processes::{RawCron, RawReleaseCommand, RawWorker};
 use scale::RawScale;
 use sleep::RawSleep;
 use traffic::RawTraffic;
-pub(crate) use traffic::parse_user;
-pub use traffic::{Auth, Ban, Class, Rate, Rules, Traffic, TrafficRoute, User};
+pub use traffic::{Auth, Ban, Class, Rate, Rules, Traffic, TrafficRoute, User, parse_user};
 use upstream::{AnyUpstream, RawBalance, RawFastCgi};
 
 pub use upstream::{Balance, FastCgi, HashKey, Method, Protocol, Upstream};

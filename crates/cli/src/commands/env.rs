@@ -1,6 +1,7 @@
 //! `hutong env set|unset|list`.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use hutong_api::{Deployment, EnvChange, EnvEntry};
 
@@ -13,13 +14,17 @@ pub enum Verb {
     /// Set variables; the app gets them at once, without losing a request
     #[command(after_help = "Examples:
   hutong env set shop LOG_LEVEL=debug
-  hutong env set shop API_KEY < key.txt    a value from standard input does not show in `ps` or the history")]
+  hutong env set shop API_KEY < key.txt    a value from standard input does not show in `ps` or the history
+  hutong env set shop --file secrets.env   all of a file's")]
     Set {
         /// The app's name
         app: String,
         /// KEY=VALUE, or one KEY whose value is read from standard input
-        #[arg(required = true)]
+        #[arg(required_unless_present = "file")]
         variables: Vec<String>,
+        /// A file of KEY=VALUE lines
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
     },
     /// Unset variables
     Unset {
@@ -51,8 +56,16 @@ pub async fn run(verb: Verb, server: &Server) -> Result<(), CliError> {
                 });
             return Ok(());
         }
-        Verb::Set { app, variables } => {
-            let set = variables_of(&variables)?;
+        Verb::Set {
+            app,
+            variables,
+            file,
+        } => {
+            let mut set = match &file {
+                Some(file) => variables_in(file)?,
+                None => BTreeMap::new(),
+            };
+            set.extend(variables_of(&variables)?);
             (
                 app,
                 EnvChange {
@@ -80,6 +93,22 @@ pub async fn run(verb: Verb, server: &Server) -> Result<(), CliError> {
             Ok(())
         }
     }
+}
+
+/// Those of a file, as `hutong import` writes them.
+fn variables_in(path: &Path) -> Result<BTreeMap<String, String>, CliError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| CliError::bad_file(format!("{}: {error}", path.display())))?;
+    let list =
+        hutong_import::dotenv::parse(&path.to_string_lossy(), &text).map_err(CliError::bad_file)?;
+    let mut set = BTreeMap::new();
+    for variable in list {
+        let value = variable.value.ok_or_else(|| {
+            CliError::bad_file(format!("{}: `{}` has no value", variable.at, variable.key))
+        })?;
+        set.insert(variable.key, value);
+    }
+    Ok(set)
 }
 
 fn variables_of(variables: &[String]) -> Result<BTreeMap<String, String>, CliError> {

@@ -11,6 +11,7 @@ pub mod env;
 pub mod exec;
 pub mod external;
 pub mod gateway;
+pub mod import;
 pub mod internal;
 pub mod isolate;
 pub mod logs;

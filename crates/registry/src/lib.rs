@@ -1,7 +1,7 @@
 //! An OCI registry (distribution spec 1.1) as a library: images are pushed, kept, pulled and unpacked.
 //!
 //! Start with [`Registry`]. `http` is what clients see; `store`, `uploads` and `collect` are what happens on the disk,
-//! and `disk` says where. Whoever mounts [`router`] says who may do what
+//! and `disk` says where; [`unpack`] makes folders of layers. Whoever mounts [`router`] says who may do what
 //! ([`Access`]), calls [`Registry::collect`] now and then with what must stay, and is told of pushes.
 //!
 //! It knows nothing of apps and releases, has no clock, and starts nothing that outlives a request for long.
@@ -13,10 +13,12 @@ mod digest;
 mod disk;
 mod error;
 mod http;
+mod image;
 mod manifest;
 mod name;
 mod range;
 mod store;
+pub mod unpack;
 mod uploads;
 
 use std::fs::File;
@@ -32,6 +34,7 @@ pub use collect::{Pinned, Report};
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use error::{StoreError, Whose};
 pub use http::router;
+pub use image::{ContainerConfig, Image, ImageConfig, ImageError, Layer, RootFs};
 pub use manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Kind, MAX_MANIFEST, Manifest, OCI_ARTIFACT,
     OCI_INDEX, OCI_MANIFEST, Platform,

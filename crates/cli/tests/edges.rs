@@ -16,6 +16,7 @@ fn the_crate_edges_are_kept() {
             "hutong-gateway",
             &["hutong-core", "hutong-http", "hutong-ipc"],
         ),
+        ("hutong-registry", &["hutong-core"]),
         ("hutong-runtime", &["hutong-core", "hutong-ipc"]),
         ("hutong-api", &["hutong-core"]),
         ("hutong-import", &["hutong-core"]),

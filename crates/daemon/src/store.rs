@@ -18,7 +18,7 @@ use thiserror::Error;
 use crate::cipher::Cipher;
 use crate::lock;
 
-pub use git::{Preview, Scope, Source, Token};
+pub use git::{MAX_TOKENS, Preview, Scope, Source, Token};
 pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.

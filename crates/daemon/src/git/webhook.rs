@@ -56,10 +56,10 @@ async fn take(
     name: &str,
     request: Request,
 ) -> Result<&'static str, (u16, String)> {
-    let refused = || (403, "the signature is not this app's".to_owned());
+    let refused = || (403u16, "the signature is not this app's".to_owned());
     let failed = |error: crate::store::StoreError| {
         tracing::error!("{error}");
-        (503, "please try again".to_owned())
+        (503u16, "please try again".to_owned())
     };
     // Whether there is such an app, only who can sign is told.
     let app = AppName::new(name).map_err(|_| refused())?;
@@ -89,7 +89,7 @@ async fn take(
         Event::Push(branch) => (branch, false),
         Event::Gone(branch) => (branch, true),
     };
-    check_branch(&branch).map_err(|why| (422, why))?;
+    check_branch(&branch).map_err(|why| (422u16, why))?;
     let delivery = vendor.delivery(&parts.headers, &body);
     let new = control.store.is_new_delivery(app.as_str(), &delivery);
     if !new.map_err(failed)? {
@@ -110,7 +110,7 @@ async fn read(body: Body) -> Result<bytes::Bytes, (u16, String)> {
     let _place = BODIES
         .acquire()
         .await
-        .map_err(|error| (503, error.to_string()))?;
+        .map_err(|error| (503u16, error.to_string()))?;
     let patience = std::time::Duration::from_secs(30);
     match tokio::time::timeout(patience, to_bytes(body, MAX_BODY)).await {
         Ok(Ok(body)) => Ok(body),

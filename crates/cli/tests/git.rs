@@ -1,6 +1,6 @@
 //! `git push` as its users know it: the real client against a real server; what comes in is hostile now and then.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use hutong_testkit::server::Server;
@@ -168,7 +168,8 @@ fn a_push_is_built_and_serves_and_what_fails_moves_no_branch() {
     assert_eq!(work.remote("main"), second);
 
     // It can be read again, by whoever has a token.
-    let clone = work.path("clone");
+    let away = tempfile::tempdir().expect("tempdir");
+    let clone = away.path().join("clone");
     work.git(&["clone", "-q", &work.url, &clone.to_string_lossy()]);
     let page = std::fs::read_to_string(clone.join("page.txt")).expect("read");
     assert_eq!(page, "two");
@@ -481,7 +482,7 @@ fn a_webhook_fetches_builds_and_says_how_it_came_out() {
     if !is_root() {
         return;
     }
-    let (server, _folder) = server();
+    let (server, folder) = server();
     // The repository elsewhere is another app's here: what it deploys itself is another branch.
     let work = Work::new(&server, "origin", &token(&server, "origin"));
     let own = "name = \"origin\"\nstatic = \"public\"\n[git]\nbranch = \"live\"\n";
@@ -495,8 +496,8 @@ fn a_webhook_fetches_builds_and_says_how_it_came_out() {
     let reader = server.ok(&["token", "create", "origin", "--pull"]);
     let port = server.http.rsplit_once(':').expect("a port").1;
     let from = format!("http://localhost:{port}/git/origin.git");
-    let given: &Path = &work.path("reader");
-    std::fs::write(given, &reader).expect("write");
+    let given = folder.path().join("reader");
+    std::fs::write(&given, &reader).expect("write");
     let mut set = server.command(&[
         "source",
         "set",
@@ -507,7 +508,7 @@ fn a_webhook_fetches_builds_and_says_how_it_came_out() {
         "--token-stdin",
         "--json",
     ]);
-    set.stdin(std::fs::File::open(given).expect("open"));
+    set.stdin(std::fs::File::open(&given).expect("open"));
     let output = set.output().expect("hutong runs");
     assert!(output.status.success(), "{}", text(&output));
     let made: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");

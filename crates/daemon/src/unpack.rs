@@ -80,11 +80,16 @@ pub fn unpack_plain(
 ) -> Result<(String, usize), UnpackError> {
     fail::fallible("export.begin").map_err(UnpackError::Disk)?;
     let temporary = Temporary::new(trees)?;
-    let bounded = Bounded {
+    let mut bounded = Bounded {
         inner: archive,
         left: max,
     };
-    let extracted = extract(bounded, &temporary.0, Links::Copied { left: max });
+    let extracted = extract(&mut bounded, &temporary.0, Links::Copied { left: max });
+    if extracted.is_ok() {
+        // Zeros behind the end: whoever writes them is not to find a closed pipe.
+        let _ = io::copy(&mut bounded, &mut io::sink());
+    }
+    drop(bounded);
     let digest = match extracted.map_err(|error| sized(error, max)) {
         Ok(digest) => digest,
         Err(error) => {

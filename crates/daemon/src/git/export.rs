@@ -2,14 +2,13 @@
 //! does not count; links become files, submodules are left out.
 
 use std::io::Read;
-use std::process::Stdio;
 use std::time::Duration;
 
 use hutong_ipc::fail;
 use hutong_runtime::processes::steady_ms;
 
 use super::repo::{QUARANTINE, Repo, is_object_id};
-use super::run;
+use super::run::{self, Running};
 use crate::unpack::{self, UnpackError};
 use crate::{Control, lock};
 
@@ -56,10 +55,9 @@ pub fn export(
             .env("GIT_OBJECT_DIRECTORY", own.join(name))
             .env("GIT_ALTERNATE_OBJECT_DIRECTORIES", own);
     }
-    command.stdout(Stdio::piped());
-    let mut child = command.spawn().map_err(|error| error.to_string())?;
-    let pid = child.id();
-    let archive = child.stdout.take().ok_or("git has no output")?;
+    let mut git = Running::start(command)?;
+    let pid = git.pid();
+    let archive = git.output().ok_or("git has no output")?;
     // One that hangs holds up nobody for ever.
     let (over, ended) = std::sync::mpsc::channel::<()>();
     let watch = std::thread::spawn(move || {
@@ -69,19 +67,18 @@ pub fn export(
     });
     let trees = control.data_dir.join("trees");
     let most = control.settings.upload_bytes.saturating_mul(EXPANSION);
-    let mut child = Some(child);
+    let mut git = Some(git);
     let result = unpack::unpack_plain(archive, &trees, most, control.gateway_gid, || {
-        match child.take() {
-            Some(child) => run::finish(child).map_err(UnpackError::Bad),
+        match git.take() {
+            Some(git) => git.finish().map_err(UnpackError::Bad),
             None => Ok(()),
         }
     });
+    if let Some(git) = git {
+        git.kill();
+    }
     drop(over);
     let _ = watch.join();
-    if let Some(mut child) = child {
-        run::kill_group(child.id());
-        let _ = child.wait();
-    }
     let (digest, files) = result.map_err(|error| error.to_string())?;
     lock(&control.trees_asked).insert(digest.clone(), steady_ms());
     fail::point("git.exported");

@@ -328,7 +328,7 @@ async fn relay(
     head: tokio::sync::oneshot::Sender<(StatusCode, HeaderMap)>,
     body: tokio::sync::mpsc::Sender<Bytes>,
 ) {
-    let mut input = Vec::new();
+    let mut input: Vec<u8> = Vec::with_capacity(CHUNK);
     let end = loop {
         if let Some(end) = end_of_head(&input) {
             break end;

@@ -281,7 +281,7 @@ pub async fn roll_out(
     };
     let id = deployment.id;
     output.only = Only::Deployment(output.app.clone(), id);
-    let mut doing = None;
+    let mut doing: Option<String> = None;
     let mut passes = control.passes.subscribe();
     let over = loop {
         let Some(now) = deploy::now(control, id).map_err(|error| error.text())? else {

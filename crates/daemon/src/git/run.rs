@@ -5,7 +5,8 @@ use std::ffi::OsStr;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hutong_runtime::confine::{self, Bounds};
@@ -23,6 +24,8 @@ const CPU_S: u64 = 900;
 const FILE_SLACK: u64 = 64 << 20;
 /// What of its complaints is kept.
 const STDERR: u64 = 8 << 10;
+/// Output of a git that says little.
+const MAX_OUTPUT: u64 = 1 << 20;
 /// Tells the process behind the walls how large a file may get.
 const FILE_BYTES: &str = "HUTONG_GIT_FILE_BYTES";
 /// A file with certificates of authorities, which git may read.
@@ -98,37 +101,69 @@ pub fn kill_group(pid: u32) {
     }
 }
 
-/// Waits for the end of a git whose output was read; the error is what it said, or how it ended.
-pub fn finish(mut child: Child) -> Result<(), String> {
-    let mut said = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        let _ = stderr.take(STDERR).read_to_string(&mut said);
+/// A git that runs. What it complains of is read all along, or it would wait for somebody to do so.
+pub struct Running {
+    child: Child,
+    complaints: JoinHandle<String>,
+}
+
+impl Running {
+    pub fn start(mut command: Command) -> Result<Self, String> {
+        let mut child = command.spawn().map_err(|error| error.to_string())?;
+        let stderr = child.stderr.take();
+        let complaints = std::thread::spawn(move || {
+            let mut said = Vec::new();
+            if let Some(mut stderr) = stderr {
+                let _ = stderr.by_ref().take(STDERR).read_to_end(&mut said);
+                let _ = std::io::copy(&mut stderr, &mut std::io::sink());
+            }
+            String::from_utf8_lossy(&said).into_owned()
+        });
+        Ok(Running { child, complaints })
     }
-    let status = child.wait().map_err(|error| error.to_string())?;
-    if status.success() {
-        return Ok(());
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
-    let last = said.lines().rev().find(|line| !line.trim().is_empty());
-    Err(match last {
-        Some(line) => super::plain(line),
-        None => format!("git ended with {status}"),
-    })
+
+    pub fn output(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Waits for its end; its output must have been read. The error is what it said last, or how it ended.
+    pub fn finish(mut self) -> Result<(), String> {
+        let status = self.child.wait().map_err(|error| error.to_string())?;
+        if status.success() {
+            return Ok(());
+        }
+        let said = self.complaints.join().unwrap_or_default();
+        let last = said.lines().rev().find(|line| !line.trim().is_empty());
+        Err(match last {
+            Some(line) => super::plain(line),
+            None => format!("git ended with {status}"),
+        })
+    }
+
+    /// Ends it at once.
+    pub fn kill(mut self) {
+        kill_group(self.child.id());
+        let _ = self.child.wait();
+    }
 }
 
 /// Runs a git that says little to its end, or kills it after `patience`; its output.
-pub fn run(mut command: Command, patience: Duration) -> Result<String, String> {
-    let mut child = command.spawn().map_err(|error| error.to_string())?;
-    let pid = child.id();
-    let output = child.stdout.take();
-    // A thread each, so that neither pipe fills up while we wait.
+pub fn run(command: Command, patience: Duration) -> Result<String, String> {
+    let mut running = Running::start(command)?;
+    let pid = running.pid();
+    let output = running.output();
     let reader = std::thread::spawn(move || {
         let mut text = String::new();
         if let Some(output) = output {
-            let _ = output.take(1 << 20).read_to_string(&mut text);
+            let _ = output.take(MAX_OUTPUT).read_to_string(&mut text);
         }
         text
     });
-    let waiter = std::thread::spawn(move || finish(child));
+    let waiter = std::thread::spawn(move || running.finish());
     let deadline = Instant::now() + patience;
     let mut late = false;
     while !waiter.is_finished() {

@@ -103,7 +103,7 @@ fn plain(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
             header.set_link_name(content).expect("short");
             header.set_size(0);
             header.set_cksum();
-            builder.append(&header, &[][..]).expect("append");
+            builder.append(&header, io::empty()).expect("append");
         } else {
             header.set_size(content.len() as u64);
             header.set_cksum();

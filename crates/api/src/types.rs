@@ -561,3 +561,74 @@ pub struct NewBan {
     #[serde(default)]
     pub reason: String,
 }
+
+/// A token of an app's, without what it is.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Token {
+    pub id: u64,
+    pub name: String,
+    /// `push` or `pull`.
+    pub scope: String,
+    pub created_at: u64,
+}
+
+/// Asks for a token.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct NewToken {
+    /// For people who read the list: letters, digits, `-`, `_` and `.`, at most 40.
+    pub name: String,
+    /// `push`, or `pull` for one that only reads.
+    pub scope: String,
+}
+
+/// A token that was made; this is the only time that it is shown.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct TokenMade {
+    pub id: u64,
+    pub secret: String,
+}
+
+/// Where an app is fetched from when a webhook says that there is news.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Source {
+    pub url: String,
+    /// Who sends the webhooks: `github`, `gitee`, `gitlab` or `gitea`.
+    pub vendor: String,
+    /// Where they are to be sent.
+    pub hook: String,
+    /// How the last one came out: `new` before there was one, `pending`, `done`, `failed`, `ignored`.
+    pub state: String,
+    pub detail: String,
+    pub changed_at: u64,
+}
+
+/// Asks for an app to be fetched.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct NewSource {
+    /// `https://…`, without user and password.
+    pub url: String,
+    pub vendor: String,
+    /// Goes with `token`; most vendors take any.
+    pub user: String,
+    /// For reading a private repository.
+    #[serde(default)]
+    pub token: Option<String>,
+}
+
+/// What to tell the vendor; this is the only time that the secret is shown.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct SourceMade {
+    pub hook: String,
+    pub secret: String,
+}
+
+/// A branch as an app of its own.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Preview {
+    pub app: String,
+    pub branch: String,
+    /// Empty where nobody visits it.
+    pub host: String,
+    /// Unless its branch is pushed again, in milliseconds that the server runs.
+    pub ends_in_ms: u64,
+}

@@ -81,6 +81,14 @@ enum Command {
     /// Set, unset and list environment variables
     #[command(subcommand)]
     Env(verbs::env::Verb),
+    /// Make, list and revoke tokens for `git push` and for reading
+    #[command(subcommand)]
+    Token(verbs::token::Verb),
+    /// Have an app fetched from a repository elsewhere, by webhooks
+    #[command(subcommand)]
+    Source(verbs::source::Verb),
+    /// List the previews of an app's branches
+    Previews(verbs::AppArg),
     /// List certificates, bring your own, print the local authority's root
     #[command(subcommand)]
     Cert(verbs::cert::Verb),
@@ -115,10 +123,20 @@ enum Command {
     Openapi,
     /// Roles that the warden starts
     #[command(hide = true)]
-    Internal { role: String },
+    Internal {
+        role: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        rest: Vec<std::ffi::OsString>,
+    },
 }
 
 fn main() -> std::process::ExitCode {
+    if hutong_daemon::is_hook() {
+        return match hutong_daemon::hook_main() {
+            true => std::process::ExitCode::SUCCESS,
+            false => std::process::ExitCode::FAILURE,
+        };
+    }
     let cli = Cli::parse();
     start_log();
     let output = Output::new(cli.json);
@@ -151,7 +169,7 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         output,
     };
     match cli.command {
-        Command::Internal { role } => return verbs::internal::run(&role),
+        Command::Internal { role, rest } => return verbs::internal::run(&role, &rest),
         Command::Serve(args) => verbs::serve::run(args, server.api, server.output)?,
         Command::Demo(args) => return verbs::demo::run(args, server.output),
         Command::Schema => verbs::check::schema(server.output)?,
@@ -175,6 +193,9 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Restart(args) => server.block_on(verbs::restart::run(&args.app, &server))?,
         Command::Scale(args) => server.block_on(verbs::scale::run(&args, &server))?,
         Command::Remove(args) => server.block_on(verbs::remove::run(&args, &server))?,
+        Command::Token(verb) => server.block_on(verbs::token::run(verb, &server))?,
+        Command::Source(verb) => server.block_on(verbs::source::run(verb, &server))?,
+        Command::Previews(args) => server.block_on(verbs::source::previews(&args.app, &server))?,
         Command::Cert(verb) => server.block_on(verbs::cert::run(verb, &server))?,
         Command::Gateway => server.block_on(verbs::gateway::run(&server))?,
         Command::External => server.block_on(verbs::external::run(&server))?,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use toml::Spanned;
 
+use hutong_core::name;
 use hutong_core::networks::Network;
 use hutong_core::spec::{Place, explain};
 use hutong_core::units;
@@ -21,6 +22,9 @@ pub struct ServerFile {
     pub http: Option<SocketAddr>,
     pub https: Option<SocketAddr>,
     pub api: Option<String>,
+    /// The platform's own host, such as "hutong.example.com": `git push`, webhooks and the registry are answered there;
+    /// default none, and then there are none of these.
+    pub host: Option<Spanned<String>>,
     pub workers: Option<usize>,
     #[serde(default)]
     pub accept_missing: Vec<String>,
@@ -152,6 +156,15 @@ impl ServerFile {
             });
             parsed.transpose()
         };
+        if let Some(host) = &file.host {
+            let wrong = |message| wrong(host.span().start, message);
+            let checked = name::parse_host(host.get_ref()).map_err(wrong)?;
+            if checked.starts_with("*.") {
+                return Err(wrong("`host` is one name, without `*`".into()));
+            }
+            let span = host.span();
+            file.host = Some(Spanned::new(span, checked));
+        }
         file.upload_bytes = size(&file.upload_limit)?;
         file.app_disk_bytes = size(&file.app_disk)?;
         file.app_memory_bytes = size(&file.app_memory)?;
@@ -248,6 +261,14 @@ mod tests {
         );
         assert!(cause("\nupload_limit = '1'").starts_with("s.toml:2:16: "));
         assert!(cause("http = 'x'").starts_with("s.toml:1:8: "));
+        let host = parse("host = 'Hutong.Example.com'")
+            .expect("good")
+            .host
+            .expect("a host");
+        assert_eq!(host.get_ref(), "hutong.example.com");
+        for bad in ["host = 'http://a'", "host = '*.a.test'", "host = 'a:80'"] {
+            assert!(cause(bad).starts_with("s.toml:1:8: "), "{bad}");
+        }
         let labels = parse("[docker]\nlabels = true\nexpose_by_default = true");
         let docker = labels.expect("good").docker.expect("a table");
         assert!(docker.labels && docker.exposes_by_default());

@@ -11,6 +11,7 @@ pub mod leak;
 pub mod name;
 pub mod networks;
 pub mod plan;
+pub mod preview;
 pub mod retention;
 pub mod route;
 pub mod scale;

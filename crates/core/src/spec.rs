@@ -3,6 +3,7 @@
 pub mod egress;
 mod image;
 pub mod links;
+mod preview;
 mod processes;
 mod scale;
 mod sleep;
@@ -26,6 +27,8 @@ use egress::RawEgress;
 pub use egress::{Egress, EgressRule};
 use image::RawContainer;
 pub use image::{Image, MAX_INSTANCES as MAX_CONTAINERS, Pull, User as ContainerUser};
+pub use preview::{Preview, PreviewData};
+use preview::{RawGit, RawPreview};
 pub use processes::{Caps, Cron, ReleaseCommand, Worker};
 use processes::{RawCron, RawReleaseCommand, RawWorker};
 use scale::RawScale;
@@ -87,6 +90,10 @@ pub struct AppSpec {
     pub wake: Vec<Schedule>,
     /// When nothing of it runs but timed jobs.
     pub down: Option<Hours>,
+    /// The branch whose pushes are deployed; none: `main`, or `master`.
+    pub branch: Option<String>,
+    /// Other branches get an environment of their own.
+    pub preview: Option<Preview>,
 }
 
 /// Plain HTTP where there is a certificate.
@@ -311,6 +318,11 @@ struct RawSpec {
     #[serde(default)]
     cron: BTreeMap<Spanned<String>, RawCron>,
     release: Option<RawReleaseCommand>,
+    /// What `git push` does.
+    #[serde(default)]
+    git: RawGit,
+    /// Branches that are pushed get an environment of their own, at `BRANCH.DOMAIN`.
+    preview: Option<RawPreview>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -603,6 +615,8 @@ impl Check<'_> {
             workers: self.workers(&raw, caps),
             cron: self.cron(&raw, caps),
             release: self.release_command(&raw),
+            branch: self.branch(&raw.git),
+            preview: self.preview(&raw, &domains),
             callers: self.callers(&raw.callers),
             links,
             strip_prefix: raw.strip_prefix,

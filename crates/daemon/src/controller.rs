@@ -25,7 +25,7 @@ use crate::launch::{NotStarted, What, launch};
 use crate::logs::{End, Only, Query};
 use crate::observed::{Engine, Observed, Probation};
 use crate::store::{App, Deployment, Goal, Release, StoreError};
-use crate::{Control, external, ids, jobs, lock, memory, publish};
+use crate::{Control, external, ids, jobs, lock, memory, platform, publish};
 
 use care::{forgive, forgive_workers, freeze, replace_heavy, roll_back};
 pub use hours::Hours;
@@ -575,6 +575,7 @@ fn publish_all(
             }
         }
     }
+    platform::publish(control, &mut apps);
     external::publish(control, specs, &published.apps, &mut apps);
     let active = loaded
         .iter()

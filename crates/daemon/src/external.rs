@@ -303,6 +303,7 @@ fn target(router: &labels::Router, target: &labels::Target) -> wire::Target {
         instance: name_of(router, target),
         port: target.address.port(),
         address: Some(target.address),
+        control: false,
         protocol: match router.protocol {
             Protocol::H2c => wire::Protocol::H2c,
             _ => wire::Protocol::Http,

@@ -10,6 +10,7 @@ mod disk;
 mod docker;
 mod external;
 mod gateway_link;
+mod git;
 mod http;
 mod ids;
 mod jobs;
@@ -17,6 +18,7 @@ mod launch;
 mod logs;
 mod memory;
 mod observed;
+mod platform;
 mod publish;
 mod specs;
 mod store;
@@ -33,6 +35,7 @@ use hutong_ipc::warden::{ControlSetup, ServerSettings};
 use hutong_runtime::client::WardenClient;
 use tokio::sync::Notify;
 
+pub use git::{become_git, hook_main, is_hook};
 pub use http::openapi;
 
 /// What every part of the control plane shares.
@@ -62,6 +65,7 @@ struct Control {
     logs: logs::Logs,
     memory: Mutex<memory::Ledger>,
     certs: certs::Certs,
+    git: git::Pushes,
     /// The controller looks again.
     wake: Notify,
     /// A new snapshot is there.
@@ -138,6 +142,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         status_asked: Mutex::default(),
         banned: Mutex::default(),
         certs: certs::Certs::new(setup.https.is_some(), acme),
+        git: git::Pushes::default(),
         store: store::Store::open(&own.join("state.db"), cipher).map_err(|e| e.to_string())?,
         specs: specs::Specs::default(),
         warden: WardenClient::new(&run_dir),
@@ -165,6 +170,8 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
     unpack::sweep(&control.data_dir.join("trees"));
     control.logs.end_deletions();
     builds::resume(&control).await;
+    git::start(&control)?;
+    platform::start(&control)?;
     tokio::spawn(gateway_link::run(control.clone()));
     tokio::spawn(gateway_link::keep_bans(control.clone()));
     tokio::spawn(logs::run(control.clone()));

@@ -16,7 +16,7 @@ use hutong_api::LogLine;
 use crate::{Control, lock};
 
 pub use ingest::End;
-pub use read::{Only, Query};
+pub use read::{Only, Position, Query};
 
 /// One file's bound, and how many are kept: 32 MB for each app and kind.
 const FILE_BYTES: u64 = 8 << 20;

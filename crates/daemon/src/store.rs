@@ -1,5 +1,6 @@
 //! What users declared, in SQLite (WAL, one writer). Never asked while a visitor waits.
 
+mod git;
 mod runs;
 
 use std::collections::BTreeMap;
@@ -17,14 +18,15 @@ use thiserror::Error;
 use crate::cipher::Cipher;
 use crate::lock;
 
+pub use git::{MAX_TOKENS, Preview, Scope, Source, Token};
 pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 5;
+const VERSION: i64 = 6;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -69,6 +71,7 @@ const MIGRATIONS: [&str; 4] = [
        seen_ms INTEGER NOT NULL,
        PRIMARY KEY (app, name)
      ) STRICT;",
+    git::TABLES,
 ];
 
 /// A file that is given up when the disk is full, so that `remove --purge` can still be written down.
@@ -614,6 +617,10 @@ impl Store {
             if goal != Goal::Running {
                 supersede(t, app)?;
             }
+            if goal == Goal::Removed {
+                // Whoever has a token or a webhook of it is not to bring it back.
+                git::close(t, app)?;
+            }
             Ok(())
         };
         if goal == Goal::Removed {
@@ -666,7 +673,7 @@ impl Store {
                 "DELETE FROM apps WHERE name = ? AND goal = 'removed'",
                 [app],
             )?;
-            Ok(())
+            git::forget(t, app)
         })
     }
 
@@ -852,7 +859,7 @@ mod tests {
         let two = first.deploy("a", "d2", spec, "rolling").expect("deploy");
         let three = first.deploy("a", "d3", spec, "rolling").expect("deploy");
         first.fail(three.id, "no", &["line".into()]).expect("fail");
-        let set = BTreeMap::from([("K".to_owned(), "secret".to_owned())]);
+        let set = BTreeMap::from([("K".to_owned(), "hushed".to_owned())]);
         first.change_env("a", &set, &[], None).expect("env");
         drop(first);
         let again = store(dir.path());
@@ -871,11 +878,11 @@ mod tests {
         assert!(again.under_way("a").expect("read").is_none());
         assert_eq!(
             again.env("a").expect("env"),
-            [("K".into(), "secret".into())]
+            [("K".into(), "hushed".into())]
         );
         let raw = std::fs::read(dir.path().join("state.db")).expect("file");
         let wal = std::fs::read(dir.path().join("state.db-wal")).unwrap_or_default();
-        let has = |bytes: &[u8]| bytes.windows(6).any(|w| w == b"secret");
+        let has = |bytes: &[u8]| bytes.windows(6).any(|w| w == b"hushed");
         assert!(!has(&raw) && !has(&wal));
     }
 

@@ -1,6 +1,7 @@
 //! An uploaded archive (tar, gzip) becomes a tree: only plain files and folders, only below its own
 //! root, bounded in size and number, and its content must have the digest that was announced.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -15,6 +16,7 @@ use thiserror::Error;
 /// Unpacked, an upload may have at most this many times its allowed packed size.
 const EXPANSION: u64 = 4;
 const MAX_ENTRIES: usize = 200_000;
+const EMPTY: &str = "the archive is empty";
 
 #[derive(Debug, Error)]
 pub enum UnpackError {
@@ -54,10 +56,8 @@ pub fn unpack(
         inner: GzDecoder::new(packed),
         left: budget,
     };
-    let digest = extract(unpacked, &temporary.0).map_err(|error| match error {
-        UnpackError::Broken(error) if is_over(&error) => UnpackError::TooLarge(max_packed),
-        other => other,
-    })?;
+    let extracted = extract(unpacked, &temporary.0, Links::Refused);
+    let digest = extracted.map_err(|error| sized(error, max_packed))?;
     fail::fallible("upload.unpacked").map_err(UnpackError::Disk)?;
     let found = digest.finish();
     if found != claimed {
@@ -66,6 +66,69 @@ pub fn unpack(
             claimed: claimed.to_owned(),
         });
     }
+    keep(&temporary, trees, claimed, group)
+}
+
+/// The same for an archive that one of our own programs makes (tar, not compressed), whose content has the digest that is
+/// answered. Links to files inside are files of the same content. `is_whole` is asked before the tree gets its name.
+pub fn unpack_plain(
+    archive: impl Read,
+    trees: &Path,
+    max: u64,
+    group: Option<u32>,
+    is_whole: impl FnOnce() -> Result<(), UnpackError>,
+) -> Result<(String, usize), UnpackError> {
+    fail::fallible("export.begin").map_err(UnpackError::Disk)?;
+    let temporary = Temporary::new(trees)?;
+    let mut bounded = Bounded {
+        inner: archive,
+        left: max,
+    };
+    let extracted = extract(&mut bounded, &temporary.0, Links::Copied { left: max });
+    if extracted.is_ok() {
+        // Zeros behind the end: whoever writes them is not to find a closed pipe.
+        let _ = io::copy(&mut bounded, &mut io::sink());
+    }
+    drop(bounded);
+    let digest = match extracted.map_err(|error| sized(error, max)) {
+        Ok(digest) => digest,
+        Err(error) => {
+            // Whoever makes it knows better why it is cut off, or none.
+            let is_cut = match &error {
+                UnpackError::Broken(_) => true,
+                UnpackError::Bad(why) => why == EMPTY,
+                _ => false,
+            };
+            if is_cut {
+                is_whole()?;
+            }
+            return Err(error);
+        }
+    };
+    is_whole()?;
+    let files = digest.len();
+    let found = digest.finish();
+    if !trees.join(&found).exists() {
+        keep(&temporary, trees, &found, group)?;
+    }
+    Ok((found, files))
+}
+
+fn sized(error: UnpackError, max: u64) -> UnpackError {
+    match error {
+        UnpackError::Broken(error) if is_over(&error) => UnpackError::TooLarge(max),
+        other => other,
+    }
+}
+
+/// Gives a tree its name, once it is on disk.
+fn keep(
+    temporary: &Temporary,
+    trees: &Path,
+    digest: &str,
+    group: Option<u32>,
+) -> Result<(), UnpackError> {
+    let target = trees.join(digest);
     let finish = || -> io::Result<()> {
         if let Some(group) = group {
             std::os::unix::fs::chown(&temporary.0, None, Some(group))?;
@@ -136,8 +199,19 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
-fn extract(archive: impl Read, root: &Path) -> Result<TreeDigest, UnpackError> {
+/// What becomes of symbolic links.
+enum Links {
+    Refused,
+    /// A file of the same content takes the place of each, of so many bytes in all.
+    Copied {
+        left: u64,
+    },
+}
+
+fn extract(archive: impl Read, root: &Path, links: Links) -> Result<TreeDigest, UnpackError> {
     let mut digest = TreeDigest::default();
+    let mut files: BTreeMap<String, (bool, [u8; 32])> = BTreeMap::new();
+    let mut linked: BTreeMap<String, String> = BTreeMap::new();
     let mut archive = tar::Archive::new(archive);
     let entries = archive.entries().map_err(UnpackError::Broken)?;
     for (count, entry) in entries.enumerate() {
@@ -165,6 +239,13 @@ fn extract(archive: impl Read, root: &Path) -> Result<TreeDigest, UnpackError> {
             let executable = mode & 0o111 != 0;
             let content = write_file(&mut entry, &place, executable)?;
             digest.add(path, executable, content);
+            if matches!(links, Links::Copied { .. }) {
+                files.insert(path.to_owned(), (executable, content));
+            }
+        } else if kind.is_symlink() && matches!(links, Links::Copied { .. }) {
+            let target = entry.link_name_bytes().unwrap_or_default();
+            let target = String::from_utf8_lossy(&target).into_owned();
+            linked.insert(path.to_owned(), target);
         } else {
             return Err(UnpackError::Bad(format!(
                 "`{path}` is a {}; an archive may hold plain files and folders only",
@@ -172,10 +253,65 @@ fn extract(archive: impl Read, root: &Path) -> Result<TreeDigest, UnpackError> {
             )));
         }
     }
+    if let Links::Copied { left: most } = links {
+        let mut left = most;
+        for path in linked.keys() {
+            let target = follow(path, &linked).map_err(UnpackError::Bad)?;
+            let Some((executable, content)) = files.get(&target) else {
+                return Err(UnpackError::Bad(format!(
+                    "`{path}` is a link to `{target}`, which is no file of the same tree; copy what it points at"
+                )));
+            };
+            let size = copy_file(&root.join(&target), &root.join(path), *executable)?;
+            left = left.checked_sub(size).ok_or(UnpackError::TooLarge(most))?;
+            digest.add(path, *executable, *content);
+        }
+    }
     if digest.is_empty() {
-        return Err(UnpackError::Bad("the archive is empty".into()));
+        return Err(UnpackError::Bad(EMPTY.into()));
     }
     Ok(digest)
+}
+
+/// Links that lead to links, at most.
+const MAX_LINKS: usize = 8;
+
+/// Where a link leads, as a path from the root. Only names are looked at: none of the links is on disk.
+fn follow(path: &str, links: &BTreeMap<String, String>) -> Result<String, String> {
+    let mut at = path.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Some(target) = links.get(&at) else {
+            return Ok(at);
+        };
+        if target.starts_with('/') {
+            return Err(format!("`{path}` is a link to `{target}`, out of the tree"));
+        }
+        let mut parts: Vec<&str> = at.split('/').collect();
+        parts.pop();
+        for part in target.split('/') {
+            match part {
+                "" | "." => {}
+                ".." => {
+                    parts.pop().ok_or_else(|| {
+                        format!("`{path}` is a link to `{target}`, out of the tree")
+                    })?;
+                }
+                part => parts.push(part),
+            }
+        }
+        let next = parts.join("/");
+        at = next;
+    }
+    Err(format!(
+        "`{path}` is a link that leads through too many others"
+    ))
+}
+
+fn copy_file(from: &Path, to: &Path, executable: bool) -> Result<u64, UnpackError> {
+    let mut source = fs::File::open(from).map_err(UnpackError::Disk)?;
+    let size = source.metadata().map_err(UnpackError::Disk)?.len();
+    write_file(&mut source, to, executable)?;
+    Ok(size)
 }
 
 fn describe(kind: tar::EntryType) -> &'static str {

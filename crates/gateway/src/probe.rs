@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 use crate::table::Table;
-use crate::target::{Line, Target};
+use crate::target::{Line, Target, connect_to_control};
 use crate::{Shared, status};
 
 /// While an instance starts it is asked often: at first every 10 ms, at last every 250.
@@ -110,7 +110,7 @@ struct Probing {
 
 impl Probing {
     async fn run(self) {
-        if self.target.address.is_some() {
+        if self.target.address.is_some() || self.target.control {
             return self.probe().await;
         }
         let watch = async {
@@ -214,6 +214,11 @@ impl Probing {
 
     async fn ask(&self, line: &mut Option<Line>) -> Result<(), String> {
         let port = self.target.port;
+        if self.target.control {
+            let stream = connect_to_control(&self.shared.run_dir).await;
+            let stream = stream.map_err(|error| format!("control: {error}"))?;
+            return self.ask_path(stream).await;
+        }
         if let Some(address) = self.target.address {
             let stream = TcpStream::connect(address).await;
             let stream = stream.map_err(|error| format!("{address}: {error}"))?;

@@ -14,7 +14,7 @@ use crate::date;
 use crate::pages::Page;
 use crate::pipeline::{Exchange, Stop, Worker, bad_gateway};
 use crate::table::App;
-use crate::target::{Line, Target};
+use crate::target::{Line, Target, connect_to_control};
 use crate::upstream::http1::{self, Broken, Connection};
 use crate::upstream::http2::{self, Session};
 
@@ -148,6 +148,9 @@ impl Upstream {
 
     /// Tries 127.0.0.1 and ::1, whichever answered last time first.
     async fn connect_stream(&self, worker: &Worker) -> std::io::Result<TcpStream> {
+        if self.target.control {
+            return connect_to_control(&worker.shared.run_dir).await;
+        }
         if let Some(address) = self.target.address {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;

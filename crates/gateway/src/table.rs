@@ -335,6 +335,7 @@ mod tests {
             instance: instance.into(),
             port: 1,
             address: None,
+            control: false,
             protocol: Protocol::Http,
             weight: 1,
             health: wire::Health {

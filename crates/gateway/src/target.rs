@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use hutong_ipc::channel;
-use hutong_ipc::gateway::{Health, Protocol};
+use hutong_ipc::gateway::{Health, PUBLIC_SOCKET, Protocol};
 use hutong_ipc::shim::{Answer, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
@@ -23,6 +23,8 @@ pub struct Target {
     pub port: u16,
     /// A server that Hutong does not run; it has no shim.
     pub address: Option<SocketAddr>,
+    /// It is control: what is asked of the platform itself.
+    pub control: bool,
     pub protocol: Protocol,
     pub weight: AtomicU32,
     pub health: Health,
@@ -46,6 +48,7 @@ impl Target {
             instance: wire.instance.clone(),
             port: wire.port,
             address: wire.address,
+            control: wire.control,
             protocol: wire.protocol.clone(),
             weight: AtomicU32::new(wire.weight.max(1)),
             record: Standing::default(),
@@ -64,7 +67,7 @@ impl Target {
 
     /// Whether the table means this one; a server that is not ours may change under its name.
     pub fn is(&self, wire: &hutong_ipc::gateway::Target) -> bool {
-        (self.port, self.address) == (wire.port, wire.address)
+        (self.port, self.address, self.control) == (wire.port, wire.address, wire.control)
             && self.protocol == wire.protocol
             && self.health == wire.health
     }
@@ -91,6 +94,14 @@ impl Target {
     pub fn can_serve(&self) -> bool {
         self.healthy.load(Ordering::SeqCst) && !self.gone.load(Ordering::SeqCst)
     }
+}
+
+/// A connection to control's public socket. To the rest of us a stream is a stream: only options of TCP's own tell a unix
+/// socket from another, and of those none is set on it.
+pub async fn connect_to_control(run_dir: &Path) -> io::Result<TcpStream> {
+    let path = run_dir.join("gateway").join(PUBLIC_SOCKET);
+    let stream = UnixStream::connect(path).await?.into_std()?;
+    TcpStream::from_std(std::net::TcpStream::from(OwnedFd::from(stream)))
 }
 
 /// One worker's line to a target's shim, and the unconnected sockets that came over it.

@@ -15,6 +15,9 @@ pub use traffic::{
 
 use serde::{Deserialize, Serialize};
 
+/// Where control listens for what visitors may ask of the platform itself: in the run folder's `gateway/`.
+pub const PUBLIC_SOCKET: &str = "public.sock";
+
 /// Everything the gateway serves.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -126,6 +129,9 @@ pub struct Target {
     /// A server that Hutong does not run: `instance` is only its name, and there is no shim.
     #[serde(default)]
     pub address: Option<SocketAddr>,
+    /// Control itself, at [`PUBLIC_SOCKET`]: neither a shim nor an address.
+    #[serde(default)]
+    pub control: bool,
     #[serde(default)]
     pub protocol: Protocol,
     #[serde(default = "one")]

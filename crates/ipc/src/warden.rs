@@ -320,6 +320,9 @@ pub struct ServerSettings {
     pub npm_registry: Option<String>,
     pub proxy: Option<String>,
     pub ca_bundle: Option<String>,
+    /// The platform's own host: git, webhooks, the registry.
+    #[serde(default)]
+    pub host: Option<String>,
     /// The table `[acme]` as JSON: it may hold keys.
     #[serde(default)]
     pub acme: Option<crate::gateway::Secret>,

@@ -6,6 +6,7 @@
 
 pub mod cgroup;
 pub mod client;
+pub mod confine;
 mod disks;
 mod dns;
 pub mod doctor;

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// What [`put_first`] gives.
 const FIRST_NICE: i32 = -5;
@@ -133,6 +133,61 @@ pub fn landlock_abi() -> i32 {
         )
     };
     abi.max(0) as i32
+}
+
+/// Rules that deny these rights to files (landlock_create_ruleset(2)).
+pub fn landlock_rules(rights: u64) -> io::Result<OwnedFd> {
+    let attributes = [rights];
+    // SAFETY: the array has the layout of the first struct landlock_ruleset_attr; the descriptor is ours, and
+    // close-on-exec.
+    unsafe {
+        let fd = libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+            0,
+        );
+        Ok(OwnedFd::from_raw_fd(check(fd)? as i32))
+    }
+}
+
+/// Allows rights to what is opened and to all that is below it (landlock_add_rule(2)).
+pub fn landlock_allow(rules: &OwnedFd, opened: BorrowedFd<'_>, rights: u64) -> io::Result<()> {
+    #[repr(C, packed)]
+    struct Beneath {
+        rights: u64,
+        opened: i32,
+    }
+    let beneath = Beneath {
+        rights,
+        opened: opened.as_raw_fd(),
+    };
+    // SAFETY: `beneath` has the layout of struct landlock_path_beneath_attr.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            rules.as_raw_fd(),
+            1, /* PATH_BENEATH */
+            &beneath,
+            0,
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Puts this thread and all that it starts behind the rules, for good; it must have no_new_privs
+/// (landlock_restrict_self(2)).
+pub fn landlock_enforce(rules: &OwnedFd) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) };
+    check(result).map(drop)
+}
+
+/// A copy of a descriptor under a number of the caller's, which a program that is started inherits. The number must be
+/// nobody's.
+pub fn inherit_as(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
+    // SAFETY: no memory is involved; whatever had the number would lose it, which the caller rules out.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), number) }.into()).map(drop)
 }
 
 /// As many descriptors as the hard limit allows.

@@ -1,19 +1,31 @@
 //! The roles that the warden starts from this binary, each given its setup over standard input.
 
+use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::ExitCode;
 
 use hutong_runtime::sys;
 
 use crate::error::CliError;
 
-pub fn run(role: &str) -> Result<ExitCode, CliError> {
+pub fn run(role: &str, rest: &[OsString]) -> Result<ExitCode, CliError> {
     if role == "ready" {
         // Asked by a warden that is about to be replaced by this program.
         return Ok(ExitCode::SUCCESS);
     }
     // The warden waits for its signals by descriptor, and its mask is inherited.
     sys::unblock_signals();
+    if role == "git" {
+        // Control starts this one: behind walls, it becomes git.
+        let [folder, arguments @ ..] = rest else {
+            return Err(CliError::usage("a repository is missing"));
+        };
+        return Err(CliError::failed(hutong_daemon::become_git(
+            Path::new(folder),
+            arguments,
+        )));
+    }
     // Only a warden gives a socket as standard input; anything else fails at the first message.
     let line = UnixStream::from(sys::take_stdin().map_err(CliError::failed)?);
     let result = match role {

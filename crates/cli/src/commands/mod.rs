@@ -23,9 +23,11 @@ pub mod rollback;
 pub mod run;
 pub mod scale;
 pub mod serve;
+pub mod source;
 pub mod start;
 pub mod status;
 pub mod system;
+pub mod token;
 pub mod upgrade;
 pub mod version;
 

@@ -120,6 +120,7 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
         stop_apps: args.stop_apps,
         settings: ServerSettings {
             docker,
+            host: file.host.map(toml::Spanned::into_inner),
             app_disk: file.app_disk_bytes.unwrap_or(5 << 30),
             app_memory: file.app_memory_bytes,
             disk_reserve: file.disk_reserve_bytes,

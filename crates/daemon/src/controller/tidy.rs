@@ -66,6 +66,7 @@ fn forget(control: &Control, app: &str) -> bool {
         return false;
     }
     control.logs.forget(app);
+    crate::git::forget(control, app);
     if let Err(error) = control.store.forget_app(app) {
         tracing::warn!("{error}");
         return false;

@@ -156,6 +156,12 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
     let spec = current.as_ref().map(|(_, spec)| spec);
     let run = spec.map(|spec| &spec.run);
     let has_instances = run.is_none_or(Run::has_instances);
+    let mut warnings = warnings;
+    if let Some(source) = control.store.source(&app.name)?
+        && source.state == "failed"
+    {
+        warnings.push(format!("the last webhook failed: {}", source.detail));
+    }
     let processes = spec.map_or_else(
         || Ok(Vec::new()),
         |spec| runs::processes(control, spec, app),

@@ -6,16 +6,21 @@ use std::sync::Arc;
 
 use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::extract::{Request, State};
+use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, HOST, ORIGIN};
 use axum::middleware::Next;
 use axum::response::Response;
 use axum::serve::IncomingStream;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use hutong_runtime::paths::atomic_write;
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::error::{ApiError, Result};
 use crate::Control;
+use crate::store::{Scope, Token};
 
 /// Who is at the other end.
 #[derive(Clone, Debug)]
@@ -52,6 +57,65 @@ pub async fn authorize(
         Peer::Tcp => check_tcp(&control, &request)?,
     }
     Ok(next.run(request).await)
+}
+
+/// Why somebody may not.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Credentials are needed, or others (401).
+    Unknown,
+    /// They are somebody's, and not good for this (403).
+    Forbidden(String),
+    /// It cannot be looked up now (503).
+    Later,
+}
+
+/// For what is asked at the platform's own host: whether a token of the app's came with it, as the password of any user
+/// (RFC 7617) or as a bearer token (RFC 6750).
+pub fn check_token(
+    control: &Control,
+    headers: &HeaderMap,
+    app: &str,
+    wanted: Scope,
+) -> std::result::Result<Token, Refusal> {
+    let value = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let given = value.and_then(secret_of).ok_or(Refusal::Unknown)?;
+    let found = control.store.token(&digest_of_token(&given));
+    let token = found.map_err(|error| {
+        tracing::error!("{error}");
+        Refusal::Later
+    })?;
+    let token = token.ok_or(Refusal::Unknown)?;
+    if token.app != app {
+        return Err(Refusal::Forbidden(format!(
+            "this token is for the app {}, not for {app}",
+            token.app
+        )));
+    }
+    if wanted == Scope::Push && token.scope != Scope::Push {
+        return Err(Refusal::Forbidden("this token may only read".into()));
+    }
+    Ok(token)
+}
+
+/// What is kept of a token.
+pub fn digest_of_token(secret: &str) -> String {
+    hutong_core::tree::hex(&Sha256::digest(secret.as_bytes()))
+}
+
+/// The secret of an `Authorization` header.
+fn secret_of(value: &str) -> Option<String> {
+    let (scheme, rest) = value.split_once(' ')?;
+    let rest = rest.trim();
+    if scheme.eq_ignore_ascii_case("bearer") {
+        return Some(rest.to_owned());
+    }
+    if !scheme.eq_ignore_ascii_case("basic") || rest.len() > 4096 {
+        return None;
+    }
+    let decoded = String::from_utf8(STANDARD.decode(rest).ok()?).ok()?;
+    let (_, password) = decoded.split_once(':')?;
+    Some(password.to_owned())
 }
 
 /// A web page must not get here: neither by its own name (Host) nor from elsewhere (Origin).
@@ -97,5 +161,30 @@ pub fn token(path: &Path) -> std::result::Result<String, String> {
             Ok(token)
         }
         Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_come_as_passwords_or_bearer_tokens() {
+        assert_eq!(
+            secret_of("Basic bWU6c2U6Y3JldA==").as_deref(),
+            Some("se:cret")
+        );
+        assert_eq!(secret_of("bearer  abc").as_deref(), Some("abc"));
+        for bad in [
+            "",
+            "Basic",
+            "Basic !!!",
+            "Basic bWU=",
+            "Digest x",
+            "Basic /w==",
+        ] {
+            assert_eq!(secret_of(bad), None, "{bad:?}");
+        }
+        assert_eq!(digest_of_token("a").len(), 64);
     }
 }

@@ -20,7 +20,7 @@ use hutong_core::{route, units};
 
 use super::{ApiError, Result, apps};
 use crate::store::{self, Goal};
-use crate::{Control, builds, controller, lock, memory, publish, unpack};
+use crate::{Control, builds, controller, lock, memory, platform, publish, unpack};
 
 fn tree(control: &Control, digest: &str) -> Result<PathBuf> {
     if !is_digest(digest) {
@@ -149,27 +149,53 @@ pub async fn deploy(
             }
         }
     };
-    let spec = spec::parse("hutong.toml", &text)
-        .map_err(|problems| ApiError::bad(problems.to_string()))?;
+    decide(&control, &name, &request, &text).map(Json)
+}
+
+/// Deploys a tree that is there, with `text` in place of its own hutong.toml.
+pub fn begin(control: &Arc<Control>, name: &str, digest: &str, text: &str) -> Result<PlanAnswer> {
+    let request = DeployRequest {
+        digest: digest.to_owned(),
+        spec: None,
+        dry_run: false,
+    };
+    decide(control, name, &request, text)
+}
+
+fn decide(
+    control: &Arc<Control>,
+    name: &str,
+    request: &DeployRequest,
+    text: &str,
+) -> Result<PlanAnswer> {
+    let folder = tree(control, &request.digest)?;
+    let there = folder.is_dir();
+    let spec =
+        spec::parse("hutong.toml", text).map_err(|problems| ApiError::bad(problems.to_string()))?;
     if spec.name.as_str() != name {
         return Err(ApiError::bad(format!(
             "hutong.toml names the app {}, the request {name}",
             spec.name
         )));
     }
-    check_upstreams(&control, &spec)?;
-    check_egress(&control, &spec)?;
+    check_upstreams(control, &spec)?;
+    check_egress(control, &spec)?;
     if spec.image.is_some() && control.settings.docker.is_none() {
         return Err(ApiError::conflict(builds::NO_ENGINE));
     }
-    let others = other_specs(&control, &name)?;
+    if let Some(domain) = platform::taken(control, &spec) {
+        return Err(ApiError::conflict(format!(
+            "the host {domain} is the platform's own; take another"
+        )));
+    }
+    let others = other_specs(control, name)?;
     if let Some(conflict) = conflict(&others, &spec) {
         return Err(ApiError::conflict(conflict));
     }
     let mut warnings = waiting_routes(&others[0], &spec);
-    let before = control.store.app(&name)?;
+    let before = control.store.app(name)?;
     if before.as_ref().is_some_and(|app| app.isolated) {
-        apps::find_free(&control, &name)?;
+        apps::find_free(control, name)?;
     }
     let steps = if there {
         check_tree(&spec, &folder)?;
@@ -179,7 +205,7 @@ pub async fn deploy(
         Vec::new()
     };
     let plan = outline(
-        &control,
+        control,
         &spec,
         before.as_ref(),
         &request.digest,
@@ -190,31 +216,31 @@ pub async fn deploy(
         Some(app) => controller::wanted_instances(&lock(&control.observed), app, &spec),
         None => spec.instances,
     };
-    memory::check_release(&control, &name, &spec, instances).map_err(ApiError::no_memory)?;
+    memory::check_release(control, name, &spec, instances).map_err(ApiError::no_memory)?;
     let grows = !steps.is_empty() || spec.image.is_some();
     if grows && !request.dry_run {
         control.has_disk().map_err(ApiError::no_room)?;
     }
     if request.dry_run {
-        return Ok(Json(PlanAnswer {
+        return Ok(PlanAnswer {
             deployment: None,
             steps: plan,
             warnings,
-        }));
+        });
     }
     let prepares = builds::is_needed(&spec, &steps);
     let state = if prepares { "building" } else { "rolling" };
-    let deployment = control.store.deploy(&name, &request.digest, &text, state)?;
+    let deployment = control.store.deploy(name, &request.digest, text, state)?;
     if prepares {
-        builds::start(&control, deployment.clone());
+        builds::start(control, deployment.clone());
     } else {
         control.wake.notify_one();
     }
-    Ok(Json(PlanAnswer {
+    Ok(PlanAnswer {
         deployment: Some(to_wire(&deployment)),
         steps: plan,
         warnings,
-    }))
+    })
 }
 
 /// An app names no server that the owner of this one does not allow.
@@ -426,6 +452,50 @@ pub async fn watch(
         let tick = Duration::from_millis(250);
         let _ = tokio::time::timeout(tick, passes.changed()).await;
     }
+}
+
+/// A deployment as it stands; one that is done counts as under way until visitors get it. None if it is gone.
+pub fn now(control: &Control, id: u64) -> Result<Option<Deployment>> {
+    let Some(found) = control.store.deployment(id)? else {
+        return Ok(None);
+    };
+    let mut wire = wire_deployment(control, &found);
+    if found.is_over() && !is_visible(control, &found) {
+        wire.state = DeploymentState::Rolling;
+    }
+    Ok(Some(wire))
+}
+
+/// Where visitors reach an app.
+pub fn urls(control: &Control, app: &str) -> Vec<String> {
+    let spec = control
+        .store
+        .app(app)
+        .ok()
+        .flatten()
+        .and_then(|app| apps::current_spec(control, &app).ok().flatten());
+    let domains = spec.map(|(_, spec)| spec.domains).unwrap_or_default();
+    let domains = domains
+        .iter()
+        .filter(|domain| !domain.host.starts_with("*."));
+    domains
+        .map(|domain| {
+            let (scheme, address, usual) = match &control.https {
+                Some(address) => ("https", address, "443"),
+                None => ("http", &control.http, "80"),
+            };
+            let port = address.rsplit_once(':').map_or(usual, |(_, port)| port);
+            let port = match port {
+                port if port == usual => String::new(),
+                port => format!(":{port}"),
+            };
+            let path = match domain.prefix.as_str() {
+                "/" => "",
+                path => path,
+            };
+            format!("{scheme}://{}{port}{path}", domain.host)
+        })
+        .collect()
 }
 
 /// Done means that visitors get it: the gateway serves a table with it. If there is no gateway for a

@@ -51,6 +51,14 @@ impl ApiError {
         self
     }
 
+    /// For where there is no more than text.
+    pub fn text(&self) -> String {
+        match &self.0.hint {
+            Some(hint) => format!("{} ({hint})", self.0.detail),
+            None => self.0.detail.clone(),
+        }
+    }
+
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self

@@ -2,9 +2,9 @@
 //! thin. Described by OpenAPI (`/v1/openapi.json`) from the same source.
 
 mod apps;
-mod auth;
+pub mod auth;
 mod certs;
-mod deploy;
+pub mod deploy;
 mod error;
 mod exec;
 mod external;
@@ -13,6 +13,8 @@ mod isolate;
 mod logs;
 mod runs;
 mod server;
+mod source;
+mod tokens;
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -25,8 +27,10 @@ use utoipa_axum::routes;
 
 use crate::Control;
 
+pub use apps::current_spec;
 pub use auth::token;
-use error::{ApiError, Result};
+pub use error::ApiError;
+use error::Result;
 
 #[derive(OpenApi)]
 #[openapi(info(
@@ -61,6 +65,10 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(server::doctor))
         .routes(routes!(server::upgrade))
         .routes(routes!(server::leaks))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(tokens::revoke))
+        .routes(routes!(source::show, source::set, source::forget))
+        .routes(routes!(source::previews))
         .routes(routes!(gateway::status))
         .routes(routes!(external::list))
         .routes(routes!(gateway::bans, gateway::ban))

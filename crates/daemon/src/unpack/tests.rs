@@ -91,3 +91,71 @@ fn cut_oversized_and_exploding_uploads_are_refused() {
     let none = attempt(b"", "x", 10).expect_err("nothing");
     assert!(none.contains("cut off"), "{none}");
 }
+
+fn plain(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, kind, content) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_path(name).expect("short");
+        header.set_entry_type(*kind);
+        header.set_mode(0o755);
+        if kind.is_symlink() {
+            header.set_link_name(content).expect("short");
+            header.set_size(0);
+            header.set_cksum();
+            builder.append(&header, io::empty()).expect("append");
+        } else {
+            header.set_size(content.len() as u64);
+            header.set_cksum();
+            builder.append(&header, content.as_bytes()).expect("append");
+        }
+    }
+    builder.into_inner().expect("tar")
+}
+
+fn export(bytes: &[u8], max: u64) -> Result<(String, usize, bool), String> {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let result = unpack_plain(bytes, dir.path(), max, None, || Ok(()));
+    let (digest, files) = result.map_err(|error| error.to_string())?;
+    let linked = dir.path().join(&digest).join("b/link");
+    let is_plain = fs::symlink_metadata(linked).is_ok_and(|found| found.is_file());
+    Ok((digest, files, is_plain))
+}
+
+#[test]
+fn links_inside_become_files_and_others_are_refused() {
+    let file = ("a", EntryType::Regular, "hello");
+    let linked = |target| plain(&[file, ("b/link", EntryType::Symlink, target)]);
+    let (_, files, is_plain) = export(&linked("../a"), 1 << 20).expect("good");
+    assert_eq!((files, is_plain), (2, true));
+    for (target, says) in [
+        ("../../etc/passwd", "out of the tree"),
+        ("/etc/passwd", "out of the tree"),
+        ("../b", "no file of the same tree"),
+        ("link", "too many others"),
+        ("none", "no file of the same tree"),
+    ] {
+        let error = export(&linked(target), 1 << 20).expect_err(target);
+        assert!(error.contains(says), "{target}: {error}");
+    }
+    // Many links to one large file are as large.
+    let large = "x".repeat(4000);
+    let names: Vec<String> = (0..20).map(|n| format!("l{n}")).collect();
+    let mut entries = vec![("a", EntryType::Regular, large.as_str())];
+    entries.extend(names.iter().map(|n| (n.as_str(), EntryType::Symlink, "a")));
+    assert!(export(&plain(&entries), 1 << 20).is_ok());
+    let error = export(&plain(&entries), 40_000).expect_err("too large");
+    assert!(error.contains("over the bound"), "{error}");
+}
+
+#[test]
+fn what_is_cut_off_gets_no_name() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let bytes = plain(&[("a", EntryType::Regular, "hello")]);
+    let failed = || Err(UnpackError::Bad("git ended with 128".into()));
+    for bytes in [&bytes[..], &bytes[..600], &[]] {
+        let error = unpack_plain(bytes, dir.path(), 1 << 20, None, failed).expect_err("failed");
+        assert!(error.to_string().contains("128"), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 0);
+    }
+}

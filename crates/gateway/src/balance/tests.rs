@@ -10,6 +10,7 @@ fn app(weights: &[u32], balance: Balance) -> Arc<App> {
         instance: format!("a-{index}"),
         port: 1,
         address: None,
+        control: false,
         protocol: Protocol::Http,
         weight: *weight,
         health: Health {

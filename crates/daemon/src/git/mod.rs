@@ -1,0 +1,113 @@
+//! Code that comes in by git. Pushes arrive over HTTPS ([`http`]), are received by git's own programs in a repository for
+//! each app ([`repo`], [`run`]), and wait in our hook ([`hook`]) until what they bring is deployed ([`push`], [`export`]):
+//! only then does the branch move. Other branches are previews ([`preview`]). Webhooks fetch ([`fetch`], [`webhook`]).
+
+mod export;
+mod fetch;
+mod hook;
+mod http;
+mod preview;
+mod push;
+mod repo;
+mod run;
+mod standing;
+mod vendors;
+mod webhook;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use hutong_core::name::AppName;
+
+use crate::{Control, lock};
+
+pub use fetch::check_url;
+pub use hook::{bind, is_hook, main as hook_main};
+pub use http::router;
+pub use repo::forget;
+pub use run::become_git;
+pub use vendors::Vendor;
+pub use webhook::receive as receive_webhook;
+
+/// A push under way: git runs, and its hook may ask what becomes of it.
+struct Push {
+    number: u64,
+    /// What the hook shows; random.
+    id: String,
+    app: AppName,
+}
+
+/// What is known of pushes and webhooks; nothing of it outlives the process.
+#[derive(Default)]
+pub struct Pushes {
+    under_way: Mutex<HashMap<String, Arc<Push>>>,
+    standing: standing::Standing,
+    webhooks: webhook::Waiting,
+    count: AtomicU64,
+}
+
+impl Pushes {
+    /// A number that no other push of this process has; later ones are larger.
+    fn number(&self) -> u64 {
+        self.count.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    fn begin(&self, app: &AppName) -> Result<Arc<Push>, String> {
+        let mut random = [0; 16];
+        getrandom::fill(&mut random).map_err(|error| error.to_string())?;
+        let push = Arc::new(Push {
+            number: self.number(),
+            id: hutong_core::tree::hex(&random),
+            app: app.clone(),
+        });
+        lock(&self.under_way).insert(push.id.clone(), push.clone());
+        Ok(push)
+    }
+
+    fn find(&self, id: &str) -> Option<Arc<Push>> {
+        lock(&self.under_way).get(id).cloned()
+    }
+
+    /// Git has ended: the branch has moved, or never will.
+    fn end(&self, push: &Push) {
+        lock(&self.under_way).remove(&push.id);
+        self.standing.end(push.number);
+    }
+}
+
+/// Finishes or throws away what an earlier control plane left, and begins to listen to hooks.
+pub fn start(control: &Arc<Control>) -> Result<(), String> {
+    if control.settings.host.is_none() {
+        return Ok(());
+    }
+    let busy = repo::sweep(control);
+    if !busy.is_empty() {
+        tokio::spawn(async move {
+            // Without us they end soon.
+            for _ in 0..120 {
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                if busy.iter().all(|folder| repo::tidy(folder)) {
+                    return;
+                }
+            }
+        });
+    }
+    hook::listen(control)?;
+    tokio::spawn(preview::run(control.clone()));
+    webhook::resume(control);
+    Ok(())
+}
+
+/// A line for people, without what drives their terminal, and bounded.
+fn plain(text: &str) -> String {
+    const MOST: usize = 2000;
+    let harmless = |c: char| match c {
+        '\t' => ' ',
+        c if c.is_control() => '\u{fffd}',
+        // Bidirectional overrides reorder what stands beside them.
+        '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+        c => c,
+    };
+    text.trim_end().chars().take(MOST).map(harmless).collect()
+}

@@ -1,0 +1,113 @@
+//! What visitors may ask of the platform itself, at its own host (`host` in the server file): `/git/…`, `/hooks/…`. The
+//! gateway sends it here by a socket of its own. The management API is not among it: this router has the routes below and
+//! no others, and each of them decides for itself who may.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::chown;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::post;
+use hutong_core::spec::AppSpec;
+use hutong_ipc::gateway as wire;
+
+use crate::{Control, git};
+
+/// Among the apps of the snapshot; no app can have this name.
+const NAME: &str = "@platform";
+/// Path prefixes that the gateway sends here.
+const PREFIXES: [&str; 3] = ["/git", "/hooks", "/v2"];
+/// A push may wait for builds before git has anything to say.
+const RESPONSE_MS: u64 = 3_600_000;
+/// How long a request waits for a control plane that is being restarted.
+const HOLD_MS: u64 = 10_000;
+
+fn router(control: Arc<Control>) -> Router {
+    git::router()
+        .route("/hooks/{app}", post(git::receive_webhook))
+        .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here\n") })
+        .with_state(control)
+}
+
+/// Listens, if there is a host to listen for, until the process ends.
+pub fn start(control: &Arc<Control>) -> Result<(), String> {
+    if control.settings.host.is_none() {
+        return Ok(());
+    }
+    let path = control.run_dir.join("gateway").join(wire::PUBLIC_SOCKET);
+    let mode = if control.gateway_gid.is_some() {
+        0o660
+    } else {
+        0o600
+    };
+    let listener = git::bind(&path, mode)?;
+    if let Some(group) = control.gateway_gid {
+        chown(&path, None, Some(group)).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    let router = router(control.clone());
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!("the platform's own host: {error}");
+        }
+    });
+    Ok(())
+}
+
+/// Adds the platform's host to the apps that are about to be published.
+pub fn publish(control: &Control, apps: &mut BTreeMap<String, wire::App>) {
+    let Some(host) = &control.settings.host else {
+        return;
+    };
+    let app = wire::App {
+        routes: PREFIXES
+            .iter()
+            .map(|prefix| wire::Route {
+                host: host.clone(),
+                prefix: (*prefix).to_owned(),
+                strip_prefix: false,
+            })
+            .collect(),
+        serve: wire::Serve::Targets,
+        targets: vec![wire::Target {
+            instance: NAME.into(),
+            port: 0,
+            address: None,
+            control: true,
+            protocol: wire::Protocol::Http,
+            weight: 1,
+            health: wire::Health {
+                path: None,
+                interval_ms: 10_000,
+                timeout_ms: 2_000,
+                retries: 3,
+            },
+            role: wire::Role::Active,
+        }],
+        response_timeout_ms: RESPONSE_MS,
+        hold_timeout_ms: HOLD_MS,
+        https: wire::Https {
+            redirect: true,
+            except: Vec::new(),
+            hsts_s: 0,
+            plain: false,
+            // Tokens are no secret over plain HTTP.
+            only: control.https.is_some(),
+        },
+        balance: wire::Balance::default(),
+        traffic: wire::Traffic::default(),
+        sleep_after_ms: None,
+        links: BTreeMap::new(),
+        callers: Vec::new(),
+        scales: false,
+    };
+    apps.insert(NAME.into(), app);
+}
+
+/// The host of an app's that is the platform's, if it claims it as a whole.
+pub fn taken(control: &Control, spec: &AppSpec) -> Option<String> {
+    let host = control.settings.host.as_ref()?;
+    let mut domains = spec.domains.iter();
+    domains.find(|domain| domain.host == *host)?;
+    Some(host.clone())
+}

@@ -5,6 +5,7 @@ mod commands;
 mod error;
 mod output;
 mod pack;
+mod remote;
 mod server_file;
 mod terminal;
 
@@ -32,6 +33,9 @@ struct Cli {
     /// Where the server is: unix:PATH or IP:PORT. Default: the system's socket, then the user's.
     #[arg(long, global = true, env = "HUTONG_API", value_name = "ADDRESS")]
     api: Option<String>,
+    /// A server that `hutong login` gave a name; `local` is this machine. HUTONG_CONTEXT is the same, where --api is not set.
+    #[arg(long, global = true, value_name = "NAME")]
+    context: Option<String>,
     /// File with the API's token, where the API is on TCP.
     #[arg(long, global = true, env = "HUTONG_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<std::path::PathBuf>,
@@ -105,6 +109,11 @@ enum Command {
     System,
     /// Replace the running server by the program installed in its place; apps run on, no request is lost
     Upgrade,
+    /// Name a server on another machine, over ssh or https, and use it from now on
+    Login(verbs::login::Args),
+    /// List servers that have a name, choose one, forget one
+    #[command(subcommand)]
+    Context(verbs::context::Verb),
     /// Show the versions of this program and of the server
     Version,
     /// Print completions for a shell
@@ -145,11 +154,12 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
     let done = Ok(std::process::ExitCode::SUCCESS);
     let server = verbs::Server {
         api: cli.api,
+        context: cli.context,
         token_file: cli.token_file,
         output,
     };
     match cli.command {
-        Command::Internal { role } => return verbs::internal::run(&role),
+        Command::Internal { role } => return verbs::internal::run(&role, &server),
         Command::Serve(args) => verbs::serve::run(args, server.api, server.output)?,
         Command::Demo(args) => return verbs::demo::run(args, server.output),
         Command::Schema => verbs::check::schema(server.output)?,
@@ -185,6 +195,8 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Release(args) => server.block_on(verbs::isolate::release(&args.app, &server))?,
         Command::System => server.block_on(verbs::system::run(&server))?,
         Command::Upgrade => server.block_on(verbs::upgrade::run(&server))?,
+        Command::Login(args) => server.block_on(verbs::login::run(&args, server.output))?,
+        Command::Context(verb) => verbs::context::run(&verb, server.output)?,
         Command::Version => server.block_on(verbs::version::run(&server))?,
     }
     done

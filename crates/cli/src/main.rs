@@ -1,7 +1,9 @@
 //! `hutong`: the binary of every role. The command line talks to a server over its API; `serve` is the
 //! warden; `internal` are the processes that the warden spawns from this same binary.
 
+mod app_files;
 mod commands;
+mod drift;
 mod error;
 mod output;
 mod pack;
@@ -27,7 +29,7 @@ use output::Output;
   hutong logs my-app -f               follow its output
 
 Exit codes: 0 done; 1 it failed, the reason is on stderr; 2 wrong usage; 3 no server answers;
-4 a file is wrong (file:line:column on stderr); `exec` and `run` give the program's own code."
+4 a file is wrong (file:line:column on stderr); 5 `diff` found differences; `exec` and `run` give the program's own code."
 )]
 struct Cli {
     /// Where the server is: unix:PATH or IP:PORT. Default: the system's socket, then the user's.
@@ -62,6 +64,12 @@ enum Command {
     Deploy(verbs::deploy::Args),
     /// List the apps
     Apps,
+    /// Compare an app's file with what is deployed, and that with what runs
+    Diff(verbs::diff::Args),
+    /// Print an app's hutong.toml as it was deployed
+    Export(verbs::export::Args),
+    /// Deploy a folder of apps as a whole
+    Apply(verbs::apply::Args),
     /// Show one app, with its instances
     Status(verbs::AppArg),
     /// Show an app's output, or its access log
@@ -172,6 +180,9 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         }
         Command::Doctor(args) => return verbs::doctor::run(&args, &server),
         Command::Deploy(args) => return server.block_on(verbs::deploy::run(&args, &server)),
+        Command::Diff(args) => return server.block_on(verbs::diff::run(&args, &server)),
+        Command::Export(args) => server.block_on(verbs::export::run(&args, &server))?,
+        Command::Apply(args) => return server.block_on(verbs::apply::run(&args, &server)),
         Command::Apps => server.block_on(verbs::apps::run(&server))?,
         Command::Status(args) => server.block_on(verbs::status::run(&args.app, &server))?,
         Command::Logs(args) => server.block_on(verbs::logs::run(&args, &server))?,

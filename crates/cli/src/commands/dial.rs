@@ -25,12 +25,16 @@ pub fn run(address: &Address) -> Result<ExitCode, CliError> {
                 _ => "absent",
             };
             let line = format!("{GREETING} {word} {address}: {error}\n");
-            output.write_all(line.as_bytes()).map_err(CliError::failed)?;
+            output
+                .write_all(line.as_bytes())
+                .map_err(CliError::failed)?;
             return Ok(ExitCode::from(3));
         }
     };
     let line = format!("{GREETING} ok\n");
-    output.write_all(line.as_bytes()).map_err(CliError::failed)?;
+    output
+        .write_all(line.as_bytes())
+        .map_err(CliError::failed)?;
     let requests = socket.try_clone().map_err(CliError::failed)?;
     let input = io::stdin().as_fd().try_clone_to_owned();
     let input = File::from(input.map_err(CliError::failed)?);

@@ -11,14 +11,16 @@ use crate::remote::contexts::{Context, Contexts, check_name};
 use crate::terminal;
 
 #[derive(clap::Args)]
-#[command(after_help = "Over ssh no port is open for it: your own SSH client runs `hutong internal dial` there, which connects
+#[command(
+    after_help = "Over ssh no port is open for it: your own SSH client runs `hutong internal dial` there, which connects
 to the API's socket. HUTONG_SSH names another client. Over https the API's token is asked for, or read
 from standard input.
 
 Examples:
   hutong login ssh://me@shop.example.com --sudo
   hutong login https://hutong.example.com < token.txt
-  hutong context list")]
+  hutong context list"
+)]
 pub struct Args {
     /// ssh://[USER@]HOST[:PORT] or https://HOST[:PORT]
     url: String,
@@ -46,13 +48,13 @@ pub async fn run(args: &Args, output: Output) -> Result<(), CliError> {
     let context = context(args, &remote)?;
     // A name does not come to mean another server unnoticed.
     let taken = |all: &Contexts| match all.contexts.get(&name) {
-        Some(known) if known.url != context.url => Err(CliError::usage(format!(
-            "the context {name} is {}",
-            known.url
-        ))
-        .hint(format!(
-            "another name: --name; or first: hutong context remove {name}"
-        ))),
+        Some(known) if known.url != context.url => {
+            Err(
+                CliError::usage(format!("the context {name} is {}", known.url)).hint(format!(
+                    "another name: --name; or first: hutong context remove {name}"
+                )),
+            )
+        }
         _ => Ok(()),
     };
     taken(&Contexts::load()?)?;

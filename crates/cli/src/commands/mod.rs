@@ -1,5 +1,6 @@
 //! One verb per file.
 
+pub mod apply;
 pub mod apps;
 pub mod ban;
 pub mod cert;
@@ -8,9 +9,11 @@ pub mod context;
 pub mod demo;
 pub mod deploy;
 pub mod dial;
+pub mod diff;
 pub mod doctor;
 pub mod env;
 pub mod exec;
+pub mod export;
 pub mod external;
 pub mod gateway;
 pub mod internal;

@@ -103,9 +103,8 @@ impl Contexts {
     }
 
     fn load_from(path: &Path) -> Result<Self, CliError> {
-        let wrong = |why: &dyn std::fmt::Display| {
-            CliError::bad_file(format!("{}: {why}", path.display()))
-        };
+        let wrong =
+            |why: &dyn std::fmt::Display| CliError::bad_file(format!("{}: {why}", path.display()));
         let text = match fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Self::default()),
@@ -168,10 +167,11 @@ impl Contexts {
         }
         match self.contexts.get(name) {
             Some(context) => Ok(Some(context)),
-            None => Err(
-                CliError::usage(format!("there is no context `{}`", name.escape_default()))
-                    .hint("`hutong context list` names them, `hutong login` makes one"),
-            ),
+            None => Err(CliError::usage(format!(
+                "there is no context `{}`",
+                name.escape_default()
+            ))
+            .hint("`hutong context list` names them, `hutong login` makes one")),
         }
     }
 }
@@ -182,9 +182,8 @@ impl Contexts {
 /// What is wrong with it.
 pub fn check_name(name: &str) -> Result<(), CliError> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "._-:".contains(c);
-    let sound = (1..=100).contains(&name.len())
-        && !name.starts_with(['-', '.'])
-        && name.chars().all(plain);
+    let sound =
+        (1..=100).contains(&name.len()) && !name.starts_with(['-', '.']) && name.chars().all(plain);
     if name == LOCAL {
         return Err(CliError::usage("`local` is this machine")
             .hint("another name: hutong login URL --name NAME"));
@@ -229,7 +228,12 @@ mod tests {
     fn what_is_written_is_read_and_nobody_elses() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("hutong/contexts.toml");
-        assert!(Contexts::load_from(&path).expect("none").contexts.is_empty());
+        assert!(
+            Contexts::load_from(&path)
+                .expect("none")
+                .contexts
+                .is_empty()
+        );
         Contexts::update_at(&path, |all| {
             all.contexts.insert("a".into(), some());
             all.current = Some("a".into());
@@ -248,7 +252,11 @@ mod tests {
         assert!(refused.is_err());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).expect("chmod");
         let error = Contexts::load_from(&path).err().expect("refused");
-        assert!(error.cause().contains("others may read"), "{}", error.cause());
+        assert!(
+            error.cause().contains("others may read"),
+            "{}",
+            error.cause()
+        );
     }
 
     #[test]

@@ -159,6 +159,9 @@ async fn deploy_one(
     let over: Deployment = deploy::watch(client, begun.map_err(words)?)
         .await
         .map_err(words)?;
+    for line in &over.log {
+        output.say(&format!("  {}", printable(line)));
+    }
     deploy::outcome(&over).map_err(words)?;
     Ok(format!("release {} serves", over.release))
 }

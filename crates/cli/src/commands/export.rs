@@ -66,6 +66,8 @@ fn write(path: &Path, text: &str, force: bool) -> Result<(), CliError> {
             _ => failed,
         }
     };
+    // The folder of a bare file name is an empty path.
+    let path = &std::path::absolute(path).map_err(failed)?;
     if force {
         return hutong_runtime::paths::atomic_write(path, text.as_bytes(), 0o644).map_err(failed);
     }

@@ -256,14 +256,13 @@ fn contexts_are_listed_chosen_and_forgotten() {
 
 #[test]
 fn what_is_wrong_with_ssh_is_said_in_one_sentence() {
-    let Some((server, sshd, laptop)) = over_ssh() else {
+    let Some((_server, mut sshd, laptop)) = over_ssh() else {
         return;
     };
-    let program = binary();
-    let program = program.to_string_lossy();
+    let program = binary().to_string_lossy().into_owned();
     let url = sshd.url();
     let login = |more: &[&str]| {
-        let words = [&["login", url.as_str(), "--name", "other"], more].concat();
+        let words = [&["login", url.as_str(), "--name", "other"][..], more].concat();
         let (code, said) = laptop.fails(&words);
         assert!(!laptop.ok(&["context", "list"]).contains("other"));
         (code, said)
@@ -272,7 +271,7 @@ fn what_is_wrong_with_ssh_is_said_in_one_sentence() {
     assert!(code == 3 && said.contains("cannot be run there"), "{said}");
     let nowhere = [
         "--remote-program",
-        &program,
+        program.as_str(),
         "--remote-api",
         "unix:/no/such/api.sock",
     ];
@@ -302,11 +301,10 @@ fn what_is_wrong_with_ssh_is_said_in_one_sentence() {
         code == 3 && said.contains("not the one that is known"),
         "{said}"
     );
-    drop(sshd);
+    sshd.stop();
     let (code, said) = laptop.fails(&["apps"]);
     assert!(code == 3 && said.contains("Connection refused"), "{said}");
     assert!(said.lines().count() <= 2, "{said}");
-    drop(server);
 }
 
 #[test]

@@ -66,6 +66,12 @@ impl Sshd {
         self.folder.path().join("ssh")
     }
 
+    /// Ends it; the client stays.
+    pub fn stop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Nobody is let in any more.
     pub fn lock_out(&self) {
         std::fs::write(self.folder.path().join("authorized_keys"), "").expect("write");
@@ -138,7 +144,6 @@ fn launch(folder: &Path) -> Option<(Child, u16)> {
 
 impl Drop for Sshd {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.stop();
     }
 }

@@ -68,8 +68,9 @@ fn diff_says_what_differs_and_export_brings_it_back() {
             .replace("# by hand\n", "port = 9000\n"),
     );
     write(app.path(), "more.txt", "new");
-    let text = std::fs::read_to_string(app.path().join("app.py")).expect("read");
-    write(app.path(), "app.py", &format!("{text}\n# changed\n"));
+    let program = std::fs::read_to_string(app.path().join("app.py")).expect("read");
+    let changed = format!("{program}\n# changed\n");
+    write(app.path(), "app.py", &changed);
     let (code, text) = diff(&folder);
     assert_eq!(code, 5, "{text}");
     for part in [
@@ -106,11 +107,7 @@ fn diff_says_what_differs_and_export_brings_it_back() {
     assert!(code == 1 && text.contains("--force"), "{text}");
     server.ok(&["export", "shop", "--out", &out, "--force"]);
     std::fs::remove_file(app.path().join("more.txt")).expect("removed");
-    let text = std::fs::read_to_string(app.path().join("app.py")).expect("read");
-    write(app.path(), "app.py", text.trim_end_matches("\n# changed\n"));
-    // The program's last newline was trimmed, too.
-    let text = std::fs::read_to_string(app.path().join("app.py")).expect("read");
-    write(app.path(), "app.py", &format!("{text}\n"));
+    write(app.path(), "app.py", &program);
     server.ok(&["check", &folder]);
     let (code, text) = diff(&folder);
     assert!(code == 0, "{text}");
@@ -147,7 +144,8 @@ fn what_was_done_beside_the_file_is_drift() {
     server.ok(&["stop", "shop"]);
     drift("it was stopped");
     server.ok(&["start", "shop"]);
-    server.ok(&["isolate", "shop"]);
+    let bundle = app.path().join("evidence").to_string_lossy().into_owned();
+    server.ok(&["isolate", "shop", "--bundle", &bundle]);
     drift("in quarantine");
     server.ok(&["release", "shop"]);
     let (code, text) = server.fails(&["diff", "no-such-app"]);

@@ -77,7 +77,8 @@ pub fn all_in(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
     let mut found = Vec::new();
     for entry in entries {
         let path = entry.map_err(|error| wrong(&error))?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = path.file_name().unwrap_or_default();
+        let name = name.to_string_lossy().into_owned();
         if name.starts_with('.') {
             continue;
         }

@@ -46,7 +46,7 @@ pub struct Args {
     /// Do not ask before removing
     #[arg(long, requires = "prune")]
     yes: bool,
-    /// What the folder is known by [default: this machine's name and the path]
+    /// What the folder is known by; default: this machine's name and the path
     #[arg(long, value_name = "NAME")]
     set: Option<String>,
 }

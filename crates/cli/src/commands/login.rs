@@ -22,18 +22,18 @@ Examples:
   hutong context list"
 )]
 pub struct Args {
-    /// ssh://[USER@]HOST[:PORT] or https://HOST[:PORT]
+    /// `ssh://[USER@]HOST[:PORT]` or `https://HOST[:PORT]`
     url: String,
-    /// What to call it [default: the host]
+    /// What to call it; default: the host
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// https: trust this authority (PEM) and no other
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// ssh: the program on the other machine [default: hutong]
+    /// ssh: the program on the other machine; default: hutong
     #[arg(long, value_name = "PATH")]
     remote_program: Option<String>,
-    /// ssh: where the API is there, unix:PATH or IP:PORT [default: as for --api]
+    /// ssh: where the API is there, unix:PATH or IP:PORT; default: as for --api
     #[arg(long, value_name = "ADDRESS")]
     remote_api: Option<String>,
     /// ssh: use sudo there, which must need no password

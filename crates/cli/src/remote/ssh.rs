@@ -26,6 +26,8 @@ const MAX_NOISE: usize = 64 << 10;
 const MAX_COMPLAINT: usize = 8 << 10;
 /// From start to greeting, where nobody is asked for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How long it may take to end once its streams are gone.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// A server behind an SSH server.
 #[derive(Clone, Debug)]
@@ -108,10 +110,17 @@ impl Ssh {
             ))
             .hint("start it with `hutong serve`; one with another --data-dir is named with `hutong login --remote-api`")),
             Greeting::None => {
-                let ended = child.wait().await;
+                // Without its streams it ends, whatever it was about to say.
+                drop((input, output));
+                let ended = async { (child.wait().await, complaint.await) };
+                let Ok((ended, complaint)) = tokio::time::timeout(ENDING, ended).await else {
+                    let place = self.shown();
+                    return Err(DialError::new(format!(
+                        "{place}: what answers there is not understood"
+                    )));
+                };
                 let code = ended.ok().and_then(|status| status.code());
-                let complaint = complaint.await.unwrap_or_default();
-                Err(self.explain(code, &complaint))
+                Err(self.explain(code, &complaint.unwrap_or_default()))
             }
         }
     }

@@ -97,13 +97,16 @@ const SECRET: [&str; 6] = [
     "api_key",
 ];
 
+/// In place of a secret.
+const HIDDEN: &str = "(hidden)";
+
 fn shown(path: &[String], value: &Value) -> String {
     let last = path
         .last()
         .map(|key| key.to_lowercase())
         .unwrap_or_default();
     if SECRET.iter().any(|word| last.contains(word)) {
-        return "(hidden)".into();
+        return HIDDEN.into();
     }
     covered(value).to_string()
 }
@@ -112,17 +115,15 @@ fn shown(path: &[String], value: &Value) -> String {
 fn covered(value: &Value) -> Value {
     match value {
         Value::String(text) => match text.split_once(":$") {
-            Some((name, _)) => Value::String(format!("{name}:(hidden)")),
+            Some((name, _)) => Value::String(format!("{name}:{HIDDEN}")),
             None => value.clone(),
         },
         Value::Array(list) => Value::Array(list.iter().map(covered).collect()),
         Value::Table(table) => {
             let inside = table.iter().map(|(key, value)| {
-                let path = [key.clone()];
-                let shown = shown(&path, value);
-                let value = match shown.as_str() {
-                    "(hidden)" => Value::String(shown),
-                    _ => covered(value),
+                let value = match shown(std::slice::from_ref(key), value) == HIDDEN {
+                    true => Value::String(HIDDEN.into()),
+                    false => covered(value),
                 };
                 (key.clone(), value)
             });

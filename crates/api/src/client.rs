@@ -1,9 +1,13 @@
-//! The HTTP client of the command line: one connection per request, over a unix socket or TCP loopback.
+//! The HTTP client of the command line: over a unix socket or TCP loopback one connection per request; over a way to
+//! another machine ([`Dial`]), which is dear to open, one request after the other on the same connection.
 
 use std::fmt;
+use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -15,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::Problem;
@@ -42,7 +47,7 @@ impl FromStr for Address {
         })?;
         if !address.ip().is_loopback() {
             return Err(format!(
-                "{address} is not a loopback address; the API is not encrypted, so it stays on this machine (use ssh -L for another)"
+                "{address} is not a loopback address; the API is not encrypted, so it stays on this machine (for another: hutong login ssh://HOST)"
             ));
         }
         Ok(Address::Tcp(address))
@@ -58,6 +63,46 @@ impl fmt::Display for Address {
     }
 }
 
+/// Bytes in both directions.
+pub trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// What [`Dial::dial`] gives.
+pub type Dialling<'a> =
+    Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, DialError>> + Send + 'a>>;
+
+/// A way to a server on another machine.
+pub trait Dial: fmt::Debug + Send + Sync {
+    /// Opens a connection on which the API speaks HTTP/1.1.
+    fn dial(&self) -> Dialling<'_>;
+
+    /// The `Host` of requests (RFC 9110 §7.2).
+    fn host(&self) -> String;
+}
+
+/// Why there is no connection, for a person, and what to do about it.
+#[derive(Debug, Error)]
+#[error("{cause}")]
+pub struct DialError {
+    pub cause: String,
+    pub hint: Option<String>,
+}
+
+impl DialError {
+    pub fn new(cause: impl Into<String>) -> Self {
+        DialError {
+            cause: cause.into(),
+            hint: None,
+        }
+    }
+
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
 #[derive(Debug, Error)]
 pub enum ClientError {
     #[error("no server answers at {address}")]
@@ -66,6 +111,9 @@ pub enum ClientError {
         #[source]
         source: std::io::Error,
     },
+    /// The way to another machine does not lead to a server.
+    #[error(transparent)]
+    Dial(#[from] DialError),
     /// The server's own words.
     #[error("{}", .0.detail)]
     Refused(Box<Problem>),
@@ -80,21 +128,42 @@ pub type Body = UnsyncBoxBody<Bytes, std::io::Error>;
 /// A server's API.
 #[derive(Clone, Debug)]
 pub struct Client {
-    address: Address,
+    way: Way,
     token: Option<String>,
+    /// A connection to another machine that waits for its next request.
+    idle: Arc<Mutex<Option<Sender>>>,
 }
+
+#[derive(Clone, Debug)]
+enum Way {
+    Near(Address),
+    Far(Arc<dyn Dial>),
+}
+
+type Sender = http1::SendRequest<Body>;
 
 /// How often, and how fast, a question is asked again whose connection broke.
 const RETRIES: usize = 25;
 const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+/// How long a connection may take to be ready once more before another one is opened.
+const IDLE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
 
 impl Client {
     pub fn new(address: Address, token: Option<String>) -> Self {
-        Client { address, token }
+        Self::by(Way::Near(address), token)
     }
 
-    pub fn address(&self) -> &Address {
-        &self.address
+    /// A server on another machine.
+    pub fn far(dial: Arc<dyn Dial>, token: Option<String>) -> Self {
+        Self::by(Way::Far(dial), token)
+    }
+
+    fn by(way: Way, token: Option<String>) -> Self {
+        Client {
+            way,
+            token,
+            idle: Arc::default(),
+        }
     }
 
     /// Asks again when the connection broke: the control plane may be restarted at any time.
@@ -126,7 +195,7 @@ impl Client {
     /// Whether there is something at `path`.
     pub async fn exists(&self, path: &str) -> Result<bool, ClientError> {
         match self.send(self.request(Method::HEAD, path, empty())?).await {
-            Ok(_) => Ok(true),
+            Ok((response, sender)) => self.finish(response, sender).await.map(|_| true),
             Err(ClientError::Refused(problem)) if problem.status == 404 => Ok(false),
             Err(error) => Err(error),
         }
@@ -145,9 +214,8 @@ impl Client {
         let mut request = self.request(method, path, whole(content))?;
         let json = hyper::header::HeaderValue::from_static("application/json");
         request.headers_mut().insert(CONTENT_TYPE, json);
-        let response = self.send(request).await?;
-        let text = response.into_body().collect().await;
-        let text = text.map_err(ClientError::Broken)?.to_bytes();
+        let (response, sender) = self.send(request).await?;
+        let text = self.finish(response, sender).await?;
         let text: &[u8] = if text.is_empty() { b"null" } else { &text };
         serde_json::from_slice(text).map_err(nonsense)
     }
@@ -160,14 +228,13 @@ impl Client {
         use futures_util::StreamExt;
         let frames = stream.map(|chunk| chunk.map(Frame::data));
         let body = BodyExt::boxed_unsync(StreamBody::new(frames));
-        self.send(self.request(Method::PUT, path, body)?)
-            .await
-            .map(drop)
+        let (response, sender) = self.send(self.request(Method::PUT, path, body)?).await?;
+        self.finish(response, sender).await.map(drop)
     }
 
     /// An answer that streams.
     pub async fn stream(&self, path: &str) -> Result<Incoming, ClientError> {
-        let response = self.send(self.request(Method::GET, path, empty())?).await?;
+        let (response, _) = self.send(self.request(Method::GET, path, empty())?).await?;
         Ok(response.into_body())
     }
 
@@ -184,7 +251,7 @@ impl Client {
         headers.insert(CONTENT_TYPE, fixed("application/json"));
         headers.insert(hyper::header::CONNECTION, fixed("upgrade"));
         headers.insert(hyper::header::UPGRADE, fixed("hutong-exec"));
-        let response = self.send(request).await?;
+        let (response, _) = self.send(request).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             return Err(ClientError::Nonsense("it did not switch protocols".into()));
         }
@@ -198,9 +265,10 @@ impl Client {
         path: &str,
         body: Body,
     ) -> Result<Request<Body>, ClientError> {
-        let host = match &self.address {
-            Address::Unix(_) => "localhost".to_owned(),
-            Address::Tcp(address) => address.to_string(),
+        let host = match &self.way {
+            Way::Near(Address::Unix(_)) => "localhost".to_owned(),
+            Way::Near(Address::Tcp(address)) => address.to_string(),
+            Way::Far(dial) => dial.host(),
         };
         let mut request = Request::builder()
             .method(method)
@@ -212,43 +280,99 @@ impl Client {
         request.body(body).map_err(nonsense)
     }
 
-    async fn send(&self, request: Request<Body>) -> Result<Response<Incoming>, ClientError> {
-        let unreachable = |source| ClientError::Unreachable {
-            address: self.address.clone(),
-            source,
-        };
-        let mut sender = match &self.address {
-            Address::Unix(path) => {
-                handshake(UnixStream::connect(path).await.map_err(unreachable)?).await?
+    /// An answer that is no refusal, and the connection that it came over.
+    async fn send(
+        &self,
+        mut request: Request<Body>,
+    ) -> Result<(Response<Incoming>, Sender), ClientError> {
+        if let Some(mut sender) = self.take_idle().await {
+            match sender.try_send_request(request).await {
+                Ok(response) => return self.accepted(response, sender).await,
+                // It never left this machine: another connection may take it.
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(ClientError::Broken(error.into_error())),
+                },
             }
-            Address::Tcp(address) => {
-                handshake(TcpStream::connect(address).await.map_err(unreachable)?).await?
-            }
-        };
+        }
+        let mut sender = self.connect().await?;
         let response = sender
             .send_request(request)
             .await
             .map_err(ClientError::Broken)?;
+        self.accepted(response, sender).await
+    }
+
+    async fn accepted(
+        &self,
+        response: Response<Incoming>,
+        sender: Sender,
+    ) -> Result<(Response<Incoming>, Sender), ClientError> {
         let status = response.status();
         if status.is_success() || status == StatusCode::SWITCHING_PROTOCOLS {
-            return Ok(response);
+            return Ok((response, sender));
         }
-        let text = response.into_body().collect().await;
-        let text = text.map_err(ClientError::Broken)?.to_bytes();
+        let text = self.finish(response, sender).await?;
         let problem = serde_json::from_slice(&text).unwrap_or_else(|_| Problem {
             kind: "about:blank".into(),
             title: status.canonical_reason().unwrap_or_default().into(),
             status: status.as_u16(),
-            detail: String::from_utf8_lossy(&text).into_owned(),
+            detail: match text.is_empty() {
+                true => format!("the server answers with {status}"),
+                false => String::from_utf8_lossy(&text).into_owned(),
+            },
             hint: None,
         });
         Err(ClientError::Refused(Box::new(problem)))
     }
+
+    /// Reads an answer to its end; then its connection may serve again.
+    async fn finish(
+        &self,
+        response: Response<Incoming>,
+        sender: Sender,
+    ) -> Result<Bytes, ClientError> {
+        let text = response.into_body().collect().await;
+        let text = text.map_err(ClientError::Broken)?.to_bytes();
+        if matches!(self.way, Way::Far(_)) {
+            *self.waiting() = Some(sender);
+        }
+        Ok(text)
+    }
+
+    async fn take_idle(&self) -> Option<Sender> {
+        let mut sender = self.waiting().take()?;
+        let ready = tokio::time::timeout(IDLE_PATIENCE, sender.ready()).await;
+        matches!(ready, Ok(Ok(()))).then_some(sender)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Option<Sender>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn connect(&self) -> Result<Sender, ClientError> {
+        let address = match &self.way {
+            Way::Near(address) => address,
+            Way::Far(dial) => return handshake(dial.dial().await?).await,
+        };
+        let unreachable = |source| ClientError::Unreachable {
+            address: address.clone(),
+            source,
+        };
+        match address {
+            Address::Unix(path) => {
+                handshake(UnixStream::connect(path).await.map_err(unreachable)?).await
+            }
+            Address::Tcp(address) => {
+                handshake(TcpStream::connect(address).await.map_err(unreachable)?).await
+            }
+        }
+    }
 }
 
-async fn handshake<S>(stream: S) -> Result<http1::SendRequest<Body>, ClientError>
+async fn handshake<S>(stream: S) -> Result<Sender, ClientError>
 where
-    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await

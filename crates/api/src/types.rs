@@ -52,6 +52,38 @@ pub struct App {
     pub message: Option<String>,
     /// Routes that do not hold, and why.
     pub warnings: Vec<String>,
+    /// The folder of app files that it was last deployed from as a whole; none if it came otherwise.
+    #[serde(default)]
+    pub applied_from: Option<String>,
+}
+
+/// An app's file as it was deployed, and what was declared beside it.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct AppFile {
+    pub app: String,
+    /// The release that is wanted: the one under way, else the one that serves, else the newest.
+    pub release: u64,
+    pub state: ReleaseState,
+    /// Content digest of the folder (SHA-256).
+    pub digest: String,
+    /// `hutong.toml`, to the byte.
+    pub text: String,
+    /// Its owner stopped it.
+    pub stopped: bool,
+    /// The number of instances that its owner set beside the file.
+    pub scale: Option<u32>,
+    /// Names of variables that were set beside the file; their values stay inside.
+    pub variables: Vec<String>,
+}
+
+/// A file of an uploaded tree.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TreeFile {
+    /// Relative to the app's folder.
+    pub path: String,
+    pub executable: bool,
+    /// SHA-256 in hex.
+    pub sha256: String,
 }
 
 /// What an app keeps on disk, in bytes.
@@ -297,6 +329,9 @@ pub struct DeployRequest {
     /// Only say what would be done.
     #[serde(default)]
     pub dry_run: bool,
+    /// The folder of app files that it comes from, where they are applied as a whole: at most 500 printable characters.
+    #[serde(default)]
+    pub applied_from: Option<String>,
 }
 
 /// What a deployment would do.

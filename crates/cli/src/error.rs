@@ -91,6 +91,10 @@ impl From<ClientError> for CliError {
                 refused.hint = problem.hint;
                 refused
             }
+            ClientError::Dial(error) => CliError {
+                hint: error.hint,
+                ..CliError::unreachable(error.cause)
+            },
             ClientError::Unreachable { address, source } => {
                 let cause = format!("no server answers at {address}: {source}");
                 let denied = source.kind() == std::io::ErrorKind::PermissionDenied;

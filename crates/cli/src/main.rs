@@ -1,10 +1,13 @@
 //! `hutong`: the binary of every role. The command line talks to a server over its API; `serve` is the
 //! warden; `internal` are the processes that the warden spawns from this same binary.
 
+mod app_files;
 mod commands;
+mod drift;
 mod error;
 mod output;
 mod pack;
+mod remote;
 mod server_file;
 mod terminal;
 
@@ -26,12 +29,15 @@ use output::Output;
   hutong logs my-app -f               follow its output
 
 Exit codes: 0 done; 1 it failed, the reason is on stderr; 2 wrong usage; 3 no server answers;
-4 a file is wrong (file:line:column on stderr); `exec` and `run` give the program's own code."
+4 a file is wrong (file:line:column on stderr); 5 `diff` found differences; `exec` and `run` give the program's own code."
 )]
 struct Cli {
     /// Where the server is: unix:PATH or IP:PORT. Default: the system's socket, then the user's.
     #[arg(long, global = true, env = "HUTONG_API", value_name = "ADDRESS")]
     api: Option<String>,
+    /// A server that `hutong login` gave a name; `local` is this machine. HUTONG_CONTEXT is the same, where --api is not set.
+    #[arg(long, global = true, value_name = "NAME")]
+    context: Option<String>,
     /// File with the API's token, where the API is on TCP.
     #[arg(long, global = true, env = "HUTONG_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<std::path::PathBuf>,
@@ -60,6 +66,12 @@ enum Command {
     Deploy(verbs::deploy::Args),
     /// List the apps
     Apps,
+    /// Compare an app's file with what is deployed, and that with what runs
+    Diff(verbs::diff::Args),
+    /// Print an app's hutong.toml as it was deployed
+    Export(verbs::export::Args),
+    /// Deploy a folder of apps as a whole
+    Apply(verbs::apply::Args),
     /// Show one app, with its instances
     Status(verbs::AppArg),
     /// Show an app's output, or its access log
@@ -115,6 +127,11 @@ enum Command {
     System,
     /// Replace the running server by the program installed in its place; apps run on, no request is lost
     Upgrade,
+    /// Name a server on another machine, over ssh or https, and use it from now on
+    Login(verbs::login::Args),
+    /// List servers that have a name, choose one, forget one
+    #[command(subcommand)]
+    Context(verbs::context::Verb),
     /// Show the versions of this program and of the server
     Version,
     /// Print completions for a shell
@@ -165,11 +182,12 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
     let done = Ok(std::process::ExitCode::SUCCESS);
     let server = verbs::Server {
         api: cli.api,
+        context: cli.context,
         token_file: cli.token_file,
         output,
     };
     match cli.command {
-        Command::Internal { role, rest } => return verbs::internal::run(&role, &rest),
+        Command::Internal { role, rest } => return verbs::internal::run(&role, &rest, &server),
         Command::Serve(args) => verbs::serve::run(args, server.api, server.output)?,
         Command::Demo(args) => return verbs::demo::run(args, server.output),
         Command::Schema => verbs::check::schema(server.output)?,
@@ -183,6 +201,9 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         }
         Command::Doctor(args) => return verbs::doctor::run(&args, &server),
         Command::Deploy(args) => return server.block_on(verbs::deploy::run(&args, &server)),
+        Command::Diff(args) => return server.block_on(verbs::diff::run(&args, &server)),
+        Command::Export(args) => server.block_on(verbs::export::run(&args, &server))?,
+        Command::Apply(args) => return server.block_on(verbs::apply::run(&args, &server)),
         Command::Apps => server.block_on(verbs::apps::run(&server))?,
         Command::Status(args) => server.block_on(verbs::status::run(&args.app, &server))?,
         Command::Logs(args) => server.block_on(verbs::logs::run(&args, &server))?,
@@ -209,6 +230,8 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Release(args) => server.block_on(verbs::isolate::release(&args.app, &server))?,
         Command::System => server.block_on(verbs::system::run(&server))?,
         Command::Upgrade => server.block_on(verbs::upgrade::run(&server))?,
+        Command::Login(args) => server.block_on(verbs::login::run(&args, server.output))?,
+        Command::Context(verb) => verbs::context::run(&verb, server.output)?,
         Command::Version => server.block_on(verbs::version::run(&server))?,
     }
     done

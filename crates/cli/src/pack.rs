@@ -159,7 +159,8 @@ impl Pack {
             .collect()
     }
 
-    fn contents(&self) -> BTreeMap<&str, (bool, [u8; 32])> {
+    /// By name: whether it is executable, and the SHA-256 of its content.
+    pub fn contents(&self) -> BTreeMap<&str, (bool, [u8; 32])> {
         let files = self.files.iter();
         files
             .map(|file| (file.name.as_str(), (file.executable, file.content)))

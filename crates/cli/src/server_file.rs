@@ -25,6 +25,8 @@ pub struct ServerFile {
     /// The platform's own host, such as "hutong.example.com": `git push`, webhooks and the registry are answered there;
     /// default none, and then there are none of these.
     pub host: Option<Spanned<String>>,
+    /// The name by which the API is asked over HTTPS, where something that speaks TLS stands before it.
+    pub api_host: Option<Spanned<String>>,
     pub workers: Option<usize>,
     #[serde(default)]
     pub accept_missing: Vec<String>,
@@ -169,6 +171,13 @@ impl ServerFile {
         file.app_disk_bytes = size(&file.app_disk)?;
         file.app_memory_bytes = size(&file.app_memory)?;
         file.disk_reserve_bytes = size(&file.disk_reserve)?;
+        if let Some(host) = &file.api_host {
+            let wrong = |message| wrong(host.span().start, message);
+            let parsed = hutong_core::name::parse_host(host.get_ref()).map_err(wrong)?;
+            if parsed.starts_with("*.") {
+                return Err(wrong("api_host is one name".into()));
+            }
+        }
         for network in file.allow_upstreams.iter().chain(&file.trusted_proxies) {
             let parsed = network.get_ref().parse::<Network>();
             parsed.map_err(|message| wrong(network.span().start, message.to_string()))?;
@@ -269,6 +278,9 @@ mod tests {
         for bad in ["host = 'http://a'", "host = '*.a.test'", "host = 'a:80'"] {
             assert!(cause(bad).starts_with("s.toml:1:8: "), "{bad}");
         }
+        let named = parse("api = '127.0.0.1:9000'\napi_host = 'hutong.example.com'").expect("good");
+        assert!(named.api_host.is_some());
+        assert!(cause("api_host = 'https://x'").starts_with("s.toml:1:12: "));
         let labels = parse("[docker]\nlabels = true\nexpose_by_default = true");
         let docker = labels.expect("good").docker.expect("a table");
         assert!(docker.labels && docker.exposes_by_default());

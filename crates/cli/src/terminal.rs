@@ -1,6 +1,6 @@
 //! The user's terminal in raw mode, for `exec`, or silent, for passwords; given back whatever happens.
 
-use std::io::{IsTerminal, Read};
+use std::io::{IsTerminal, Read, Write};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
@@ -77,6 +77,43 @@ impl Drop for Silent {
     fn drop(&mut self) {
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
     }
+}
+
+/// A line that is not shown while it is typed, or the first one of standard input where that is no terminal. Never from
+/// the command line, which others can see.
+///
+/// # Errors
+/// `Interrupted` at Ctrl-C, and what reading fails with.
+pub fn secret(prompt: &str) -> std::io::Result<String> {
+    let Some(silent) = Silent::new() else {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line)?;
+        return Ok(line);
+    };
+    let mut stderr = std::io::stderr();
+    write!(stderr, "{prompt}: ")?;
+    stderr.flush()?;
+    let line = silent.line();
+    writeln!(stderr)?;
+    line
+}
+
+/// Asks a question on the terminal; anything but yes is no.
+///
+/// # Errors
+/// What reading fails with.
+pub fn agrees(question: &str) -> std::io::Result<bool> {
+    let mut stderr = std::io::stderr();
+    write!(stderr, "{question} [y/N] ")?;
+    stderr.flush()?;
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    Ok(matches!(line.trim().to_lowercase().as_str(), "y" | "yes"))
+}
+
+/// Whether a person can be asked.
+pub fn is_attended() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
 /// Rows and columns.

@@ -22,11 +22,11 @@ pub use git::{MAX_TOKENS, Preview, Scope, Source, Token};
 pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 6;
+const VERSION: i64 = 7;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -72,6 +72,8 @@ const MIGRATIONS: [&str; 5] = [
        PRIMARY KEY (app, name)
      ) STRICT;",
     git::TABLES,
+    // The folder of app files that an app was last deployed from as a whole.
+    "ALTER TABLE apps ADD COLUMN applied_from TEXT;",
 ];
 
 /// A file that is given up when the disk is full, so that `remove --purge` can still be written down.
@@ -196,6 +198,8 @@ pub struct App {
     pub next_release: u64,
     /// It is in quarantine.
     pub isolated: bool,
+    /// The folder of app files that it was last deployed from as a whole.
+    pub applied_from: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -507,7 +511,7 @@ impl Store {
                 "INSERT INTO apps (name, goal, changed_ms) VALUES (?1, 'running', ?2)
                  ON CONFLICT (name) DO UPDATE SET
                    active = CASE WHEN goal = 'removed' THEN NULL ELSE active END,
-                   goal = 'running', purge = 0, changed_ms = ?2",
+                   goal = 'running', purge = 0, changed_ms = ?2, applied_from = NULL",
                 params![app, now],
             )?;
             let number: u64 = t.query_row(
@@ -520,6 +524,18 @@ impl Store {
                 params![app, number, digest, spec, now],
             )?;
             add_deployment(t, app, number, "deploy", state)
+        })
+    }
+
+    /// Remembers which folder of app files an app belongs to. A deploy forgets it: whoever deploys otherwise takes the
+    /// app out of that folder.
+    pub fn note_folder(&self, app: &str, folder: &str) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE apps SET applied_from = ?2 WHERE name = ?1",
+                params![app, folder],
+            )?;
+            Ok(())
         })
     }
 
@@ -809,6 +825,7 @@ fn app_from(row: &Row<'_>) -> rusqlite::Result<App> {
         removed_ms: row.get("removed_ms")?,
         next_release: row.get("next_release")?,
         isolated: row.get("isolated")?,
+        applied_from: row.get("applied_from")?,
     })
 }
 
@@ -884,6 +901,22 @@ mod tests {
         let wal = std::fs::read(dir.path().join("state.db-wal")).unwrap_or_default();
         let has = |bytes: &[u8]| bytes.windows(6).any(|w| w == b"hushed");
         assert!(!has(&raw) && !has(&wal));
+    }
+
+    #[test]
+    fn a_deploy_from_elsewhere_takes_an_app_out_of_its_folder() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = store(dir.path());
+        let spec = "name='a'\ncommand='x'";
+        let from = || store.app("a").expect("read").expect("there").applied_from;
+        store.deploy("a", "d1", spec, "rolling").expect("deploy");
+        assert_eq!(from(), None);
+        store.note_folder("a", "set:web").expect("noted");
+        assert_eq!(from().as_deref(), Some("set:web"));
+        store.redeploy("a", 1, "restart", "rolling").expect("again");
+        assert_eq!(from().as_deref(), Some("set:web"));
+        store.deploy("a", "d2", spec, "rolling").expect("deploy");
+        assert_eq!(from(), None);
     }
 
     /// A file of every released version, as its program wrote it.

@@ -314,6 +314,9 @@ pub struct DockerSettings {
 /// The keys of the server file that `control` uses.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ServerSettings {
+    /// The name by which the API on TCP is asked from other machines, through a server that speaks TLS with them.
+    #[serde(default)]
+    pub api_host: Option<String>,
     pub keep_releases: usize,
     pub upload_bytes: u64,
     pub pip_index: Option<String>,

@@ -5,6 +5,7 @@ pub mod corpus;
 pub mod crash;
 pub mod docker;
 pub mod server;
+pub mod ssh;
 pub mod traffic;
 pub mod visitor;
 

@@ -93,7 +93,8 @@ async fn show(
     output: Output,
 ) -> Result<ExitCode, CliError> {
     let layout = Layout::new(folder).map_err(CliError::failed)?;
-    let client = Client::new(Address::Unix(layout.api_socket()), None);
+    let address = Address::Unix(layout.api_socket());
+    let client = Client::new(address.clone(), None);
     let http = wait_for(&client, server).await?.unwrap_or(http);
     let examples = folder.join("examples");
     std::fs::create_dir_all(&examples).map_err(CliError::failed)?;
@@ -132,7 +133,7 @@ async fn show(
             ExitCode::from(1)
         });
     }
-    invite(&client, http, output).await?;
+    invite(&client, &address, http, output).await?;
     tokio::select! {
         _ = stop.recv() => output.say("\nstopping everything …"),
         () = ended(server) => return Err(CliError::failed("the server ended")),
@@ -178,7 +179,12 @@ fn app_folders(examples: &Path) -> Vec<PathBuf> {
     folders
 }
 
-async fn invite(client: &Client, http: SocketAddr, output: Output) -> Result<(), CliError> {
+async fn invite(
+    client: &Client,
+    api: &Address,
+    http: SocketAddr,
+    output: Output,
+) -> Result<(), CliError> {
     let apps: Vec<App> = client.get("/v1/apps").await?;
     output.say("");
     output.table(&apps, &["app", "state", "open"], |app| {
@@ -191,7 +197,7 @@ async fn invite(client: &Client, http: SocketAddr, output: Output) -> Result<(),
     });
     output.say(&format!(
         "\nTry, in another terminal:\n  export HUTONG_API={}\n  hutong apps\n  hutong logs notes -f\n  hutong exec notes -- ls -la / /data\n  hutong deploy hutong-demo/examples/notes      (change something first)\n  hutong rollback notes\n  hutong system\nCtrl-C here stops all of it and leaves nothing.",
-        client.address()
+        api
     ));
     Ok(())
 }

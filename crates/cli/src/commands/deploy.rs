@@ -66,10 +66,21 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
 async fn plan(client: &Client, folder: &std::path::Path) -> Result<PlanAnswer, CliError> {
     let (spec, text) = check::load(folder)?;
     let pack = Pack::new(folder, &spec)?;
+    outline(client, &spec, text, &pack).await
+}
+
+/// What a deployment would do, in the server's words; nothing is uploaded.
+pub async fn outline(
+    client: &Client,
+    spec: &AppSpec,
+    text: String,
+    pack: &Pack,
+) -> Result<PlanAnswer, CliError> {
     let request = DeployRequest {
-        digest: pack.digest,
+        digest: pack.digest.clone(),
         spec: Some(text),
         dry_run: true,
+        applied_from: None,
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
     Ok(client.post(&path, &request).await?)
@@ -83,15 +94,17 @@ pub async fn deploy(
 ) -> Result<Deployment, CliError> {
     let (spec, _) = check::load(folder)?;
     let pack = Pack::new(folder, &spec)?;
-    let deployment = begin(client, &spec, &pack, true, output).await?;
+    let deployment = begin(client, &spec, &pack, None, true, output).await?;
     watch(client, deployment).await
 }
 
-/// Uploads what the server lacks, with a bar on a terminal where `shows`, and has it deployed.
-async fn begin(
+/// Uploads what the server lacks, with a bar on a terminal where `shows`, and has it deployed; `origin` is the folder of
+/// app files that it belongs to, if that is applied as a whole.
+pub async fn begin(
     client: &Client,
     spec: &AppSpec,
     pack: &Pack,
+    origin: Option<&str>,
     shows: bool,
     output: Output,
 ) -> Result<Deployment, CliError> {
@@ -100,6 +113,7 @@ async fn begin(
         digest: pack.digest.clone(),
         spec: None,
         dry_run: false,
+        applied_from: origin.map(str::to_owned),
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
     let answer: PlanAnswer = client.post(&path, &request).await?;
@@ -214,7 +228,7 @@ pub async fn show_result(
 }
 
 /// An error if a deployment that is over does not serve.
-fn outcome(deployment: &Deployment) -> Result<(), CliError> {
+pub fn outcome(deployment: &Deployment) -> Result<(), CliError> {
     match deployment.state {
         DeploymentState::Done => Ok(()),
         DeploymentState::Superseded => Err(CliError::failed("a newer deployment took its place")),

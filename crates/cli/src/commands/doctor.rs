@@ -33,7 +33,7 @@ pub fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         let client = server.client()?;
         match client.get::<Vec<Wall>>("/v1/doctor").await {
             Ok(walls) => Ok(Some(walls)),
-            Err(ClientError::Unreachable { .. }) if server.api.is_none() => Ok(None),
+            Err(ClientError::Unreachable { .. }) if server.is_default() => Ok(None),
             Err(error) => Err(error.into()),
         }
     })?;

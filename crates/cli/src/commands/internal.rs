@@ -1,4 +1,5 @@
-//! The roles that the warden starts from this binary, each given its setup over standard input.
+//! The roles that the warden starts from this binary, each given its setup over standard input; and the one that SSH
+//! starts for a `hutong` on another machine.
 
 use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
@@ -7,12 +8,16 @@ use std::process::ExitCode;
 
 use hutong_runtime::sys;
 
+use super::{Server, dial};
 use crate::error::CliError;
 
-pub fn run(role: &str, rest: &[OsString]) -> Result<ExitCode, CliError> {
+pub fn run(role: &str, rest: &[OsString], server: &Server) -> Result<ExitCode, CliError> {
     if role == "ready" {
         // Asked by a warden that is about to be replaced by this program.
         return Ok(ExitCode::SUCCESS);
+    }
+    if role == "dial" {
+        return dial::run(&server.local_address()?);
     }
     // The warden waits for its signals by descriptor, and its mask is inherited.
     sys::unblock_signals();

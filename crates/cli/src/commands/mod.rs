@@ -1,19 +1,25 @@
 //! One verb per file.
 
+pub mod apply;
 pub mod apps;
 pub mod ban;
 pub mod cert;
 pub mod check;
+pub mod context;
 pub mod demo;
 pub mod deploy;
+pub mod dial;
+pub mod diff;
 pub mod doctor;
 pub mod env;
 pub mod exec;
+pub mod export;
 pub mod external;
 pub mod gateway;
 pub mod import;
 pub mod internal;
 pub mod isolate;
+pub mod login;
 pub mod logs;
 pub mod password;
 pub mod releases;
@@ -39,6 +45,7 @@ use hutong_runtime::paths::{Layout, SYSTEM_DATA_DIR};
 
 use crate::error::CliError;
 use crate::output::Output;
+use crate::remote::contexts::{Context, Contexts};
 
 #[derive(clap::Args)]
 pub struct AppArg {
@@ -49,25 +56,61 @@ pub struct AppArg {
 /// How to reach the server, and how to answer.
 pub struct Server {
     pub api: Option<String>,
+    /// A server that `hutong login` has a name for; of the command line, where it goes before `api`.
+    pub context: Option<String>,
     pub token_file: Option<PathBuf>,
     pub output: Output,
 }
 
 impl Server {
     pub fn client(&self) -> Result<Client, CliError> {
-        let address = match &self.api {
-            Some(text) => text.parse().map_err(CliError::usage)?,
-            None => default_address(),
-        };
-        let token = match (&self.token_file, &address) {
-            (Some(path), _) => {
+        let token = match &self.token_file {
+            Some(path) => {
                 let text = std::fs::read_to_string(path)
                     .map_err(|error| CliError::bad_file(format!("{}: {error}", path.display())))?;
                 Some(text.trim().to_owned())
             }
-            (None, _) => std::env::var("HUTONG_TOKEN").ok(),
+            None => std::env::var("HUTONG_TOKEN").ok(),
         };
-        Ok(Client::new(address, token))
+        match self.place()? {
+            Place::Here(address) => Ok(Client::new(address, token)),
+            Place::Default => Ok(Client::new(default_address(), token)),
+            Place::Far(context) => context.client(token),
+        }
+    }
+
+    /// Nobody said where the server is: it is this machine's.
+    pub fn is_default(&self) -> bool {
+        matches!(self.place(), Ok(Place::Default))
+    }
+
+    /// The API's address on this machine, whatever contexts there are.
+    pub fn local_address(&self) -> Result<Address, CliError> {
+        match &self.api {
+            Some(text) => text.parse().map_err(CliError::usage),
+            None => Ok(default_address()),
+        }
+    }
+
+    /// `--context`, else `--api` or HUTONG_API, else HUTONG_CONTEXT, else the context in use, else this machine.
+    fn place(&self) -> Result<Place, CliError> {
+        let set = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+        let name = match (&self.context, &self.api) {
+            (Some(_), Some(api)) if set("HUTONG_API").as_ref() != Some(api) => {
+                return Err(CliError::usage("--api and --context name two servers"));
+            }
+            (Some(name), _) => Some(name.clone()),
+            (None, Some(api)) => return Ok(Place::Here(api.parse().map_err(CliError::usage)?)),
+            (None, None) => set("HUTONG_CONTEXT"),
+        };
+        let all = Contexts::load()?;
+        let Some(name) = name.or_else(|| all.current.clone()) else {
+            return Ok(Place::Default);
+        };
+        Ok(match all.named(&name)? {
+            Some(context) => Place::Far(context.clone()),
+            None => Place::Default,
+        })
     }
 
     /// Runs one command's work to its end.
@@ -77,6 +120,13 @@ impl Server {
     ) -> Result<T, CliError> {
         block_on(work)
     }
+}
+
+/// Where the server is.
+enum Place {
+    Here(Address),
+    Far(Context),
+    Default,
 }
 
 pub fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {

@@ -1,7 +1,5 @@
 //! `hutong password`: a line for `[traffic.auth]`, made here; no server is asked.
 
-use std::io::Write;
-
 use crate::error::CliError;
 use crate::output::Output;
 use crate::terminal;
@@ -20,13 +18,11 @@ pub struct Args {
     name: String,
 }
 
-/// Reads the password from the terminal, unseen, or from standard input; never from the command line, which
-/// others can see.
 pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     if args.name.is_empty() || args.name.contains(|c: char| c == ':' || c.is_whitespace()) {
         return Err(CliError::usage("a user's name has no colons and spaces"));
     }
-    let password = read().map_err(CliError::failed)?;
+    let password = terminal::secret("Password").map_err(CliError::failed)?;
     let password = password.trim_end_matches(['\n', '\r']);
     match password.len() {
         0 => return Err(CliError::usage("the password is empty")),
@@ -42,18 +38,4 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
         output.text(&line);
     }
     Ok(())
-}
-
-fn read() -> std::io::Result<String> {
-    let Some(silent) = terminal::Silent::new() else {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line)?;
-        return Ok(line);
-    };
-    let mut stderr = std::io::stderr();
-    write!(stderr, "Password: ")?;
-    stderr.flush()?;
-    let line = silent.line();
-    writeln!(stderr)?;
-    line
 }

@@ -119,6 +119,9 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
         accept_missing: [args.accept_missing, file.accept_missing].concat(),
         stop_apps: args.stop_apps,
         settings: ServerSettings {
+            api_host: file
+                .api_host
+                .map(|host| host.into_inner().to_ascii_lowercase()),
             docker,
             host: file.host.map(toml::Spanned::into_inner),
             app_disk: file.app_disk_bytes.unwrap_or(5 << 30),

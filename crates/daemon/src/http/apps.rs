@@ -214,6 +214,7 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         deploying: deploying.map(|deployment| wire_deployment(control, &deployment)),
         message,
         warnings,
+        applied_from: app.applied_from.clone(),
     })
 }
 

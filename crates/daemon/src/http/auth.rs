@@ -122,15 +122,17 @@ fn secret_of(value: &str) -> Option<String> {
 fn check_tcp(control: &Control, request: &Request) -> Result<()> {
     let header = |name| request.headers().get(name).and_then(|v| v.to_str().ok());
     let host = header(HOST).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    if !matches!(name, "127.0.0.1" | "localhost" | "[::1]") {
-        return Err(ApiError::new(
-            403,
-            "the Host header does not name this machine",
-        ));
+    let api_host = control.settings.api_host.as_deref();
+    let is_named = is_public(host, api_host);
+    if !is_named && !is_this_machine(host) {
+        return Err(
+            ApiError::new(403, "the Host header does not name this machine")
+                .hint("on the server: api_host = \"NAME\" in the server file, and restart it"),
+        );
     }
+    let scheme = if is_named { "https://" } else { "http://" };
     if let Some(origin) = header(ORIGIN)
-        && origin.strip_prefix("http://") != Some(host)
+        && origin.strip_prefix(scheme) != Some(host)
     {
         return Err(ApiError::new(
             403,
@@ -146,6 +148,22 @@ fn check_tcp(control: &Control, request: &Request) -> Result<()> {
             .hint("it is in the file control/token of the data folder"));
     }
     Ok(())
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|c| c.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+fn is_this_machine(host: &str) -> bool {
+    matches!(without_port(host), "127.0.0.1" | "localhost" | "[::1]")
+}
+
+/// The name that the owner gave the API for other machines: only there a page of somebody else's cannot come from.
+fn is_public(host: &str, api_host: Option<&str>) -> bool {
+    api_host.is_some_and(|name| without_port(host).eq_ignore_ascii_case(name))
 }
 
 /// The token, made on a new server; 0600, and only its path is ever printed.
@@ -186,5 +204,31 @@ mod tests {
             assert_eq!(secret_of(bad), None, "{bad:?}");
         }
         assert_eq!(digest_of_token("a").len(), 64);
+    }
+
+    #[test]
+    fn hosts_of_the_api() {
+        for good in ["localhost", "127.0.0.1:9000", "[::1]:9000", "[::1]"] {
+            assert!(is_this_machine(good), "{good}");
+        }
+        for bad in [
+            "",
+            "localhost.example.com",
+            "127.0.0.1.example.com:9000",
+            "10.0.0.1",
+        ] {
+            assert!(!is_this_machine(bad), "{bad}");
+        }
+        let ours = Some("hutong.example.com");
+        assert!(is_public("Hutong.example.com:443", ours));
+        assert!(!is_public("hutong.example.com", None));
+        for bad in [
+            "",
+            "example.com",
+            "x.hutong.example.com",
+            "hutong.example.com:443:1",
+        ] {
+            assert!(!is_public(bad, ours), "{bad}");
+        }
     }
 }

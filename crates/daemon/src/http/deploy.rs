@@ -22,7 +22,7 @@ use super::{ApiError, Result, apps};
 use crate::store::{self, Goal};
 use crate::{Control, builds, controller, lock, memory, platform, publish, unpack};
 
-fn tree(control: &Control, digest: &str) -> Result<PathBuf> {
+pub fn tree(control: &Control, digest: &str) -> Result<PathBuf> {
     if !is_digest(digest) {
         return Err(ApiError::bad("a digest is 64 hex digits"));
     }
@@ -135,6 +135,7 @@ pub async fn deploy(
     Json(request): Json<DeployRequest>,
 ) -> Result<Json<PlanAnswer>> {
     let folder = tree(&control, &request.digest)?;
+    check_origin(request.applied_from.as_deref())?;
     let there = folder.is_dir();
     let text = if there {
         std::fs::read_to_string(folder.join("hutong.toml"))
@@ -158,6 +159,7 @@ pub fn begin(control: &Arc<Control>, name: &str, digest: &str, text: &str) -> Re
         digest: digest.to_owned(),
         spec: None,
         dry_run: false,
+        applied_from: None,
     };
     decide(control, name, &request, text)
 }
@@ -231,6 +233,9 @@ fn decide(
     let prepares = builds::is_needed(&spec, &steps);
     let state = if prepares { "building" } else { "rolling" };
     let deployment = control.store.deploy(name, &request.digest, text, state)?;
+    if let Some(origin) = &request.applied_from {
+        control.store.note_folder(name, origin)?;
+    }
     if prepares {
         builds::start(control, deployment.clone());
     } else {
@@ -241,6 +246,19 @@ fn decide(
         steps: plan,
         warnings,
     })
+}
+
+/// What is compared and shown later, and is no path of ours.
+fn check_origin(origin: Option<&str>) -> Result<()> {
+    let sound = |text: &str| {
+        (1..=500).contains(&text.chars().count()) && !text.chars().any(char::is_control)
+    };
+    match origin {
+        Some(text) if !sound(text) => Err(ApiError::bad(
+            "applied_from is 1 to 500 printable characters",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// An app names no server that the owner of this one does not allow.

@@ -23,6 +23,9 @@ use tokio::sync::mpsc;
 use super::{ApiError, Result, apps};
 use crate::{Control, ids, launch, lock};
 
+/// What a connection becomes (RFC 9110 §7.8).
+const PROTOCOL: &str = "hutong-exec";
+
 /// Sessions at once, on the whole server.
 static SESSIONS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(64);
 
@@ -34,6 +37,14 @@ pub async fn exec(
     mut request: Request,
 ) -> Result<Response> {
     let app = apps::find_free(&control, &name)?;
+    // Else a program would be started that nobody could talk with.
+    let asked = request.headers().get(header::UPGRADE);
+    if asked.is_none_or(|protocol| protocol != PROTOCOL) {
+        return Err(
+            ApiError::new(426, "something on the way here does not pass upgrades on")
+                .hint("over ssh it works: hutong login ssh://HOST"),
+        );
+    }
     let place = SESSIONS
         .try_acquire()
         .map_err(|_| ApiError::new(503, "too many programs run beside apps already"))?;
@@ -65,7 +76,7 @@ pub async fn exec(
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static("hutong-exec"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
     Ok(response)
 }
 

@@ -8,6 +8,7 @@ pub mod deploy;
 mod error;
 mod exec;
 mod external;
+mod files;
 mod gateway;
 mod isolate;
 mod logs;
@@ -53,6 +54,8 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(deploy::watch))
         .routes(routes!(deploy::releases))
         .routes(routes!(deploy::rollback))
+        .routes(routes!(files::app_file))
+        .routes(routes!(files::tree_files))
         .routes(routes!(isolate::isolate))
         .routes(routes!(isolate::release))
         .routes(routes!(isolate::evidence))

@@ -1,0 +1,239 @@
+//! `hutong apply DIR`: a folder of apps as a whole. The plan is printed, then done app by app; what fails does not hold
+//! the others up.
+
+mod plan;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use hutong_api::client::Client;
+use hutong_api::{Deployment, PlanAnswer};
+use serde_json::{Value, json};
+
+use super::{Server, deploy, path};
+use crate::app_files::AppFiles;
+use crate::error::CliError;
+use crate::output::{Output, printable};
+use crate::terminal;
+use plan::{Action, Plan};
+
+#[derive(clap::Args)]
+#[command(
+    after_help = "An app of DIR is a folder with a hutong.toml (DIR/*/hutong.toml), or a file alone (DIR/*.toml) for an
+app without files of its own. Those whose content the server has already are left alone.
+
+--prune removes apps that were last deployed by `hutong apply` of this same folder and are not in it any
+more, and no others; their data is kept for seven days. It asks on a terminal and needs --yes elsewhere.
+A folder is the same by its path on this machine, or wherever it is by --set NAME. Nothing is removed
+while a file of the folder is wrong: it could be that app's.
+
+Exit codes: 0 all is as the folder says; 1 something failed, the rest was done; 4 only files were wrong.
+
+Examples:
+  hutong apply ./apps --dry-run
+  hutong apply ./apps --prune
+  hutong apply . --set production --prune --yes      in CI, wherever it was checked out"
+)]
+pub struct Args {
+    /// The folder of apps
+    folder: PathBuf,
+    /// Only say what would be done
+    #[arg(long)]
+    dry_run: bool,
+    /// Remove apps that were applied from this folder and are no longer in it
+    #[arg(long)]
+    prune: bool,
+    /// Do not ask before removing
+    #[arg(long, requires = "prune")]
+    yes: bool,
+    /// What the folder is known by; default: this machine's name and the path
+    #[arg(long, value_name = "NAME")]
+    set: Option<String>,
+}
+
+pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
+    let client = server.client()?;
+    let output = server.output;
+    let origin = origin(&args.folder, args.set.as_deref())?;
+    let Plan { items, mut gone } = plan::make(&client, &args.folder, &origin).await?;
+    let is_understood = items
+        .iter()
+        .all(|item| !matches!(item.action, Action::Wrong(_)));
+    for item in &items {
+        output.say(&printable(&item.line()));
+    }
+    if !args.prune {
+        gone.clear();
+    } else if !is_understood && !gone.is_empty() {
+        output.warn("nothing is removed while a file is wrong");
+        gone.clear();
+    }
+    for app in &gone {
+        output.say(&format!("- {app}: not in the folder any more"));
+    }
+    if !gone.is_empty() && !args.dry_run && !args.yes {
+        // Before anything is done.
+        gone = confirmed(gone)?;
+    }
+    let mut report = Report::default();
+    for item in &items {
+        let done = match (&item.action, item.action.files()) {
+            (Action::Wrong(error), _) => {
+                report.wrong += 1;
+                Err(error.cause().to_owned())
+            }
+            (_, None) => Ok("unchanged".to_owned()),
+            (_, Some(files)) if args.dry_run => rehearse(&client, files).await,
+            (_, Some(files)) => deploy_one(&client, files, &origin, output).await,
+        };
+        let failed = !matches!(item.action, Action::Wrong(_));
+        report.add(item.json(), done, failed, output);
+    }
+    for app in &gone {
+        let done = match args.dry_run {
+            true => Ok("would be removed".to_owned()),
+            false => remove(&client, app).await,
+        };
+        let value = json!({ "app": app, "file": null, "action": "gone" });
+        report.add(value, done, true, output);
+    }
+    Ok(report.finish(output))
+}
+
+/// How it went, app by app.
+#[derive(Default)]
+struct Report {
+    list: Vec<Value>,
+    wrong: usize,
+    failed: usize,
+}
+
+impl Report {
+    fn add(
+        &mut self,
+        mut value: Value,
+        done: Result<String, String>,
+        counts: bool,
+        output: Output,
+    ) {
+        let name = value["app"].as_str().or(value["file"].as_str());
+        let name = printable(name.unwrap_or_default());
+        match done {
+            Ok(result) => {
+                if result != "unchanged" && !output.json {
+                    output.text(&format!("{name}: {}", printable(&result)));
+                }
+                value["result"] = result.into();
+            }
+            Err(error) => {
+                self.failed += usize::from(counts);
+                output.warn(&format!("{name}: {}", printable(&error)));
+                value["result"] = "failed".into();
+                value["error"] = error.into();
+            }
+        }
+        self.list.push(value);
+    }
+
+    fn finish(self, output: Output) -> ExitCode {
+        if output.json {
+            output.value(&self.list);
+        }
+        match (self.failed, self.wrong) {
+            (0, 0) => ExitCode::SUCCESS,
+            (0, _) => ExitCode::from(4),
+            _ => ExitCode::from(1),
+        }
+    }
+}
+
+/// Deploys one app and waits for the outcome: which release serves, or why none does.
+async fn deploy_one(
+    client: &Client,
+    files: &AppFiles,
+    origin: &str,
+    output: Output,
+) -> Result<String, String> {
+    let words = |error: CliError| error.cause().to_owned();
+    let begun = deploy::begin(client, &files.spec, &files.pack, Some(origin), true, output).await;
+    let over: Deployment = deploy::watch(client, begun.map_err(words)?)
+        .await
+        .map_err(words)?;
+    for line in &over.log {
+        output.say(&format!("  {}", printable(line)));
+    }
+    deploy::outcome(&over).map_err(words)?;
+    Ok(format!("release {} serves", over.release))
+}
+
+/// The server's own check, without the upload.
+async fn rehearse(client: &Client, files: &AppFiles) -> Result<String, String> {
+    let asked = deploy::outline(client, &files.spec, files.text.clone(), &files.pack).await;
+    let answer: PlanAnswer = asked.map_err(|error| error.cause().to_owned())?;
+    let lines = [answer.steps, answer.warnings].concat();
+    Ok(format!("would {}", lines.join("; ")))
+}
+
+async fn remove(client: &Client, app: &str) -> Result<String, String> {
+    match client.delete::<()>(&path(&["apps", app])).await {
+        Ok(()) => Ok("removed; its data is kept for 7 days".into()),
+        Err(error) => Err(CliError::from(error).cause().to_owned()),
+    }
+}
+
+/// Those that may be removed: all of them, or none.
+fn confirmed(gone: Vec<String>) -> Result<Vec<String>, CliError> {
+    if !terminal::is_attended() {
+        return Err(
+            CliError::usage(format!("--prune would remove {}", gone.join(", ")))
+                .hint("add --yes if that is meant; nothing was done"),
+        );
+    }
+    let question = format!("Remove {}? Their data is kept for 7 days.", gone.join(", "));
+    match terminal::agrees(&question).map_err(CliError::failed)? {
+        true => Ok(gone),
+        false => Ok(Vec::new()),
+    }
+}
+
+/// What the folder is known by on the server: a name, or this machine's name with the path.
+fn origin(folder: &Path, set: Option<&str>) -> Result<String, CliError> {
+    if let Some(name) = set {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+        if name.is_empty() || name.len() > 100 || !name.chars().all(plain) {
+            return Err(CliError::usage("a set's name has letters, digits and ._-"));
+        }
+        return Ok(format!("set:{name}"));
+    }
+    let wrong = |error: &dyn std::fmt::Display| {
+        CliError::bad_file(format!("{}: {error}", folder.display()))
+    };
+    let path = folder.canonicalize().map_err(|error| wrong(&error))?;
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let origin = format!("{}:{}", machine.trim(), path.to_string_lossy());
+    let sound = origin.chars().count() <= 500 && !origin.chars().any(char::is_control);
+    match sound {
+        true => Ok(origin),
+        false => Err(wrong(&"a long or odd path").hint("name the folder: --set NAME")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_known_by_its_place_or_its_name() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let inner = dir.path().join("apps");
+        std::fs::create_dir(&inner).expect("mkdir");
+        let one = origin(&inner, None).expect("good");
+        let other_way = dir.path().join("apps/../apps");
+        assert_eq!(one, origin(&other_way, None).expect("good"));
+        assert_ne!(one, origin(dir.path(), None).expect("good"));
+        assert_eq!(origin(&inner, Some("web")).expect("good"), "set:web");
+        for bad in ["", "a b", "a:b"] {
+            assert!(origin(&inner, Some(bad)).is_err(), "{bad}");
+        }
+    }
+}

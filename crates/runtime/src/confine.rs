@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::sys;
 
@@ -69,6 +69,9 @@ pub fn enter(bounds: &Bounds) -> io::Result<()> {
         (Resource::Nofile, 256),
         (Resource::Core, 0),
     ] {
+        // Whoever started the server may have set less.
+        let have = getrlimit(resource).maximum;
+        let most = have.map_or(most, |have| have.min(most));
         let limit = Rlimit {
             current: Some(most),
             maximum: Some(most),

@@ -281,7 +281,7 @@ pub fn check_release(
     let web = of_release(spec, instances).saturating_sub(beside);
     // Workers of the new release start behind those of the old one.
     let workers = beside.saturating_sub(has(false));
-    let rolls = spec.strategy == Strategy::Rolling && spec.run.has_instances();
+    let rolls = spec.strategy != Strategy::Recreate && spec.run.has_instances();
     let wanted = match rolls {
         true => web + workers,
         false => web.saturating_sub(has(true)) + workers,

@@ -395,7 +395,7 @@ async fn attempt(
     if app.balance.max_requests > 0 && line.must_wait(&app.queue, exchange.terms.class) {
         return Ok(Some(Nothing::Busy));
     }
-    let mut tried = Vec::new();
+    let mut tried: Vec<Arc<crate::target::Target>> = Vec::new();
     let shared = &exchange.worker.shared;
     let side = choose(app, exchange);
     loop {

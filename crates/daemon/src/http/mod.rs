@@ -3,6 +3,7 @@
 
 mod apps;
 mod auth;
+mod canary;
 mod certs;
 mod deploy;
 mod error;
@@ -49,6 +50,8 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(deploy::watch))
         .routes(routes!(deploy::releases))
         .routes(routes!(deploy::rollback))
+        .routes(routes!(canary::promote))
+        .routes(routes!(canary::abort))
         .routes(routes!(isolate::isolate))
         .routes(routes!(isolate::release))
         .routes(routes!(isolate::evidence))

@@ -1,5 +1,6 @@
 //! One verb per file.
 
+pub mod abort;
 pub mod apps;
 pub mod ban;
 pub mod cert;
@@ -15,6 +16,7 @@ pub mod internal;
 pub mod isolate;
 pub mod logs;
 pub mod password;
+pub mod promote;
 pub mod releases;
 pub mod remove;
 pub mod restart;

@@ -281,7 +281,9 @@ impl<'a> Planner<'a> {
             self.seen.iter().partition(|seen| wanted(seen));
         let warm = self.warm();
         for old in old {
-            match warm.filter(|warm| warm.deployment == old.deployment && old.can_serve()) {
+            // It was healthy once: a control plane that has just begun does not know yet.
+            let is_well = !old.stopping && !matches!(old.health, Health::Failing(_));
+            match warm.filter(|warm| warm.deployment == old.deployment && is_well) {
                 Some(warm) => {
                     self.roles.push((old.id.clone(), Role::Candidate));
                     let what = format!("{} to be needed no more", old.id);

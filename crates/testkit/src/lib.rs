@@ -6,6 +6,7 @@ pub mod crash;
 pub mod docker;
 pub mod server;
 pub mod traffic;
+pub mod trial;
 pub mod visitor;
 
 use std::time::{Duration, Instant};

@@ -755,6 +755,8 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                     let before = number(&loaded.active);
                     let mut observed = lock(&control.observed);
                     observed.failures.remove(app);
+                    observed.verdicts.remove(deployment);
+                    observed.trials.remove(app);
                     let probation = Probation {
                         since_ms: steady_ms(),
                         before,

@@ -213,7 +213,8 @@ pub async fn deploy(
     let prepares = builds::is_needed(&spec, &steps);
     let state = if prepares { "building" } else { "rolling" };
     let deployment = control.store.deploy(&name, &request.digest, &text, state)?;
-    if let Some(((_, release, _), _)) = &tried {
+    if let Some(((replaced, release, _), _)) = &tried {
+        lock(&control.observed).verdicts.remove(&replaced.id);
         let (old, new) = (release.number, deployment.release);
         let text = format!("the canary of release {old} is aborted: release {new} takes its place");
         control.logs.note(&name, "", &text);

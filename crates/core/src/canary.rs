@@ -17,7 +17,7 @@
 //! often.
 //!
 //! **Latency** is judged by the same test: a request counts as slow that takes longer than the stable release's 95th
-//! (99th) percentile allows, times `latency` and at least [`SLACK_US`] more. It is looked at when the step's time is
+//! (99th) percentile allows, times `latency` and at least [`SLACK_US`] more; [`BURST`] of them count as one. It is looked at when the step's time is
 //! over and not before, because a process that has just begun is slower for a while.
 
 use std::time::Duration;
@@ -137,6 +137,8 @@ const DOUBT: f64 = 10.0;
 const LEAST_ERRORS: u64 = 3;
 /// A difference in latency of so many microseconds is none.
 pub const SLACK_US: u64 = 25_000;
+/// Slow requests are not slow one by one: a process that stalls delays all that it has in hand. So many count as one.
+const BURST: u64 = 10;
 /// Tests that share [`ALPHA`] in each step: failures, and two percentiles.
 const TESTS: f64 = 3.0;
 
@@ -207,7 +209,7 @@ fn slowness(canary: &Canary, look: &Look<'_>, percent: u64) -> Option<Worse> {
         return None;
     }
     let limit = bucket(allowed);
-    let slow = |counts: &Counts| (counts.slower_than(limit), counts.answered());
+    let slow = |counts: &Counts| (counts.slower_than(limit) / BURST, counts.answered() / BURST);
     Some(Worse {
         what: format!(
             "{percent} of 100 of its answers began within {}, of the stable release's within {}",

@@ -130,6 +130,26 @@ fn one_that_is_slower_than_it_may_is_rolled_back_when_the_step_ends() {
     }
 }
 
+#[test]
+fn a_moment_in_which_it_stalled_is_no_slowness() {
+    let slow = |requests: u64, slow: u64| {
+        let mut counts = counts(requests, 0);
+        counts.times[bucket(5_000)] -= slow;
+        counts.times[bucket(150_000)] += slow;
+        counts
+    };
+    let judged = |stalled: u64| {
+        let look = Look {
+            elapsed: Duration::from_secs(90),
+            stable: &slow(250, 0),
+            canary: &slow(250, stalled),
+        };
+        judge(&settings(), &look)
+    };
+    assert!(!matches!(judged(20), Verdict::RollBack(_)));
+    assert!(matches!(judged(200), Verdict::RollBack(_)));
+}
+
 fn counts(requests: u64, errors: u64) -> Counts {
     let mut times = vec![0; BUCKETS];
     times[bucket(5_000)] = requests;

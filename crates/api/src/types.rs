@@ -48,6 +48,12 @@ pub struct App {
     pub disk: Option<Disk>,
     /// The deployment under way.
     pub deploying: Option<Deployment>,
+    /// The last deployment, where that is or was a canary.
+    #[serde(default)]
+    pub canary: Option<Canary>,
+    /// The release before, while it is kept ready to serve again at once.
+    #[serde(default)]
+    pub standby: Option<Standby>,
     /// Why the app is in this state, where there is something to say.
     pub message: Option<String>,
     /// Routes that do not hold, and why.
@@ -84,6 +90,50 @@ pub struct TreeFile {
     pub executable: bool,
     /// SHA-256 in hex.
     pub sha256: String,
+}
+
+/// A new release that gets a part of the visitors, and more as long as it does well.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Canary {
+    pub deployment: u64,
+    pub release: u64,
+    /// `rolling` while it is under way.
+    pub state: DeploymentState,
+    /// From 1.
+    pub step: u32,
+    /// The share of each step in percent; with the last it takes over.
+    pub steps: Vec<u32>,
+    /// Its share of the visitors now.
+    pub share: u32,
+    /// How long a step lasts at least.
+    pub every_ms: u64,
+    /// How long this one has lasted; none where nothing is known of it yet, or it is over.
+    pub elapsed_ms: Option<u64>,
+    /// What was counted in this step.
+    pub stable: Option<CanaryCounts>,
+    pub canary: Option<CanaryCounts>,
+    /// Why it goes no further yet.
+    pub waits: Option<String>,
+    /// The last decision, and why.
+    pub decision: Option<String>,
+}
+
+/// How a release did in a step of a canary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CanaryCounts {
+    pub requests: u64,
+    /// Those of them that got 5xx, none or half an answer, or waited too long for one.
+    pub errors: u64,
+    /// Within how many microseconds 95 (99) of 100 answers began.
+    pub p95_us: Option<u64>,
+    pub p99_us: Option<u64>,
+}
+
+/// A release that does not serve, and could at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Standby {
+    pub release: u64,
+    pub left_ms: u64,
 }
 
 /// What an app keeps on disk, in bytes.

@@ -80,6 +80,10 @@ enum Command {
     Releases(verbs::AppArg),
     /// Make an earlier release serve again
     Rollback(verbs::rollback::Args),
+    /// Have a canary take over now, whatever it has shown so far
+    Promote(verbs::AppArg),
+    /// End the deployment under way; what served before serves on
+    Abort(verbs::AppArg),
     /// Start a stopped app
     Start(verbs::AppArg),
     /// Stop an app; its data, releases and domains stay
@@ -209,6 +213,8 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Logs(args) => server.block_on(verbs::logs::run(&args, &server))?,
         Command::Releases(args) => server.block_on(verbs::releases::run(&args.app, &server))?,
         Command::Rollback(args) => server.block_on(verbs::rollback::run(&args, &server))?,
+        Command::Promote(args) => server.block_on(verbs::promote::run(&args.app, &server))?,
+        Command::Abort(args) => server.block_on(verbs::abort::run(&args.app, &server))?,
         Command::Start(args) => server.block_on(verbs::start::run(&args.app, "start", &server))?,
         Command::Stop(args) => server.block_on(verbs::start::run(&args.app, "stop", &server))?,
         Command::Restart(args) => server.block_on(verbs::restart::run(&args.app, &server))?,

@@ -52,6 +52,39 @@ fn a_deploy_with_a_kill_on_the_way_ends_in_the_old_or_the_new_state() {
     }
 }
 
+#[test]
+fn a_canary_with_a_kill_on_the_way_takes_over_all_the_same() {
+    if !is_root() {
+        return;
+    }
+    let settings =
+        "strategy = \"canary\"\n[canary]\nsteps = [50, 100]\nevery = \"1s\"\nmin_requests = 0";
+    let app = python_app("bird", settings, "v0");
+    let path = app.path().to_string_lossy().into_owned();
+    let mut rig = Rig::new("bird", "bird.test", app.path(), 1);
+    for (round, (step, victim)) in [
+        ("control apply begin", Victim::Itself),
+        ("control applied begin", Victim::Itself),
+        ("control applied begin", Victim::Gateway),
+        ("control apply promote", Victim::Itself),
+        ("control applied promote", Victim::Gateway),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let case = Case {
+            step: step.into(),
+            count: 1,
+            victim,
+        };
+        let body = format!("round-{round}");
+        write_body(app.path(), &body);
+        let outcome = rig.run(&case, &["deploy", &path]);
+        assert!(outcome.killed, "{case:?} was not reached");
+        assert_eq!(get(&rig.http, "bird.test", "/").text(), body, "{case:?}");
+    }
+}
+
 /// As after a power cut or a reboot: nothing runs, /run is empty, the disk is as it was.
 #[test]
 fn after_a_reboot_every_app_is_back_and_none_is_blamed() {

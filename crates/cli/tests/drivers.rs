@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use hutong_testkit::docker::{Docker, IMAGE, ROOT_IMAGE};
 use hutong_testkit::server::{Server, app_folder, python_app};
+use hutong_testkit::trial::{begin, is_tried};
 use hutong_testkit::visitor::{ask, get};
 use hutong_testkit::{eventually, is_root, kill};
 
@@ -217,6 +218,26 @@ both! {
         eventually("one instance is left", 30, || {
             server.app("roll")["instances"].as_array().map(Vec::len) == Some(1)
         });
+    }
+
+    /// A canary is tried by those who say so and ends with its owner's word; what was kept ready serves again.
+    fn releases_are_tried_and_kept_ready(driver: &Driver) {
+        let server = &driver.server;
+        let canary = "strategy = 'canary'\n[canary]\nevery = '1h'\nheader = 'x-try: me'\n";
+        driver.deploy("trial", canary, "one");
+        begin(server, driver.folder("trial", canary, "two").path());
+        is_tried(server, "trial", 5);
+        let tester = || ask(&server.http, "trial.test", "/", "X-Try: me\r\n").text();
+        assert_eq!(tester(), "two");
+        server.ok(&["abort", "trial"]);
+        assert_eq!(tester(), "one");
+        driver.deploy("trial", "strategy = 'blue-green'\n", "three");
+        assert_eq!(driver.get("trial", "/"), "three");
+        assert_eq!(server.app("trial")["standby"]["release"], 1);
+        let instances = || server.app("trial")["instances"].as_array().map(Vec::len);
+        server.ok(&["rollback", "trial"]);
+        assert_eq!(driver.get("trial", "/"), "one");
+        eventually("the other one ends", 30, || instances() == Some(1));
     }
 
     /// Control and what runs containers are killed: the app runs on, and is known again.

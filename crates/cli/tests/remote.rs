@@ -363,7 +363,7 @@ fn a_server_is_reached_over_https_with_its_token() {
         said.contains("localhost is the server at https://"),
         "{said}"
     );
-    let app = python_app("two", "", "over tls");
+    let app = python_app("two", "https.redirect = false\n", "over tls");
     laptop.ok(&["deploy", &app.path().to_string_lossy()]);
     assert_eq!(get(&server.http, "two.test", "/").text(), "over tls");
     assert!(laptop.ok(&["context", "list"]).contains(&url));

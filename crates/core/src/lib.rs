@@ -1,10 +1,11 @@
 //! Nouns and decisions, pure: no I/O, no clock, no randomness, no async; `now` and ids are passed in.
 //!
 //! [`spec`] reads `hutong.toml`; [`plan`] turns (desired, observed, now) into steps;
-//! [`drift`] says how two files differ; [`route`] who owns a host; [`labels`] what containers of others ask for; [`retention`] what may go; [`scale`] how
+//! [`canary`] judges a release that gets a part of the visitors; [`drift`] says how two files differ; [`route`] who owns a host; [`labels`] what containers of others ask for; [`retention`] what may go; [`scale`] how
 //! many instances there are to be.
 
 pub mod backoff;
+pub mod canary;
 pub mod drift;
 pub mod hours;
 pub mod labels;

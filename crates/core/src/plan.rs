@@ -17,6 +17,8 @@ pub struct Desired {
     pub active: Option<Version>,
     /// The deployment under way.
     pub rollout: Option<Rollout>,
+    /// The one that served before, and is to be ready to serve again.
+    pub warm: Option<Warm>,
     /// How often the active version ended by itself or had to be ended, in a row.
     pub failures: u32,
     /// When it last did; like every time here in milliseconds of a clock that nobody sets.
@@ -85,6 +87,23 @@ pub struct Rollout {
     pub version: Version,
     /// What went wrong with one of its instances.
     pub failure: Option<String>,
+    /// Of a canary that has begun: its share of the visitors, in percent.
+    pub share: Option<u32>,
+}
+
+/// A deployment whose instances stay for a while, without visitors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Warm {
+    pub deployment: u64,
+    pub until_ms: u64,
+}
+
+/// A deployment that gets a part of the visitors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    pub deployment: u64,
+    /// In percent; at 100 it is about to take over.
+    pub share: u32,
 }
 
 /// An instance as observed.
@@ -102,6 +121,12 @@ pub struct Seen {
     pub draining_since_ms: Option<u64>,
     /// The gateway has no request of it any more.
     pub drained: bool,
+}
+
+impl Seen {
+    fn can_serve(&self) -> bool {
+        self.health == Health::Healthy && !self.stopping
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,6 +177,8 @@ pub enum Step {
         /// It failed: counts for the pause before the next start.
         sick: bool,
     },
+    /// The rollout, a canary, can serve: it gets its first visitors.
+    Begin { deployment: u64 },
     /// The rollout is what serves from now on.
     Promote { deployment: u64 },
     /// The rollout is given up.
@@ -167,6 +194,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     pub serve: Serve,
     pub roles: Vec<(String, Role)>,
+    pub split: Option<Split>,
 }
 
 impl fmt::Display for Step {
@@ -181,6 +209,9 @@ impl fmt::Display for Step {
                 worker: Some(worker),
             } => write!(f, "start a worker {worker} of deployment {deployment}"),
             Step::Stop { instance, why, .. } => write!(f, "stop {instance}: {why}"),
+            Step::Begin { deployment } => {
+                write!(f, "deployment {deployment} gets its first visitors")
+            }
             Step::Promote { deployment } => write!(f, "deployment {deployment} takes over"),
             Step::Fail { deployment, reason } => {
                 write!(f, "give up deployment {deployment}: {reason}")
@@ -206,12 +237,14 @@ pub fn plan(desired: &Desired, seen: &[Seen], now_ms: u64) -> Plan {
         now_ms,
         steps: Vec::new(),
         roles: Vec::new(),
+        split: None,
     };
     if desired.isolated {
         return Plan {
             steps: Vec::new(),
             serve: down("the app is isolated", 300),
             roles: Vec::new(),
+            split: None,
         };
     }
     let serve = planner.run();
@@ -220,6 +253,7 @@ pub fn plan(desired: &Desired, seen: &[Seen], now_ms: u64) -> Plan {
         steps: planner.steps,
         serve,
         roles: planner.roles,
+        split: planner.split,
     }
 }
 
@@ -231,6 +265,7 @@ struct Planner<'a> {
     now_ms: u64,
     steps: Vec<Step>,
     roles: Vec<(String, Role)>,
+    split: Option<Split>,
 }
 
 impl<'a> Planner<'a> {
@@ -242,9 +277,20 @@ impl<'a> Planner<'a> {
             desired.active.as_ref().is_some_and(is) || rollout.is_some_and(|r| is(&r.version))
         };
         let drain = self.drain_timeout();
-        let (mine, old): (Vec<_>, Vec<_>) = self.seen.iter().partition(|seen| wanted(seen));
+        let (mine, old): (Vec<&'a Seen>, Vec<&'a Seen>) =
+            self.seen.iter().partition(|seen| wanted(seen));
+        let warm = self.warm();
         for old in old {
-            self.retire(old, drain, "its deployment is over");
+            // It was healthy once: a control plane that has just begun does not know yet.
+            let is_well = !old.stopping && !matches!(old.health, Health::Failing(_));
+            match warm.filter(|warm| warm.deployment == old.deployment && is_well) {
+                Some(warm) => {
+                    self.roles.push((old.id.clone(), Role::Candidate));
+                    let what = format!("{} to be needed no more", old.id);
+                    self.wait(what, Some(warm.until_ms));
+                }
+                None => self.retire(old, drain, "its deployment is over"),
+            }
         }
         if !desired.running {
             for instance in mine {
@@ -271,6 +317,15 @@ impl<'a> Planner<'a> {
             }
         }
         closed.serve()
+    }
+
+    /// What stays ready: nothing, once there is something newer to make room for.
+    fn warm(&self) -> Option<Warm> {
+        let desired = self.desired;
+        let serves = desired.running && desired.halted.is_none() && !desired.asleep;
+        let alone = desired.rollout.is_none() && desired.closed.is_none();
+        let warm = desired.warm.filter(|_| serves && alone);
+        warm.filter(|warm| warm.until_ms > self.now_ms)
     }
 
     fn drain_timeout(&self) -> Duration {
@@ -325,7 +380,7 @@ impl<'a> Planner<'a> {
         let version = &rollout.version;
         let new = self.of(version.deployment);
         if let Some(reason) = &rollout.failure {
-            return self.give_up(version, &new, reason.clone());
+            return self.give_up(rollout, &new, reason.clone());
         }
         if version.without_instances {
             self.steps.push(Step::Promote {
@@ -335,10 +390,10 @@ impl<'a> Planner<'a> {
         }
         for instance in &new {
             if let Some(reason) = self.overdue(instance, version) {
-                return self.give_up(version, &new, reason);
+                return self.give_up(rollout, &new, reason);
             }
             if let Health::Failing(why) = &instance.health {
-                return self.give_up(version, &new, format!("it got unhealthy again: {why}"));
+                return self.give_up(rollout, &new, format!("it got unhealthy again: {why}"));
             }
         }
         let active = self.desired.active.as_ref();
@@ -358,21 +413,54 @@ impl<'a> Planner<'a> {
             }
         }
         self.start_missing(version, &new);
-        let serves = |seen: &&&Seen| seen.health == Health::Healthy && !seen.stopping;
-        let healthy = new.iter().filter(serves).count();
+        let healthy = new.iter().filter(|seen| seen.can_serve()).count();
+        let split = self.split_of(rollout);
+        self.split = split;
         for instance in &new {
-            self.roles.push((instance.id.clone(), Role::Candidate));
+            let role = match split.is_some() && instance.can_serve() {
+                true => Role::Active,
+                false => Role::Candidate,
+            };
+            self.roles.push((instance.id.clone(), role));
             if instance.health != Health::Healthy {
                 let deadline = instance.started_ms + version.start_timeout.as_millis() as u64;
                 self.wait(format!("{} to become healthy", instance.id), Some(deadline));
             }
         }
-        if healthy >= version.instances as usize {
-            self.steps.push(Step::Promote {
-                deployment: version.deployment,
+        let is_tried = split.is_some_and(|split| split.share < 100);
+        if healthy >= version.instances as usize && !is_tried {
+            let deployment = version.deployment;
+            self.steps.push(match self.is_to_be_tried(rollout) {
+                true => Step::Begin { deployment },
+                false => Step::Promote { deployment },
             });
         }
-        self.serve_meanwhile(version)
+        match (self.serve_meanwhile(version), split) {
+            // Better the new release alone than nobody.
+            (Serve::Hold, Some(_)) if healthy > 0 => Serve::Targets,
+            (serve, _) => serve,
+        }
+    }
+
+    /// How the visitors are split while a canary is under way.
+    fn split_of(&self, rollout: &Rollout) -> Option<Split> {
+        let share = rollout.share?;
+        let is_canary = rollout.version.strategy == Strategy::Canary;
+        (is_canary && self.desired.active.is_some()).then_some(Split {
+            deployment: rollout.version.deployment,
+            share,
+        })
+    }
+
+    /// Whether a canary is to show first how it does: not where nothing is there to compare it with.
+    fn is_to_be_tried(&self, rollout: &Rollout) -> bool {
+        let is_new = rollout.version.strategy == Strategy::Canary && rollout.share.is_none();
+        let Some(active) = self.desired.active.as_ref().filter(|_| is_new) else {
+            return false;
+        };
+        let rests = self.desired.asleep || self.desired.closed.is_some();
+        let mut stable = self.of(active.deployment).into_iter();
+        !active.without_instances && (rests || stable.any(Seen::can_serve))
     }
 
     fn start_missing(&mut self, version: &Version, have: &[&Seen]) {
@@ -386,9 +474,14 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn give_up(&mut self, version: &Version, new: &[&Seen], reason: String) -> Serve {
+    fn give_up(&mut self, rollout: &Rollout, new: &[&Seen], reason: String) -> Serve {
+        let version = &rollout.version;
         for instance in new {
-            self.stop(instance, "its deployment failed", false);
+            match self.split_of(rollout) {
+                // It has visitors, who are let finish: the next plan goes on from there.
+                Some(_) => self.roles.push((instance.id.clone(), Role::Draining)),
+                None => self.stop(instance, "its deployment failed", false),
+            }
         }
         self.steps.push(Step::Fail {
             deployment: version.deployment,
@@ -427,7 +520,7 @@ impl<'a> Planner<'a> {
 
     /// Active if it can serve; says whether it does.
     fn give_role(&mut self, seen: &Seen) -> bool {
-        let healthy = seen.health == Health::Healthy && !seen.stopping;
+        let healthy = seen.can_serve();
         let role = match (healthy, seen.stopping) {
             (true, _) => Role::Active,
             (false, true) => Role::Draining,

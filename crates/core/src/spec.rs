@@ -1,5 +1,6 @@
 //! `hutong.toml`: text in, a checked [`AppSpec`] or every mistake with its place out.
 
+mod canary;
 pub mod egress;
 mod image;
 pub mod links;
@@ -17,12 +18,14 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::canary::Canary;
 use crate::hours::Hours;
 use crate::name::{self, AppName};
 use crate::scale::Scale;
 use crate::schedule::Schedule;
 use crate::units;
 
+use canary::RawCanary;
 use egress::RawEgress;
 pub use egress::{Egress, EgressRule};
 use image::RawContainer;
@@ -75,6 +78,10 @@ pub struct AppSpec {
     pub disk: Option<u64>,
     pub restart: Restart,
     pub strategy: Strategy,
+    /// With that strategy.
+    pub canary: Option<Canary>,
+    /// How long the release before stays ready, with `blue-green`.
+    pub keep: Duration,
     pub egress: Egress,
     /// Paths of this app's hosts that other apps may serve.
     pub share: BTreeMap<String, AppName>,
@@ -178,6 +185,10 @@ pub enum Strategy {
     Rolling,
     /// The old ones stop first; the gateway holds requests meanwhile.
     Recreate,
+    /// As rolling, and the old ones stay for a while, ready to serve again.
+    BlueGreen,
+    /// The new ones get a part of the visitors, and more as long as they do well.
+    Canary,
 }
 
 /// One mistake and its place.
@@ -285,7 +296,11 @@ struct RawSpec {
     /// What happens when the program ends by itself; default always.
     restart: Option<Restart>,
     /// How a new release takes over; default recreate with data, else rolling.
-    strategy: Option<Strategy>,
+    #[schemars(with = "Option<Strategy>")]
+    strategy: Option<Spanned<Strategy>>,
+    /// How a canary goes on, with `strategy = "canary"`.
+    #[schemars(with = "Option<RawCanary>")]
+    canary: Option<Spanned<RawCanary>>,
     /// Where the app may connect to: "none" (the default), "internet" (every public address), or a list of names
     /// ("api.example.com", or "*.example.com" for what is below it), addresses and networks, each with a port if it is
     /// to be no other ("smtp.example.com:465"). Private networks of a list need the consent of the server's owner.
@@ -407,6 +422,9 @@ struct RawTimeouts {
     /// How long the app may take to begin its answer; default "60s".
     #[schemars(with = "Option<String>")]
     response: Option<Spanned<String>>,
+    /// With blue-green: how long the release before stays ready to serve again; default "10m".
+    #[schemars(with = "Option<String>")]
+    keep: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize, JsonSchema)]
@@ -567,13 +585,9 @@ impl Check<'_> {
             None => scale.map_or(1, |scale| scale.min),
             Some(count) => self.bounded(count, 1, 64, "the number of instances") as u32,
         };
-        let strategy = raw.strategy.unwrap_or(if raw.data {
-            Strategy::Recreate
-        } else {
-            Strategy::Rolling
-        });
-        if let (true, Some(count), None) = (raw.data && instances > 1, &raw.instances, raw.strategy)
-        {
+        let (strategy, canary) = self.strategy(&raw, &run);
+        let named = raw.strategy.as_ref();
+        if let (true, Some(count), None) = (raw.data && instances > 1, &raw.instances, named) {
             self.wrong(count.span().start, scale::SINGLE_WRITER);
         }
         if let (false, Some(count)) = (run.has_instances(), &raw.instances) {
@@ -611,6 +625,7 @@ impl Check<'_> {
             stop_timeout: self.time(&timeouts.stop, s(10), ms(0), s(600)),
             drain_timeout: self.time(&timeouts.drain, s(15), ms(0), s(3600)),
             response_timeout: self.time(&timeouts.response, s(60), ms(10), s(3600)),
+            keep: self.keep(&raw, strategy),
             sleep_after: self.sleep(&raw),
             workers: self.workers(&raw, caps),
             cron: self.cron(&raw, caps),
@@ -647,6 +662,7 @@ impl Check<'_> {
             caps,
             health,
             strategy,
+            canary,
             share,
         }
     }

@@ -1,17 +1,20 @@
 //! Makes true what is declared: observe, plan (pure, in `core`), publish, apply. Woken by every change
 //! and by a timer; a wake-up carries no data; each pass is whole and may be the last.
 
+mod canary;
 mod care;
 mod hours;
 mod observe;
 mod scaling;
 mod tidy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hutong_core::plan::{self, Desired, Group, Plan, Role, Rollout, Seen, Serve, Step, Version};
+use hutong_core::plan::{
+    self, Desired, Group, Plan, Role, Rollout, Seen, Serve, Step, Version, Warm,
+};
 use hutong_core::spec::{AppSpec, Restart, Run};
 use hutong_core::{backoff, retention};
 use hutong_ipc::gateway::{self as wire, Snapshot};
@@ -27,6 +30,7 @@ use crate::observed::{Engine, Observed, Probation};
 use crate::store::{App, Deployment, Goal, Release, StoreError};
 use crate::{Control, external, ids, jobs, lock, memory, platform, publish};
 
+pub use canary::{Counted, standby};
 use care::{forgive, forgive_workers, freeze, replace_heavy, roll_back};
 pub use hours::Hours;
 pub use observe::is_known;
@@ -148,6 +152,10 @@ struct Loaded {
     app: App,
     active: VersionOf,
     rollout: VersionOf,
+    /// How far the rollout is, if it is a canary that has begun.
+    begun: Option<crate::store::Canary>,
+    /// Whatever else runs of it: what finishes, and what is kept ready.
+    beside: Vec<Made>,
     /// A deployment is being built or rolled out.
     deploying: bool,
 }
@@ -170,9 +178,11 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
     }
     let now = steady_ms();
     let mut plans = Vec::new();
+    let mut went_on = false;
     for loaded in &loaded {
         hours::look(control, loaded);
         scaling::look(control, loaded, now);
+        went_on |= canary::look(control, loaded);
         let seen = seen(control, &loaded.app.name);
         plans.push(plan::plan(&desired(control, loaded, now), &seen, now));
     }
@@ -181,6 +191,7 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
         until_ms: None,
     };
     outcome.again = publish_all(control, &loaded, &plans, &specs, &broken, published, now)?;
+    outcome.again |= went_on;
     // Behind the routes: whoever does not freeze at once is cut off all the same, and nobody else waits for it.
     let isolated = |loaded: &&Loaded| loaded.app.isolated;
     for loaded in loaded.iter().chain(&waiting).filter(isolated) {
@@ -220,6 +231,7 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
             let word = match step {
                 Step::Start { .. } => "start",
                 Step::Stop { .. } => "stop",
+                Step::Begin { .. } => "begin",
                 Step::Promote { .. } => "promote",
                 Step::Fail { .. } => "fail",
                 Step::Sleep => "sleep",
@@ -323,12 +335,31 @@ fn load_one(control: &Control, app: App) -> Result<Loaded, StoreError> {
     let deploying = under_way.is_some();
     let rolling = under_way.filter(|deployment| deployment.state == "rolling");
     let rollout = version_of(control, rolling.map(|d| d.id))?;
+    let beside = beside(control, &app, rollout.as_ref().map(|(of, _, _)| of.id));
     Ok(Loaded {
+        begun: canary::begun(control, &rollout)?,
+        beside,
         app,
         active,
         rollout,
         deploying,
     })
+}
+
+/// What runs of an app besides the two deployments that count. What is not understood any more is left out: it ends.
+fn beside(control: &Control, app: &App, rollout: Option<u64>) -> Vec<Made> {
+    let others: BTreeSet<u64> = {
+        let observed = lock(&control.observed);
+        let mine = observed.instances.values();
+        mine.filter(|i| i.app == app.name && is_web(i))
+            .map(|i| i.deployment)
+            .filter(|id| app.active != Some(*id) && rollout != Some(*id))
+            .collect()
+    };
+    others
+        .into_iter()
+        .filter_map(|id| version_of(control, Some(id)).ok().flatten())
+        .collect()
 }
 
 impl Loaded {
@@ -350,7 +381,8 @@ impl Loaded {
     }
 
     fn own(&self, deployment: u64) -> Option<publish::Own<'_>> {
-        let mut versions = self.rollout.iter().chain(&self.active);
+        let serving = self.rollout.iter().chain(&self.active);
+        let mut versions = serving.chain(&self.beside);
         let (_, release, spec) = versions.find(|(of, _, _)| of.id == deployment)?;
         Some(publish::Own {
             spec,
@@ -367,7 +399,7 @@ impl Loaded {
             deployment: deployment.id,
             without_instances: !spec.run.has_instances(),
             instances: wanted_instances(observed, &self.app, spec),
-            strategy: spec.strategy,
+            strategy: canary::strategy_of(of),
             restart: spec.restart,
             start_timeout: spec.start_timeout,
             drain_timeout: spec.drain_timeout,
@@ -394,6 +426,7 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
     let rollout = loaded.rollout.as_ref().map(|rollout| Rollout {
         version: loaded.version(&observed, rollout),
         failure: observed.rollout_failures.get(&rollout.0.id).cloned(),
+        share: canary::share(loaded),
     });
     let workers = active.map_or_else(Vec::new, |spec| {
         let group = |(worker, one): (&String, &hutong_core::spec::Worker)| {
@@ -417,6 +450,10 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
             .as_ref()
             .map(|active| loaded.version(&observed, active)),
         rollout,
+        warm: loaded.app.warm.map(|deployment| Warm {
+            deployment,
+            until_ms: loaded.app.warm_until_ms,
+        }),
         // When it failed is not known any more after a restart: then it need not wait long.
         failures: match observed.failed_at.get(&loaded.app.name) {
             // Before it was woken: whoever woke it waits for this time.
@@ -544,6 +581,7 @@ fn publish_all(
         if removed {
             app.routes.clear();
         }
+        app.split = plan.split.and_then(|split| canary::split(loaded, split));
         let (links, waiting) = publish::links(loaded.releases(), specs);
         if !links.is_empty() && !loaded.app.isolated {
             app.callers = callers(control, name);
@@ -717,8 +755,10 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> Result<bool, Silent
             observed.stopping.insert(instance.clone(), steady_ms());
             false
         }
+        Step::Begin { deployment } => canary::begin(control, loaded, *deployment),
         Step::Promote { deployment } => {
-            let done = control.store.promote(*deployment);
+            let warm_until = canary::keeps_until(loaded);
+            let done = control.store.promote(*deployment, warm_until);
             match done {
                 Ok(false) => true,
                 Ok(true) => {
@@ -727,6 +767,8 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> Result<bool, Silent
                     let before = number(&loaded.active);
                     let mut observed = lock(&control.observed);
                     observed.failures.remove(app);
+                    observed.verdicts.remove(deployment);
+                    observed.trials.remove(app);
                     let probation = Probation {
                         since_ms: steady_ms(),
                         before,
@@ -763,7 +805,9 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> Result<bool, Silent
                 "",
                 &format!("deployment {deployment} failed: {reason}"),
             );
-            lock(&control.observed).rollout_failures.remove(deployment);
+            let mut observed = lock(&control.observed);
+            observed.rollout_failures.remove(deployment);
+            observed.verdicts.remove(deployment);
             true
         }
         Step::Sleep => {

@@ -276,6 +276,7 @@ fn app(router: &labels::Router) -> wire::App {
         links: BTreeMap::new(),
         callers: Vec::new(),
         scales: false,
+        split: None,
     }
 }
 
@@ -301,6 +302,7 @@ fn auth(auth: &Auth) -> wire::Auth {
 fn target(router: &labels::Router, target: &labels::Target) -> wire::Target {
     wire::Target {
         instance: name_of(router, target),
+        deployment: 0,
         port: target.address.port(),
         address: Some(target.address),
         control: false,

@@ -118,6 +118,7 @@ fn take(control: &Control, event: Event) {
                     return;
                 }
             }
+            Event::Trials(trials) => observed.trials.extend(trials),
             Event::Banned(ban) => lock(&control.banned).push(ban),
             Event::Status(status) => {
                 for waiting in lock(&control.status_asked).drain(..) {

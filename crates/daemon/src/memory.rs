@@ -299,13 +299,23 @@ pub fn check_release(
         });
         mine.map(|(_, bytes)| bytes).sum()
     };
+    // What is kept ready beside the one that serves ends first.
+    let warm = control.store.app(app).ok().flatten();
+    let warm = warm.and_then(|app| app.warm);
+    let ends: u64 = {
+        let ledger = lock(&control.memory);
+        let all = ledger.by_instance.iter();
+        all.filter(|(one, _)| warm.is_some() && ids::parse(one).map(|(_, of)| of) == warm)
+            .map(|(_, bytes)| bytes)
+            .sum()
+    };
     let beside = of_release(spec, 0);
     let web = of_release(spec, instances).saturating_sub(beside);
     // Workers of the new release start behind those of the old one.
     let workers = beside.saturating_sub(has(false));
-    let rolls = spec.strategy == Strategy::Rolling && spec.run.has_instances();
+    let rolls = spec.strategy != Strategy::Recreate && spec.run.has_instances();
     let wanted = match rolls {
-        true => web + workers,
+        true => (web + workers).saturating_sub(ends),
         false => web.saturating_sub(has(true)) + workers,
     };
     match room.check(wanted) {

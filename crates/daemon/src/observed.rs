@@ -47,6 +47,10 @@ pub struct Observed {
     pub failures: HashMap<String, u32>,
     /// When each app last failed.
     pub failed_at: HashMap<String, u64>,
+    /// What the gateway counts of releases on trial, by app.
+    pub trials: HashMap<String, hutong_ipc::gateway::Trial>,
+    /// Why a canary goes no further yet, by deployment.
+    pub verdicts: HashMap<u64, String>,
     /// What is done before a deployment rolls out, in words.
     pub building: HashMap<u64, String>,
     /// Workers that ended by themselves, by app and name.

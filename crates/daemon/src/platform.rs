@@ -69,8 +69,10 @@ pub fn publish(control: &Control, apps: &mut BTreeMap<String, wire::App>) {
             })
             .collect(),
         serve: wire::Serve::Targets,
+        split: None,
         targets: vec![wire::Target {
             instance: NAME.into(),
+            deployment: 0,
             port: 0,
             address: None,
             control: true,

@@ -13,6 +13,8 @@ use hutong_core::spec::{self, AppSpec, Run};
 use hutong_ipc::gateway as wire;
 use hutong_runtime::paths::atomic_write;
 
+use crate::ids;
+
 /// How long a request waits for a sleeping app at least.
 const WAKE_PATIENCE: Duration = Duration::from_secs(30);
 
@@ -100,6 +102,7 @@ pub fn app<'a>(
         let spec = own.as_ref().map_or(spec, |own| own.spec);
         Some(wire::Target {
             instance: instance.clone(),
+            deployment: ids::parse(instance).map_or(0, |(_, deployment)| deployment),
             port: spec.port,
             address: address.map(|ip| SocketAddr::new(ip, spec.port)),
             control: false,
@@ -147,6 +150,7 @@ pub fn app<'a>(
         links: BTreeMap::new(),
         callers: Vec::new(),
         scales: spec.scale.is_some(),
+        split: None,
     };
     (app, warnings)
 }
@@ -200,6 +204,7 @@ pub fn name_of(app: &str, upstream: &spec::Upstream) -> String {
 fn outside(spec: &AppSpec, upstream: &spec::Upstream) -> wire::Target {
     wire::Target {
         instance: name_of(spec.name.as_str(), upstream),
+        deployment: 0,
         port: upstream.address.port(),
         address: Some(upstream.address),
         control: false,

@@ -1,5 +1,6 @@
 //! What users declared, in SQLite (WAL, one writer). Never asked while a visitor waits.
 
+mod canaries;
 mod git;
 mod runs;
 
@@ -18,15 +19,16 @@ use thiserror::Error;
 use crate::cipher::Cipher;
 use crate::lock;
 
+pub use canaries::Canary;
 pub use git::{MAX_TOKENS, Preview, Scope, Source, Token};
 pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 7;
+const VERSION: i64 = 8;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -74,6 +76,14 @@ const MIGRATIONS: [&str; 6] = [
     git::TABLES,
     // The folder of app files that an app was last deployed from as a whole.
     "ALTER TABLE apps ADD COLUMN applied_from TEXT;",
+    // Releases on trial; the deployment that is kept ready to serve again, and until when (milliseconds since boot).
+    "CREATE TABLE canaries (
+       deployment INTEGER PRIMARY KEY REFERENCES deployments(id) ON DELETE CASCADE,
+       step INTEGER NOT NULL,
+       decision TEXT NOT NULL
+     ) STRICT;
+     ALTER TABLE apps ADD COLUMN warm INTEGER;
+     ALTER TABLE apps ADD COLUMN warm_until_ms INTEGER NOT NULL DEFAULT 0;",
 ];
 
 /// A file that is given up when the disk is full, so that `remove --purge` can still be written down.
@@ -200,6 +210,9 @@ pub struct App {
     pub isolated: bool,
     /// The folder of app files that it was last deployed from as a whole.
     pub applied_from: Option<String>,
+    /// The deployment that is kept ready to serve again, and until when, in milliseconds since boot.
+    pub warm: Option<u64>,
+    pub warm_until_ms: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -584,8 +597,9 @@ impl Store {
         })
     }
 
-    /// The deployment serves from now on; false if it is not wanted any more.
-    pub fn promote(&self, deployment: u64) -> Result<bool> {
+    /// The deployment serves from now on; false if it is not wanted any more. The one before is kept ready until
+    /// `warm_until_ms` (since boot), if that is said.
+    pub fn promote(&self, deployment: u64, warm_until_ms: Option<u64>) -> Result<bool> {
         self.write(|t| {
             let now = now_ms();
             let rolling = t.execute(
@@ -597,8 +611,10 @@ impl Store {
                 return Ok(false);
             }
             t.execute(
-                "UPDATE apps SET active = ?1, failures = 0, last_failure = NULL, halted = NULL WHERE name = (SELECT app FROM deployments WHERE id = ?1)",
-                [deployment],
+                "UPDATE apps SET active = ?1, warm = CASE WHEN ?2 IS NULL THEN NULL ELSE active END,
+                   warm_until_ms = COALESCE(?2, 0), failures = 0, last_failure = NULL, halted = NULL
+                 WHERE name = (SELECT app FROM deployments WHERE id = ?1)",
+                params![deployment, warm_until_ms],
             )?;
             // The file's number of instances counts again, from now on and not before.
             t.execute(
@@ -826,6 +842,8 @@ fn app_from(row: &Row<'_>) -> rusqlite::Result<App> {
         next_release: row.get("next_release")?,
         isolated: row.get("isolated")?,
         applied_from: row.get("applied_from")?,
+        warm: row.get("warm")?,
+        warm_until_ms: row.get("warm_until_ms")?,
     })
 }
 
@@ -872,7 +890,7 @@ mod tests {
         let spec = "name='a'\ncommand='x'";
         let one = first.deploy("a", "d1", spec, "building").expect("deploy");
         first.built(one.id, Some("k")).expect("built");
-        first.promote(one.id).expect("promote");
+        first.promote(one.id, None).expect("promote");
         let two = first.deploy("a", "d2", spec, "rolling").expect("deploy");
         let three = first.deploy("a", "d3", spec, "rolling").expect("deploy");
         first.fail(three.id, "no", &["line".into()]).expect("fail");

@@ -6,14 +6,14 @@ use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hutong_http::fields::Name;
 use hutong_http::request::RequestHead;
 use hutong_ipc::gateway::{HashKey, Method, Role};
 
-use crate::Shared;
 use crate::table::App;
 use crate::target::{InFlight, Target};
+use crate::trial::Side;
 use crate::visitor::Peer;
+use crate::{Shared, cookies};
 
 /// The cookie that leads a visitor to the same instance again.
 const COOKIE: &str = "hutong-instance";
@@ -37,16 +37,16 @@ pub struct Taken {
     pub cookie: Option<String>,
 }
 
-/// Takes a target for one request, not one of `tried`.
+/// Takes a target for one request, not one of `tried`; of the release that its visitor gets, if one is on trial.
 pub fn take(
     shared: &Arc<Shared>,
     app: &App,
     version: u64,
-    tried: &[Arc<Target>],
+    (tried, side): (&[Arc<Target>], Option<Side>),
     peer: &Peer,
     head: &RequestHead,
 ) -> Result<Taken, Nothing> {
-    let usable = usable(app, tried);
+    let usable = usable(app, tried, side);
     if usable.is_empty() {
         return Err(Nothing::Absent);
     }
@@ -67,11 +67,7 @@ pub fn take(
             Some(target) => target,
             None => {
                 let target = least(app, &free);
-                let secure = if peer.is_secure() { "; Secure" } else { "" };
-                cookie = Some(format!(
-                    "{COOKIE}={}; Path=/; HttpOnly; SameSite=Lax{secure}",
-                    token(target)
-                ));
+                cookie = Some(cookies::set(COOKIE, &token(target), peer));
                 target
             }
         },
@@ -99,7 +95,7 @@ pub fn take(
 }
 
 /// Those that can serve; without those that fail often, if others are left.
-fn usable<'a>(app: &'a App, tried: &[Arc<Target>]) -> Vec<&'a Arc<Target>> {
+fn usable<'a>(app: &'a App, tried: &[Arc<Target>], side: Option<Side>) -> Vec<&'a Arc<Target>> {
     let mut usable: Vec<&Arc<Target>> = app
         .targets
         .iter()
@@ -107,6 +103,13 @@ fn usable<'a>(app: &'a App, tried: &[Arc<Target>]) -> Vec<&'a Arc<Target>> {
         .map(|(_, target)| target)
         .filter(|target| !tried.iter().any(|t| Arc::ptr_eq(t, target)))
         .collect();
+    if let (Some(trial), Some(side)) = (&app.trial, side) {
+        let is_its = |target: &&Arc<Target>| trial.side_of(target.deployment) == side;
+        // An answer of the other release is better than none.
+        if usable.iter().any(is_its) {
+            usable.retain(is_its);
+        }
+    }
     let fails = |target: &&Arc<Target>| target.record.is_ejected();
     if app.balance.eject && usable.len() > 1 && !usable.iter().all(fails) {
         usable.retain(|target| !fails(target));
@@ -200,14 +203,7 @@ fn token(target: &Target) -> String {
 }
 
 fn remembered<'a>(head: &RequestHead, free: &[&'a Arc<Target>]) -> Option<&'a Arc<Target>> {
-    let said = head.fields.all(Name::Cookie).find_map(|cookies| {
-        cookies.split(|byte| *byte == b';').find_map(|cookie| {
-            cookie
-                .trim_ascii()
-                .strip_prefix(COOKIE.as_bytes())?
-                .strip_prefix(b"=")
-        })
-    })?;
+    let said = cookies::find(head, COOKIE)?;
     free.iter()
         .copied()
         .find(|target| token(target).as_bytes() == said)

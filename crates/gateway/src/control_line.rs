@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hutong_ipc::gateway::{Banned, Event, Nudge, Role, Serve, Snapshot};
+use hutong_ipc::gateway::{Banned, Event, Nudge, Role, Serve, Snapshot, Trial};
 use hutong_ipc::{channel, fail};
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
@@ -148,6 +148,7 @@ pub async fn run(
                 line.report_used().await;
                 line.report_idle().await;
                 line.report_in_flight().await;
+                line.report_trials().await;
             }
             Some((app, ban)) = news.bans.recv() => {
                 let Ban { ip, until_s, reason } = ban;
@@ -372,6 +373,21 @@ impl ControlLine {
             let apps = Vec::new();
             let in_flight = counts.iter().cloned().collect();
             self.say(&Event::Idle { apps, in_flight }).await;
+        }
+    }
+
+    /// Says how releases on trial do. What a gateway before us still serves is not counted.
+    async fn report_trials(&mut self) {
+        let table = self.shared.table.load_full();
+        let trials: Vec<(String, Trial)> = table
+            .apps
+            .iter()
+            .filter_map(|app| Some((app.name.clone(), app.trial.as_ref()?.report())))
+            .collect();
+        // Each message has a bound.
+        for trials in trials.chunks(1000) {
+            let trials = trials.iter().cloned().collect();
+            self.say(&Event::Trials(trials)).await;
         }
     }
 

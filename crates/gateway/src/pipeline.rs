@@ -3,6 +3,7 @@
 //! queue or balance → forward or file → access record (sees all the
 //! rest).
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +21,7 @@ use crate::pages::{Page, capital};
 use crate::proxy::{self, Failure, Upstreams};
 use crate::queue::{Queue, Waiting};
 use crate::table::{App, Match, Table};
+use crate::trial::Side;
 use crate::visitor::{Answer, Download, Ended, Peer, Upload};
 use crate::{Shared, balance, date, files, https, limits};
 
@@ -62,6 +64,8 @@ pub struct Exchange<'a, 'b> {
     /// How long the app may take to begin its answer.
     pub patience: Duration,
     terms: Terms,
+    /// Its visitor's place among all, where one was given for this request.
+    place: Option<u16>,
     /// It keeps an app awake that may sleep.
     under_way: Option<UnderWay>,
 }
@@ -72,7 +76,14 @@ pub struct Extras {
     hsts: Option<Arc<App>>,
     /// Leads the visitor to the same instance again.
     pub cookie: Option<String>,
+    /// Leads the visitor to the same release again.
+    place: Option<String>,
     left: Option<String>,
+    /// A release is on trial: when the answer begins is of interest.
+    listens: bool,
+    heard: Cell<Option<Instant>>,
+    /// The app ended in the middle of its answer.
+    pub cut: Cell<bool>,
 }
 
 impl Extras {
@@ -80,8 +91,11 @@ impl Extras {
         if let Some(hsts) = self.hsts.as_ref().and_then(|app| app.hsts.as_ref()) {
             https::say_hsts(fields, hsts);
         }
-        if let Some(cookie) = &self.cookie {
+        for cookie in [&self.cookie, &self.place].into_iter().flatten() {
             fields.push(b"set-cookie", cookie.as_bytes());
+        }
+        if self.listens {
+            self.heard.set(Some(Instant::now()));
         }
         if let Some(left) = &self.left {
             fields.push(b"ratelimit", left.as_bytes());
@@ -134,6 +148,7 @@ pub async fn handle<'v>(
         drops_password: false,
         patience: GRACE,
         terms: Terms::default(),
+        place: None,
         under_way: None,
     };
     let result = match route(&mut exchange).await {
@@ -380,11 +395,13 @@ async fn attempt(
     if app.balance.max_requests > 0 && line.must_wait(&app.queue, exchange.terms.class) {
         return Ok(Some(Nothing::Busy));
     }
-    let mut tried = Vec::new();
+    let mut tried: Vec<Arc<crate::target::Target>> = Vec::new();
     let shared = &exchange.worker.shared;
+    let side = choose(app, exchange);
     loop {
         let (peer, head) = (exchange.peer, exchange.head);
-        let taken = match balance::take(shared, app, table.version, &tried, peer, head) {
+        let taken = match balance::take(shared, app, table.version, (&tried[..], side), peer, head)
+        {
             Ok(taken) => taken,
             Err(nothing) => return Ok(Some(nothing)),
         };
@@ -394,6 +411,7 @@ async fn attempt(
         exchange.record.target = Some(target.clone());
         exchange.extras.cookie = taken.cookie;
         exchange.download.go_on();
+        let began = app.trial.is_some().then(Instant::now);
         let answered = proxy::forward(app, found.strip, &target, exchange).await;
         let good = match &answered {
             Ok(()) => Some(exchange.record.status < 500),
@@ -409,6 +427,15 @@ async fn attempt(
                 "{instance} fails often and gets nothing for a while"
             );
         }
+        if let (Some(trial), Some(began)) = (&app.trial, began) {
+            let extras = &exchange.extras;
+            // An answer that the app cut off looks like a visitor who left.
+            let good = good.or(extras.cut.take().then_some(false));
+            if let Some(good) = good {
+                let took = extras.heard.take().map(|heard| heard - began);
+                trial.note(target.deployment, good, took);
+            }
+        }
         drop(taken.in_flight);
         app.retries.note_sent();
         match answered {
@@ -417,6 +444,17 @@ async fn attempt(
             Err(Failure::Stop(stop)) => return Err(stop),
         }
     }
+}
+
+/// Which release the visitor gets, if one is on trial.
+fn choose(app: &App, exchange: &mut Exchange<'_, '_>) -> Option<Side> {
+    let trial = app.trial.as_ref();
+    exchange.extras.listens = trial.is_some();
+    let (peer, head) = (exchange.peer, exchange.head);
+    let chosen = trial.map(|trial| trial.choose(peer, head, &mut exchange.place));
+    let (side, cookie) = chosen.map_or((None, None), |one| (Some(one.side), one.cookie));
+    exchange.extras.place = cookie;
+    side
 }
 
 /// A request that waits for a place at a target.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hutong_ipc::gateway::{
-    App as WireApp, Balance, Caller, Https, Link, Protocol, Role, Serve, Snapshot, covers,
+    App as WireApp, Balance, Caller, Https, Link, Protocol, Role, Serve, Snapshot, Split, covers,
 };
 
 use crate::activity::Activity;
@@ -19,6 +19,7 @@ use crate::queue::Queue;
 use crate::retries::Retries;
 use crate::stats::Stats;
 use crate::target::Target;
+use crate::trial::Trial;
 use crate::visitor;
 
 #[derive(Default)]
@@ -59,6 +60,8 @@ pub struct App {
     pub activity: Option<Arc<Activity>>,
     /// Its instances follow what there is to do.
     pub scales: bool,
+    /// A new release gets a part of the visitors; kept across tables while its share is the same.
+    pub trial: Option<Arc<Trial>>,
     /// Requests that wait for a place at a target; kept across tables.
     pub queue: Arc<Queue>,
     pub guard: Guard,
@@ -260,6 +263,7 @@ impl App {
             files: scripts.map(|files| Root::new(data_dir, files)),
             activity: activity(before, wire.sleep_after_ms),
             scales: wire.scales,
+            trial: wire.split.map(|split| trial(before, split)),
             slow_start: Duration::from_millis(wire.balance.slow_start_ms),
             balance: wire.balance,
             queue: before.map_or_else(Arc::default, |app| app.queue.clone()),
@@ -287,6 +291,13 @@ impl App {
         let at_work: usize = self.targets.iter().filter(stays).map(count).sum();
         at_work + self.queue.len() + self.held.load(Ordering::Relaxed)
     }
+}
+
+fn trial(before: Option<&Arc<App>>, split: Split) -> Arc<Trial> {
+    let known = before.and_then(|app| app.trial.clone());
+    known
+        .filter(|known| known.is(&split))
+        .unwrap_or_else(|| Arc::new(Trial::new(split)))
 }
 
 /// What is under way stays known, also while the app is stopped and does not sleep.
@@ -326,6 +337,7 @@ mod tests {
             links: BTreeMap::new(),
             callers: Vec::new(),
             scales: false,
+            split: None,
         }
     }
 
@@ -333,6 +345,7 @@ mod tests {
     fn what_targets_have_and_what_waits_is_under_way() {
         let target = |instance: &str, role| wire::Target {
             instance: instance.into(),
+            deployment: 0,
             port: 1,
             address: None,
             control: false,

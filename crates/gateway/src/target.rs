@@ -20,6 +20,7 @@ const BATCH: u8 = 8;
 
 pub struct Target {
     pub instance: String,
+    pub deployment: u64,
     pub port: u16,
     /// A server that Hutong does not run; it has no shim.
     pub address: Option<SocketAddr>,
@@ -46,6 +47,7 @@ impl Target {
     pub fn new(wire: &hutong_ipc::gateway::Target) -> Self {
         Target {
             instance: wire.instance.clone(),
+            deployment: wire.deployment,
             port: wire.port,
             address: wire.address,
             control: wire.control,

@@ -3,6 +3,7 @@
 
 mod status;
 mod traffic;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -12,6 +13,7 @@ pub use traffic::{
     Auth, Balance, Ban, Banned, Class, HashKey, Method, Rate, Rules, Traffic, TrafficRoute, User,
     covers,
 };
+pub use trial::{Counts, Split, Trial};
 
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +55,9 @@ pub struct App {
     /// Control is told how many requests are under way.
     #[serde(default)]
     pub scales: bool,
+    /// A new release gets a part of the visitors; control is told how both do.
+    #[serde(default)]
+    pub split: Option<Split>,
 }
 
 /// One app's way to another.
@@ -125,6 +130,9 @@ pub enum Serve {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
     pub instance: String,
+    /// Of which deployment it is; 0 for a server that Hutong does not run.
+    #[serde(default)]
+    pub deployment: u64,
     pub port: u16,
     /// A server that Hutong does not run: `instance` is only its name, and there is no shim.
     #[serde(default)]
@@ -297,6 +305,8 @@ pub enum Event {
         #[serde(default)]
         in_flight: BTreeMap<String, u64>,
     },
+    /// How releases on trial do, by app; said once a second.
+    Trials(BTreeMap<String, Trial>),
     Status(Box<Status>),
 }
 

@@ -7,6 +7,7 @@ pub mod docker;
 pub mod server;
 pub mod ssh;
 pub mod traffic;
+pub mod trial;
 pub mod visitor;
 
 use std::time::{Duration, Instant};

@@ -55,6 +55,9 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
             spec::Strategy::Rolling => "a new release starts beside the old one",
             spec::Strategy::Recreate =>
                 "a new release takes the old one's place while requests wait",
+            spec::Strategy::BlueGreen =>
+                "a new release starts beside the old one, which stays ready",
+            spec::Strategy::Canary => "a new release gets a part of the visitors first",
         },
         show_time(spec.start_timeout)
     ));

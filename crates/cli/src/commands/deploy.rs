@@ -29,6 +29,9 @@ pub struct Args {
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+    /// Do not wait until it serves: a canary may take hours
+    #[arg(long, conflicts_with_all = ["dry_run", "watch"])]
+    detach: bool,
     /// For development: deploy again after each change, and show what the app says, until Ctrl-C
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
@@ -56,6 +59,15 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         } else {
             output.text(&answer.steps.join("\n"));
         }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if args.detach {
+        let (spec, _) = check::load(&args.folder)?;
+        let pack = Pack::new(&args.folder, &spec)?;
+        let deployment = begin(&client, &spec, &pack, None, true, output).await?;
+        let (id, app) = (deployment.id, &deployment.app);
+        let text = format!("deployment {id} has begun; `hutong status {app}` shows how it goes");
+        output.result(&deployment, &text);
         return Ok(ExitCode::SUCCESS);
     }
     let deployment = deploy(&client, &args.folder, output).await?;

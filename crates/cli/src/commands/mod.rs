@@ -1,5 +1,6 @@
 //! One verb per file.
 
+pub mod abort;
 pub mod apply;
 pub mod apps;
 pub mod ban;
@@ -22,6 +23,7 @@ pub mod isolate;
 pub mod login;
 pub mod logs;
 pub mod password;
+pub mod promote;
 pub mod releases;
 pub mod remove;
 pub mod restart;

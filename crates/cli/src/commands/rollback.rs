@@ -7,7 +7,7 @@ use crate::error::CliError;
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
-  hutong rollback shop        to the release before
+  hutong rollback shop        to the release before; of a canary: abort it
   hutong rollback shop 3      to release 3")]
 pub struct Args {
     /// The app's name

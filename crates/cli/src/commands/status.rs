@@ -1,7 +1,9 @@
 //! `hutong status APP`.
 
-use hutong_api::{App, Scaling, Version};
-use hutong_core::units::show_size;
+use std::time::Duration;
+
+use hutong_api::{App, Canary, CanaryCounts, DeploymentState, Scaling, Version};
+use hutong_core::units::{show_size, show_time};
 
 use super::{Server, path, url};
 use crate::error::CliError;
@@ -35,6 +37,17 @@ pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
         output.text(&format!(
             "  deploying release {}: {doing}",
             deploying.release
+        ));
+    }
+    for line in app.canary.iter().flat_map(canary_lines) {
+        output.text(&format!("  {}", printable(&line)));
+    }
+    if let Some(standby) = &app.standby {
+        output.text(&format!(
+            "  release {} is ready to serve again for another {}: hutong rollback {}",
+            standby.release,
+            show_time(Duration::from_millis(standby.left_ms)),
+            app.name
         ));
     }
     if let Some(scaling) = &app.scaling {
@@ -91,6 +104,48 @@ pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
         });
     }
     Ok(())
+}
+
+/// A release on trial, and how it does; of one that is over, what became of it.
+fn canary_lines(canary: &Canary) -> Vec<String> {
+    let release = canary.release;
+    let decision = canary.decision.as_deref();
+    if canary.state != DeploymentState::Rolling {
+        let end = match canary.state {
+            DeploymentState::Done => "serves",
+            DeploymentState::Superseded => "gave way to a newer one",
+            _ => "was given up",
+        };
+        let why = decision.map_or(String::new(), |why| format!(": {why}"));
+        return vec![format!("canary: release {release} {end}{why}")];
+    }
+    let time = |ms| show_time(Duration::from_millis(ms));
+    let lasted = canary.elapsed_ms.map_or("?".to_owned(), time);
+    let steps: Vec<String> = canary.steps.iter().map(ToString::to_string).collect();
+    let mut lines = vec![format!(
+        "canary: release {release} gets {} % of the visitors, step {} of {} %, for {lasted} of {}",
+        canary.share,
+        canary.step,
+        steps.join(" → "),
+        time(canary.every_ms)
+    )];
+    for (who, counts) in [("new", &canary.canary), ("stable", &canary.stable)] {
+        lines.extend(counts.as_ref().map(|counts| figures(who, counts)));
+    }
+    lines.extend(canary.waits.as_ref().map(|why| format!("waits: {why}")));
+    lines.extend(decision.map(|why| format!("decided last: {why}")));
+    lines
+}
+
+fn figures(who: &str, counts: &CanaryCounts) -> String {
+    let time = |us: Option<u64>| us.map_or("?".into(), |us| format!("{:.1} ms", us as f64 / 1e3));
+    format!(
+        "{who}: {} requests, {} failed, 95 of 100 answers within {}, 99 within {}",
+        counts.requests,
+        counts.errors,
+        time(counts.p95_us),
+        time(counts.p99_us)
+    )
 }
 
 /// What an app keeps on disk, in a line.

@@ -22,7 +22,9 @@ fn wanted(active: Option<Version>, rollout: Option<Version>) -> Desired {
         rollout: rollout.map(|version| Rollout {
             version,
             failure: None,
+            share: None,
         }),
+        warm: None,
         failures: 0,
         last_failure_ms: 0,
         halted: None,
@@ -545,4 +547,142 @@ fn a_deployment_in_its_owners_hours_shows_that_the_release_can_serve() {
     desired.rollout = None;
     let over = show(&desired, &new, 2000);
     assert!(over.contains("new: Draining"), "{over}");
+}
+
+fn on_trial(share: Option<u32>) -> Desired {
+    let canary = version(2, 1, Strategy::Canary);
+    let mut desired = wanted(Some(version(1, 1, Rolling)), Some(canary));
+    desired.rollout.as_mut().expect("set").share = share;
+    desired
+}
+
+#[test]
+fn a_canary_gets_visitors_once_it_is_healthy_and_takes_over_at_a_hundred() {
+    let mut instances = [seen("old", 1, Health::Healthy), seen("new", 2, starting())];
+    insta::assert_snapshot!(show(&on_trial(None), &instances, 2000), @r"
+    serve: Targets
+    new: Candidate
+    old: Active
+    wait for new to become healthy
+    ");
+    instances[1].health = Health::Healthy;
+    insta::assert_snapshot!(show(&on_trial(None), &instances, 2000), @r"
+    serve: Targets
+    new: Candidate
+    old: Active
+    deployment 2 gets its first visitors
+    ");
+    insta::assert_snapshot!(show(&on_trial(Some(5)), &instances, 2000), @r"
+    serve: Targets
+    new: Active
+    old: Active
+    ");
+    let split = Split {
+        deployment: 2,
+        share: 5,
+    };
+    assert_eq!(
+        plan(&on_trial(Some(5)), &instances, 2000).split,
+        Some(split)
+    );
+    insta::assert_snapshot!(show(&on_trial(Some(100)), &instances, 2000), @r"
+    serve: Targets
+    new: Active
+    old: Active
+    deployment 2 takes over
+    ");
+}
+
+#[test]
+fn a_canary_that_is_given_up_finishes_what_it_has() {
+    let mut desired = on_trial(Some(25));
+    desired.rollout.as_mut().expect("set").failure = Some("it fails".into());
+    let instances = [
+        seen("old", 1, Health::Healthy),
+        seen("new", 2, Health::Healthy),
+    ];
+    insta::assert_snapshot!(show(&desired, &instances, 2000), @r"
+    serve: Targets
+    new: Draining
+    old: Active
+    give up deployment 2: it fails
+    ");
+    assert_eq!(plan(&desired, &instances, 2000).split, None);
+    let after = wanted(Some(version(1, 1, Rolling)), None);
+    insta::assert_snapshot!(show(&after, &instances, 2000), @r"
+    serve: Targets
+    new: Draining
+    old: Active
+    wait for new to finish its requests
+    ");
+}
+
+#[test]
+fn a_canary_without_anything_to_compare_it_with_takes_over() {
+    let new = [seen("new", 2, Health::Healthy)];
+    let first = wanted(None, Some(version(2, 1, Strategy::Canary)));
+    insta::assert_snapshot!(show(&first, &new, 2000), @r"
+    serve: Hold
+    new: Candidate
+    deployment 2 takes over
+    ");
+    let mut broken = on_trial(None);
+    broken.halted = Some("it ended".into());
+    insta::assert_snapshot!(show(&broken, &new, 2000), @r"
+    serve: Hold
+    new: Candidate
+    deployment 2 takes over
+    ");
+    // Once it has begun it serves alone where the other cannot.
+    let mut alone = on_trial(Some(5));
+    alone.halted = Some("it ended".into());
+    insta::assert_snapshot!(show(&alone, &new, 2000), @r"
+    serve: Targets
+    new: Active
+    ");
+}
+
+#[test]
+fn the_release_before_stays_ready_for_a_while() {
+    let mut desired = wanted(Some(version(2, 1, Strategy::BlueGreen)), None);
+    desired.warm = Some(Warm {
+        deployment: 1,
+        until_ms: 9000,
+    });
+    let mut instances = [
+        seen("old", 1, Health::Healthy),
+        seen("new", 2, Health::Healthy),
+    ];
+    insta::assert_snapshot!(show(&desired, &instances, 2000), @r"
+    serve: Targets
+    old: Candidate
+    new: Active
+    wait for old to be needed no more
+    ");
+    insta::assert_snapshot!(show(&desired, &instances, 9000), @r"
+    serve: Targets
+    old: Draining
+    new: Active
+    wait for old to finish its requests
+    ");
+    instances[0].health = Health::Failing("it hangs".into());
+    insta::assert_snapshot!(show(&desired, &instances, 2000), @r"
+    serve: Targets
+    old: Draining
+    new: Active
+    wait for old to finish its requests
+    ");
+    instances[0].health = Health::Healthy;
+    desired.rollout = Some(Rollout {
+        version: version(3, 1, Strategy::BlueGreen),
+        failure: None,
+        share: None,
+    });
+    insta::assert_snapshot!(show(&desired, &instances, 2000), @r"
+    serve: Targets
+    old: Draining
+    new: Active
+    wait for old to finish its requests
+    start an instance of deployment 3
+    ");
 }

@@ -84,6 +84,17 @@ pub(super) fn roll_back(control: &Control, app: &App) -> bool {
         if deployment.kind == "rollback" || kept.is_none() || before == release.number {
             return Ok(None);
         }
+        // At once, where it is still there.
+        let standby = canary::standby(control, app);
+        if let Some(warm) = standby
+            && control.store.under_way(&app.name)?.is_none()
+            && control
+                .store
+                .switch_back(&app.name, active, warm)?
+                .is_some()
+        {
+            return Ok(Some(release.number));
+        }
         let begins = control
             .store
             .redeploy_if(&app.name, active, before, "rollback")?;

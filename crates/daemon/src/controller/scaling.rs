@@ -109,9 +109,10 @@ pub(super) fn look(control: &Control, loaded: &Loaded, now: u64) {
     let Some((spec, scale)) = active.and_then(|spec| Some((spec, spec.scale?))) else {
         return;
     };
-    // While its engine is silent, what its instances use is old. Two releases at once say little about either.
+    // While its engine is silent, what its instances use is old. Two releases at once say little about either; but a
+    // canary may be under way for hours, and what serves most visitors must keep up with them.
     let is_silent = loaded.is_from_image() && matches!(observed.engine, Engine::Silent(_));
-    if is_silent || loaded.rollout.is_some() {
+    if is_silent || (loaded.rollout.is_some() && loaded.begun.is_none()) {
         scaling.begin(used, now);
         return;
     }

@@ -93,6 +93,7 @@ fn forget(control: &Control, app: &str) -> bool {
     observed.thawed.remove(app);
     observed.hours.remove(app);
     observed.scaling.remove(app);
+    observed.trials.remove(app);
     drop(observed);
     drop_unused_trees(control);
     true

@@ -15,7 +15,7 @@ use hutong_core::units::show_time;
 use hutong_runtime::processes::steady_ms;
 
 use super::deploy::{to_wire, wire_deployment};
-use super::{ApiError, Result, runs};
+use super::{ApiError, Result, canary, runs};
 use crate::launch::process;
 use crate::observed::Observed;
 use crate::store::{self, Goal};
@@ -212,6 +212,8 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         },
         scaling: spec.and_then(|spec| scaling(control, app, spec)),
         deploying: deploying.map(|deployment| wire_deployment(control, &deployment)),
+        canary: canary::describe(control, app)?,
+        standby: canary::standby(control, app)?,
         message,
         warnings,
         applied_from: app.applied_from.clone(),

@@ -13,12 +13,13 @@ use hutong_api::{
     DeployRequest, Deployment, DeploymentState, PlanAnswer, Problem, Release, ReleaseState,
     RollbackRequest,
 };
+use hutong_core::canary::Canary;
 use hutong_core::name::is_digest;
 use hutong_core::spec::egress::no_consent;
 use hutong_core::spec::{self, AppSpec, Egress, Run, Strategy};
 use hutong_core::{route, units};
 
-use super::{ApiError, Result, apps};
+use super::{ApiError, Result, apps, canary};
 use crate::store::{self, Goal};
 use crate::{Control, builds, controller, lock, memory, platform, publish, unpack};
 
@@ -223,6 +224,13 @@ fn decide(
     if grows && !request.dry_run {
         control.has_disk().map_err(ApiError::no_room)?;
     }
+    let tried = canary::under_way(&control, &name)?;
+    if let Some(((_, release, _), _)) = &tried {
+        warnings.push(format!(
+            "the canary of release {} ends: this release takes its place",
+            release.number
+        ));
+    }
     if request.dry_run {
         return Ok(PlanAnswer {
             deployment: None,
@@ -235,6 +243,12 @@ fn decide(
     let deployment = control.store.deploy(name, &request.digest, text, state)?;
     if let Some(origin) = &request.applied_from {
         control.store.note_folder(name, origin)?;
+    }
+    if let Some(((replaced, release, _), _)) = &tried {
+        lock(&control.observed).verdicts.remove(&replaced.id);
+        let (old, new) = (release.number, deployment.release);
+        let text = format!("the canary of release {old} is aborted: release {new} takes its place");
+        control.logs.note(name, "", &text);
     }
     if prepares {
         builds::start(control, deployment.clone());
@@ -398,13 +412,17 @@ fn outline(
             steps.push("hold requests; let those under way finish; stop the old release".into());
             steps.push(start_words(spec));
         }
-        (Run::Command(_), running, _) => {
+        (Run::Command(_), None, _) => steps.push(start_words(spec)),
+        (Run::Command(_), Some(_), strategy) => {
             steps.push(start_words(spec));
-            if running.is_some() {
-                steps.push(
-                    "move requests over; let those under way finish; stop the old release".into(),
-                );
-            }
+            steps.extend(spec.canary.iter().flat_map(trial_words));
+            steps.push(match strategy {
+                Strategy::BlueGreen => format!(
+                    "move requests over at once; keep the old release ready for {}; stop it",
+                    units::show_time(spec.keep)
+                ),
+                _ => "move requests over; let those under way finish; stop the old release".into(),
+            });
         }
     }
     for (name, worker) in &spec.workers {
@@ -418,7 +436,36 @@ fn outline(
     if !domains.is_empty() {
         steps.push(format!("answer for {}", domains.join(", ")));
     }
+    let release = running.map(|running| control.store.release(&running.app, running.release));
+    // One that is not understood any more is not compared.
+    if let Some(Ok(before)) = release
+        .transpose()?
+        .flatten()
+        .map(|release| release.parse())
+    {
+        let lost = before
+            .domains
+            .iter()
+            .filter(|old| !spec.domains.contains(old));
+        let lost: Vec<String> = lost.map(ToString::to_string).collect();
+        if !lost.is_empty() {
+            steps.push(format!("answer no more for {}", lost.join(", ")));
+        }
+    }
     Ok(steps)
+}
+
+/// What a canary's steps are, in words.
+fn trial_words(canary: &Canary) -> Vec<String> {
+    let shares = canary.steps.iter().filter(|share| **share < 100);
+    shares
+        .map(|share| {
+            format!(
+                "give it {share} % of the visitors for {} at least, and look how it does",
+                units::show_time(canary.every)
+            )
+        })
+        .collect()
 }
 
 fn start_words(spec: &AppSpec) -> String {
@@ -560,6 +607,10 @@ pub fn wire_deployment(control: &Control, deployment: &store::Deployment) -> Dep
             let at_work = observed.building.get(&deployment.id).cloned();
             Some(at_work.unwrap_or_else(|| "waiting for the build before it".into()))
         }
+        DeploymentState::Rolling if observed.verdicts.contains_key(&deployment.id) => observed
+            .verdicts
+            .get(&deployment.id)
+            .map(|why| format!("the canary: {why}")),
         DeploymentState::Rolling => observed
             .doing
             .get(&deployment.app)
@@ -611,6 +662,17 @@ pub async fn rollback(
 ) -> Result<Json<Deployment>> {
     let app = apps::find_free(&control, &name)?;
     let serving = active(&control, &app)?.map(|deployment| deployment.release);
+    let tried = canary::under_way(&control, &name)?;
+    // Of a release on trial this is the way back.
+    if let (Some(((deployment, _, _), _)), Some(active)) = (tried, active(&control, &app)?)
+        && request
+            .release
+            .is_none_or(|number| number == active.release)
+    {
+        canary::give_up(&control, &deployment, "its owner rolled it back")?;
+        canary::until_served(&control).await;
+        return Ok(Json(to_wire(&active)));
+    }
     let releases = control.store.releases(&name)?;
     let chosen = match request.release {
         Some(number) => releases
@@ -632,6 +694,9 @@ pub async fn rollback(
     let others = other_specs(&control, &name)?;
     if let Some(conflict) = conflict(&others, &spec) {
         return Err(ApiError::conflict(conflict));
+    }
+    if let Some(back) = canary::switch_back(&control, &app, chosen.number).await? {
+        return Ok(Json(to_wire(&back)));
     }
     let folder = tree(&control, &chosen.digest)?;
     let steps = builds::recipe(&spec, &folder);

@@ -3,6 +3,7 @@
 
 mod apps;
 pub mod auth;
+mod canary;
 mod certs;
 pub mod deploy;
 mod error;
@@ -56,6 +57,8 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(deploy::rollback))
         .routes(routes!(files::app_file))
         .routes(routes!(files::tree_files))
+        .routes(routes!(canary::promote))
+        .routes(routes!(canary::abort))
         .routes(routes!(isolate::isolate))
         .routes(routes!(isolate::release))
         .routes(routes!(isolate::evidence))

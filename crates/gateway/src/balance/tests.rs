@@ -8,6 +8,7 @@ use crate::table::Table;
 fn app(weights: &[u32], balance: Balance) -> Arc<App> {
     let target = |(index, weight): (usize, &u32)| wire::Target {
         instance: format!("a-{index}"),
+        deployment: index as u64,
         port: 1,
         address: None,
         control: false,
@@ -34,6 +35,7 @@ fn app(weights: &[u32], balance: Balance) -> Arc<App> {
         links: BTreeMap::new(),
         callers: Vec::new(),
         scales: false,
+        split: None,
     };
     let snapshot = Snapshot {
         version: 1,
@@ -64,7 +66,7 @@ fn shares(choose: impl Fn() -> Arc<Target>, times: usize) -> HashMap<String, usi
 #[test]
 fn weights_say_how_often() {
     let app = app(&[5, 3, 2], with(Method::RoundRobin));
-    let usable = usable(&app, &[]);
+    let usable = usable(&app, &[], None);
     let counts = shares(|| in_turn(&app, &usable).clone(), 1000);
     for (instance, wanted) in [("a-0", 500), ("a-1", 300), ("a-2", 200)] {
         let found = counts[instance];
@@ -83,7 +85,7 @@ fn weights_say_how_often() {
 #[test]
 fn the_fewest_requests_for_the_weight_win() {
     let app = app(&[2, 1], with(Method::Least));
-    let usable = usable(&app, &[]);
+    let usable = usable(&app, &[], None);
     let counts = shares(
         || {
             let target = least(&app, &usable).clone();
@@ -98,7 +100,7 @@ fn the_fewest_requests_for_the_weight_win() {
 #[test]
 fn a_key_stays_where_it_is_when_another_target_goes() {
     let app = app(&[1, 1, 1, 1], with(Method::Hash(HashKey::Ip)));
-    let all = usable(&app, &[]);
+    let all = usable(&app, &[], None);
     let fewer: Vec<&Arc<Target>> = all[..3].to_vec();
     let mut moved = 0;
     for key in 0..1000_u64 {
@@ -116,7 +118,7 @@ fn a_key_stays_where_it_is_when_another_target_goes() {
 #[test]
 fn a_cookie_leads_to_the_same_target() {
     let app = app(&[1, 1, 1], with(Method::Sticky));
-    let all = usable(&app, &[]);
+    let all = usable(&app, &[], None);
     for target in &all {
         let text = format!(
             "GET / HTTP/1.1\r\nHost: a.test\r\nCookie: x=1; {COOKIE}={}\r\n\r\n",
@@ -140,8 +142,31 @@ fn one_that_fails_often_is_spared_unless_it_is_the_last() {
     let app = app(&[1, 1], Balance::default());
     let (_, first) = &app.targets[0];
     while !first.record.note(false) {}
-    assert_eq!(usable(&app, &[]).len(), 1);
+    assert_eq!(usable(&app, &[], None).len(), 1);
     let (_, second) = &app.targets[1];
     while !second.record.note(false) {}
-    assert_eq!(usable(&app, &[]).len(), 2);
+    assert_eq!(usable(&app, &[], None).len(), 2);
+}
+
+#[test]
+fn a_side_has_its_own_targets_and_the_others_where_it_has_none() {
+    let app = app(&[1, 1, 1], Balance::default());
+    let split = wire::Split {
+        canary: 2,
+        share: 5,
+        header: None,
+        cookie: None,
+    };
+    let Ok(mut app) = Arc::try_unwrap(app) else {
+        panic!("nobody else has it");
+    };
+    app.trial = Some(Arc::new(crate::trial::Trial::new(split)));
+    let ids = |side| -> Vec<String> {
+        let usable = usable(&app, &[], Some(side));
+        usable.iter().map(|one| one.instance.clone()).collect()
+    };
+    assert_eq!(ids(Side::Stable), ["a-0", "a-1"]);
+    assert_eq!(ids(Side::Canary), ["a-2"]);
+    app.targets[2].1.healthy.store(false, Ordering::SeqCst);
+    assert_eq!(ids(Side::Canary), ["a-0", "a-1"]);
 }

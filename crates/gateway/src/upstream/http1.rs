@@ -493,6 +493,7 @@ impl Answering<'_, '_, '_> {
                     break;
                 }
                 // Cut off: the visitor must see that.
+                self.extras.cut.set(true);
                 return Err(Ended::Gone.into());
             }
         }
@@ -522,6 +523,9 @@ impl Answering<'_, '_, '_> {
             }
         };
         // A reset is no end, whatever ends at the connection's end.
+        if count.is_err() {
+            self.extras.cut.set(true);
+        }
         Ok(count.map_err(Ended::from)? > 0)
     }
 }

@@ -223,7 +223,7 @@ impl Answering<'_, '_> {
         self.download.head(*self.status, &mut fields, length);
         self.body(&mut body).await?;
         let trailers = poll_fn(|context| body.poll_trailers(context)).await;
-        let trailers = trailers.map_err(|_| Ended::Gone)?;
+        let trailers = trailers.map_err(|_| self.cut())?;
         let trailers = trailers.as_ref().map(self::fields).unwrap_or_default();
         Ok(self.download.end(&trailers).await?)
     }
@@ -256,6 +256,12 @@ impl Answering<'_, '_> {
         }
     }
 
+    /// The app ended in the middle of its answer: the visitor must see that.
+    fn cut(&self) -> Ended {
+        self.extras.cut.set(true);
+        Ended::Gone
+    }
+
     async fn body(&mut self, body: &mut RecvStream) -> Result<(), Broken> {
         loop {
             let at_once = poll_fn(|context| Poll::Ready(body.poll_data(context))).await;
@@ -272,7 +278,7 @@ impl Answering<'_, '_> {
                 }
             };
             let Some(data) = data else { return Ok(()) };
-            let data = data.map_err(|_| Ended::Gone)?;
+            let data = data.map_err(|_| self.cut())?;
             self.download.data(&data).await?;
             // What was handed on makes room for more.
             let _ = body.flow_control().release_capacity(data.len());

@@ -1,0 +1,184 @@
+//! Releases on trial: how they do, and the owner's word in place of the judge's. The way back to a release that is kept
+//! ready.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use hutong_api::{Canary, CanaryCounts, Deployment, Problem, Standby};
+use hutong_core::canary::Counts;
+use hutong_runtime::processes::steady_ms;
+
+use super::deploy::to_wire;
+use super::{ApiError, Result, apps};
+use crate::controller::{Counted, Made};
+use crate::store::{self, App};
+use crate::{Control, controller, lock};
+
+/// How long a caller waits for the gateway.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// A canary under way that has visitors, with its step.
+pub fn under_way(control: &Control, app: &str) -> Result<Option<(Made, store::Canary)>> {
+    let Some(deployment) = control.store.under_way(app)? else {
+        return Ok(None);
+    };
+    let Some(begun) = control.store.canary(deployment.id)? else {
+        return Ok(None);
+    };
+    let made = controller::version_of(control, Some(deployment.id))?;
+    Ok(made.map(|made| (made, begun)))
+}
+
+/// Has a canary take over now, whatever it has shown so far.
+#[utoipa::path(post, path = "/v1/apps/{app}/promote", responses((status = 200, body = Deployment), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub async fn promote(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+) -> Result<Json<Deployment>> {
+    apps::find_free(&control, &name)?;
+    let Some(((deployment, release, spec), begun)) = under_way(&control, &name)? else {
+        return Err(
+            ApiError::conflict(format!("no release of {name} is on trial"))
+                .hint(format!("`hutong status {name}` shows what it does")),
+        );
+    };
+    let canary = spec.canary.as_ref();
+    let last = canary.map_or(0, |canary| canary.steps.len().saturating_sub(1)) as u32;
+    let share = canary.map_or(100, |canary| canary.share(begun.step));
+    let decision = format!("{share} → 100 % of the visitors: its owner says so");
+    if control.store.move_canary(deployment.id, last, &decision)? {
+        let text = format!("canary of release {}: {decision}", release.number);
+        control.logs.note(&name, "", &text);
+    }
+    control.wake.notify_one();
+    Ok(Json(to_wire(&deployment)))
+}
+
+/// Ends the deployment under way, a canary or not: what served before serves on.
+#[utoipa::path(post, path = "/v1/apps/{app}/abort", responses((status = 200, body = Deployment), (status = 404, body = Problem), (status = 409, body = Problem)))]
+pub async fn abort(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+) -> Result<Json<Deployment>> {
+    apps::find_free(&control, &name)?;
+    let Some(deployment) = control.store.under_way(&name)? else {
+        return Err(ApiError::conflict(format!(
+            "no deployment of {name} is under way"
+        )));
+    };
+    give_up(&control, &deployment, "its owner aborted it")?;
+    until_served(&control).await;
+    let ended = control.store.deployment(deployment.id)?;
+    Ok(Json(to_wire(&ended.unwrap_or(deployment))))
+}
+
+/// Ends a deployment under way for a reason that is no failure of its own.
+pub fn give_up(control: &Control, deployment: &store::Deployment, why: &str) -> Result<()> {
+    control.store.fail(deployment.id, why, &[])?;
+    let (app, id) = (&deployment.app, deployment.id);
+    let text = format!("deployment {id} (release {}): {why}", deployment.release);
+    control.logs.note(app, "", &text);
+    let mut observed = lock(&control.observed);
+    observed.rollout_failures.remove(&id);
+    observed.verdicts.remove(&id);
+    drop(observed);
+    control.wake.notify_one();
+    Ok(())
+}
+
+/// Has the release that was kept ready serve again, if it is `release` and still there: none if not.
+pub async fn switch_back(
+    control: &Control,
+    app: &App,
+    release: u64,
+) -> Result<Option<store::Deployment>> {
+    let (Some(warm), Some(active)) = (controller::standby(control, app), app.active) else {
+        return Ok(None);
+    };
+    let before = control.store.deployment(warm)?;
+    if before.is_none_or(|before| before.release != release) {
+        return Ok(None);
+    }
+    let Some(back) = control.store.switch_back(&app.name, active, warm)? else {
+        return Ok(None);
+    };
+    let text = format!("release {release} serves again: it was kept ready");
+    control.logs.note(&app.name, "", &text);
+    lock(&control.observed).promoted.remove(&app.name);
+    until_served(control).await;
+    Ok(Some(back))
+}
+
+/// Waits until the gateway serves what was just declared; not for long, if there is no gateway.
+pub async fn until_served(control: &Control) {
+    apps::next_pass(control).await;
+    let is_served = || {
+        let observed = lock(&control.observed);
+        observed.gateway_version >= observed.published_version
+    };
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is_served() && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The app's last deployment, where that was or is a canary.
+pub fn describe(control: &Control, app: &App) -> Result<Option<Canary>> {
+    let Some(deployment) = control.store.newest(&app.name)? else {
+        return Ok(None);
+    };
+    let Some(begun) = control.store.canary(deployment.id)? else {
+        return Ok(None);
+    };
+    let release = control.store.release(&app.name, deployment.release)?;
+    let spec = match release {
+        Some(release) => control.specs.of(&release)?,
+        None => return Ok(None),
+    };
+    let Some(canary) = &spec.canary else {
+        return Ok(None);
+    };
+    let (id, share) = (deployment.id, canary.share(begun.step));
+    let observed = lock(&control.observed);
+    let counted = Counted::of(&observed, &app.name, id, share).filter(|_| !deployment.is_over());
+    let said = Some(begun.decision).filter(|decision| !decision.is_empty());
+    let waits = observed.verdicts.get(&id).cloned();
+    drop(observed);
+    Ok(Some(Canary {
+        deployment: id,
+        release: deployment.release,
+        state: to_wire(&deployment).state,
+        step: begun.step + 1,
+        steps: canary.steps.clone(),
+        share,
+        every_ms: canary.every.as_millis() as u64,
+        elapsed_ms: counted.as_ref().map(|one| one.elapsed.as_millis() as u64),
+        stable: counted.as_ref().map(|one| counts(&one.stable)),
+        canary: counted.as_ref().map(|one| counts(&one.canary)),
+        waits,
+        decision: deployment.reason.or(said),
+    }))
+}
+
+fn counts(counts: &Counts) -> CanaryCounts {
+    CanaryCounts {
+        requests: counts.requests,
+        errors: counts.errors,
+        p95_us: counts.within_us(95),
+        p99_us: counts.within_us(99),
+    }
+}
+
+/// The release that is kept ready to serve again at once.
+pub fn standby(control: &Control, app: &App) -> Result<Option<Standby>> {
+    let Some(warm) = controller::standby(control, app) else {
+        return Ok(None);
+    };
+    let found = control.store.deployment(warm)?;
+    Ok(found.map(|deployment| Standby {
+        release: deployment.release,
+        left_ms: app.warm_until_ms.saturating_sub(steady_ms()),
+    }))
+}

@@ -518,6 +518,30 @@ pub struct Target {
     pub weight: u32,
 }
 
+/// Containers that others started, and how they are routed by their labels.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct External {
+    /// `PROJECT/SERVICE` of compose, else the container's name.
+    pub name: String,
+    pub containers: Vec<String>,
+    /// Hosts, or hosts with a path, that lead there now.
+    pub routes: Vec<String>,
+    pub targets: Vec<ExternalTarget>,
+    /// What is not done, or not as the labels say.
+    pub notes: Vec<String>,
+}
+
+/// A container that requests go to.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ExternalTarget {
+    pub container: String,
+    pub address: String,
+    /// `healthy`, `starting`, `failing`, or `waiting` for its own health check.
+    pub state: String,
+    /// Why it is not healthy.
+    pub detail: Option<String>,
+}
+
 /// An address that is not let in; IPv6: its /64.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Ban {

@@ -84,6 +84,8 @@ enum Command {
     Cert(verbs::cert::Verb),
     /// Show routes with their counters, and instances as visitors' requests see them
     Gateway,
+    /// List containers that others started and that are routed by their labels
+    External,
     /// List addresses that are not let in, add and lift
     #[command(subcommand)]
     Ban(verbs::ban::Verb),
@@ -172,6 +174,7 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Remove(args) => server.block_on(verbs::remove::run(&args, &server))?,
         Command::Cert(verb) => server.block_on(verbs::cert::run(verb, &server))?,
         Command::Gateway => server.block_on(verbs::gateway::run(&server))?,
+        Command::External => server.block_on(verbs::external::run(&server))?,
         Command::Ban(verb) => server.block_on(verbs::ban::run(verb, &server))?,
         Command::Env(verb) => server.block_on(verbs::env::run(verb, &server))?,
         Command::Password(args) => verbs::password::run(&args, server.output)?,

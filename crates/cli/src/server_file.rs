@@ -35,6 +35,8 @@ pub struct ServerFile {
     /// Networks that apps may name servers in which Hutong does not run (`upstream`); default none.
     #[serde(default)]
     pub allow_upstreams: Vec<Spanned<String>>,
+    #[serde(default)]
+    pub egress: Egress,
     /// Networks of proxies before this server: their word on who the visitor is counts.
     #[serde(default)]
     pub trusted_proxies: Vec<Spanned<String>>,
@@ -48,10 +50,14 @@ pub struct ServerFile {
     pub docker: Option<Docker>,
     /// What an app without `limits.disk` may keep in /data before it is stopped; default "5G".
     app_disk: Option<Spanned<String>>,
+    /// Memory that apps and builds may be guaranteed in all; default nine tenths of the machine's, 256M less at least.
+    app_memory: Option<Spanned<String>>,
     /// What is kept free on the disk; default a twentieth of it, at most "1G".
     disk_reserve: Option<Spanned<String>>,
     #[serde(skip)]
     pub app_disk_bytes: Option<u64>,
+    #[serde(skip)]
+    pub app_memory_bytes: Option<u64>,
     #[serde(skip)]
     pub disk_reserve_bytes: Option<u64>,
     #[serde(skip)]
@@ -68,6 +74,27 @@ pub struct Docker {
     pub socket: Option<PathBuf>,
     /// Each app's network, of sixteen addresses, is taken from this one; default 10.212.0.0/20.
     pub networks: Option<Spanned<String>>,
+    /// Containers that others started are routed by Traefik's labels; default false.
+    #[serde(default)]
+    pub labels: bool,
+    /// Also those without the label `traefik.enable`; default false.
+    expose_by_default: Option<Spanned<bool>>,
+}
+
+impl Docker {
+    pub fn exposes_by_default(&self) -> bool {
+        let expose = self.expose_by_default.as_ref();
+        expose.is_some_and(|expose| *expose.get_ref())
+    }
+}
+
+/// What apps may reach.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Egress {
+    /// Private networks that apps may list in `egress`, beside public ones; default none.
+    #[serde(default)]
+    pub allow: Vec<Spanned<String>>,
 }
 
 /// How builds reach the outside: mirrors, proxy, a company's certificate authority.
@@ -122,10 +149,19 @@ impl ServerFile {
         };
         file.upload_bytes = size(&file.upload_limit)?;
         file.app_disk_bytes = size(&file.app_disk)?;
+        file.app_memory_bytes = size(&file.app_memory)?;
         file.disk_reserve_bytes = size(&file.disk_reserve)?;
         for network in file.allow_upstreams.iter().chain(&file.trusted_proxies) {
             let parsed = network.get_ref().parse::<Network>();
             parsed.map_err(|message| wrong(network.span().start, message.to_string()))?;
+        }
+        for network in &file.egress.allow {
+            let wrong = |message| wrong(network.span().start, message);
+            let parsed = network.get_ref().parse::<Network>();
+            let parsed = parsed.map_err(|message| wrong(message.to_string()))?;
+            if parsed.v4().is_none() {
+                return Err(wrong("apps have no IPv6".into()));
+            }
         }
         if let Some(networks) = file
             .docker
@@ -143,6 +179,14 @@ impl ServerFile {
                     "docker.networks is an IPv4 network of /8 to /28, such as 10.212.0.0/20";
                 return Err(wrong(networks.span().start, message.into()));
             }
+        }
+        if let Some(docker) = &file.docker
+            && let Some(expose) = &docker.expose_by_default
+            && *expose.get_ref()
+            && !docker.labels
+        {
+            let message = "docker.expose_by_default goes with docker.labels = true";
+            return Err(wrong(expose.span().start, message.into()));
         }
         if file.proxy_protocol && file.trusted_proxies.is_empty() {
             let message = "proxy_protocol goes with trusted_proxies";
@@ -199,5 +243,13 @@ mod tests {
         );
         assert!(cause("\nupload_limit = '1'").starts_with("s.toml:2:16: "));
         assert!(cause("http = 'x'").starts_with("s.toml:1:8: "));
+        let labels = parse("[docker]\nlabels = true\nexpose_by_default = true");
+        let docker = labels.expect("good").docker.expect("a table");
+        assert!(docker.labels && docker.exposes_by_default());
+        assert!(cause("[docker]\nexpose_by_default = true").starts_with("s.toml:2:21: "));
+        let allowed = parse("[egress]\nallow = ['192.168.1.0/24', '10.0.0.5']").expect("good");
+        assert_eq!(allowed.egress.allow.len(), 2);
+        assert!(cause("[egress]\nallow = ['10.0.0.5/8']").starts_with("s.toml:2:10: "));
+        assert!(cause("[egress]\nallow = ['fd00::/8']").ends_with("no IPv6"));
     }
 }

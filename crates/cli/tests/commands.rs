@@ -215,7 +215,7 @@ fn the_demo_checks_itself_and_leaves_nothing() {
         .trim_start_matches("/run/hutong-")
         .trim_end_matches("/api.sock");
     assert!(!std::path::Path::new(&format!("/run/hutong-{tag}")).exists());
-    for tree in ["memory", "cpu", "pids", "unified", "."] {
+    for tree in ["memory", "cpu", "pids", "blkio", "unified", "."] {
         let left = format!("/sys/fs/cgroup/{tree}/hutong-{tag}");
         assert!(!std::path::Path::new(&left).exists(), "{left}");
     }

@@ -138,6 +138,10 @@ fn what_was_there_is_kept_when_a_bound_comes() {
     assert!((14..=23).contains(&megabytes), "{megabytes}");
     let left = std::fs::read_dir(server.data.path().join("disks")).expect("it is there");
     assert_eq!(left.count(), 1, "no half image is left");
+    assert!(
+        !server.data.path().join("data/.lost").exists(),
+        "nor a second copy"
+    );
     // What there is no room for is refused, and nothing is lost.
     let (_, said) = server.fails(&[
         "deploy",
@@ -149,6 +153,65 @@ fn what_was_there_is_kept_when_a_bound_comes() {
         said.contains("no room for 8T") || said.contains("File too large"),
         "{said}"
     );
+}
+
+/// The warden is killed at each step of making and growing a disk: nothing is lost, and it is made in the end.
+#[test]
+fn a_killed_warden_loses_nothing_of_a_disk() {
+    if !is_root() {
+        return;
+    }
+    for (step, from, to) in [
+        ("disk.made", "", "limits.disk = '16M'\n"),
+        ("disk.mounted", "", "limits.disk = '16M'\n"),
+        (
+            "disk.allocated",
+            "limits.disk = '16M'\n",
+            "limits.disk = '48M'\n",
+        ),
+    ] {
+        let fail = tempfile::tempdir().expect("a folder");
+        let data = tempfile::Builder::new()
+            .prefix("hutong-test-")
+            .tempdir()
+            .expect("a folder");
+        let variable = format!("HUTONG_FAIL={}", fail.path().display());
+        let mut server = Server::start_through_in(&["/usr/bin/env", &variable], data, &[]);
+        std::fs::write(fail.path().join("hits"), "").expect("written");
+        let app = |disk: &str| python_app("box", &format!("data = true\n{disk}"), "box");
+        server.deploy(app(from).path());
+        eval(&server, "box", "open('/data/kept','w').write('mine')");
+        std::fs::write(fail.path().join("armed"), format!("warden {step} 1 kill\n"))
+            .expect("armed");
+        let folder = app(to);
+        let mut command = server.command(&["deploy", &folder.path().to_string_lossy()]);
+        let mut deploy = command.spawn().expect("hutong runs");
+        eventually(step, 20, || !server.is_alive());
+        // Nobody is there to tell it how it went.
+        let _ = deploy.kill();
+        let _ = deploy.wait();
+        let http = server.http.clone();
+        server = Server::start_in(server.into_data(), &["--http", &http]);
+        server.deploy(app(to).path());
+        eventually("it serves", 30, || {
+            get(&http, "box.test", "/").status == 200
+        });
+        assert_eq!(
+            eval(&server, "box", "result = open('/data/kept').read()"),
+            "mine",
+            "{step}"
+        );
+        let code = "import os; s=os.statvfs('/data'); result = s.f_blocks*s.f_frsize>>20";
+        let megabytes: u64 = eval(&server, "box", code).parse().expect("a number");
+        let wanted = if step == "disk.allocated" {
+            40..=60
+        } else {
+            12..=24
+        };
+        assert!(wanted.contains(&megabytes), "{step}: {megabytes}");
+        let left = std::fs::read_dir(server.data.path().join("disks")).expect("it is there");
+        assert_eq!(left.count(), 1, "{step}: no half image is left");
+    }
 }
 
 /// Without a bound of its own /data is measured; who keeps too much is stopped, and may clear up.

@@ -6,7 +6,10 @@ use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use hutong_ipc::shim::Wall;
+use hutong_runtime::trial::Trial;
 use hutong_testkit::docker::{Docker, ROOT_IMAGE};
 use hutong_testkit::eventually;
 use hutong_testkit::server::{Server, app_folder};
@@ -18,6 +21,17 @@ const MEGABYTES: u32 = 400;
 /// More than /tmp may hold.
 const FILL: u32 = 100;
 const PROCESSES: u32 = 200;
+const FILES: u32 = 30_000;
+/// Walls that can be left out of a sandbox, as the table calls them. The others (System V memory, limits) are the only ones
+/// before what they keep off.
+const WALLS: [(&str, Wall); 6] = [
+    ("root", Wall::Root),
+    ("user", Wall::User),
+    ("pid", Wall::Pid),
+    ("net", Wall::Net),
+    ("seccomp", Wall::Seccomp),
+    ("landlock", Wall::Landlock),
+];
 /// What root has not on every machine.
 const NOT_EVERYWHERE: [&str; 1] = ["be spared by the OOM killer"];
 /// What ends an instance is tried last.
@@ -46,6 +60,10 @@ fn read(output: &std::process::Output) -> Table {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(!text.is_empty(), "{said}");
+    parse(&text)
+}
+
+fn parse(text: &str) -> Table {
     let mut all: Vec<(String, String, bool, String)> = text
         .lines()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
@@ -122,8 +140,12 @@ fn nobody_gets_out() {
     eventually("the engine is known", 10, || {
         server.ok(&["doctor"]).contains("Docker ")
     });
-    let limits = format!("[limits]\nmemory = '200M'\npids = {}\n", PROCESSES / 2);
-    server.deploy(app("victim", "").path());
+    let limits = format!(
+        "[limits]\nmemory = '200M'\ndisk = '64M'\npids = {}\n",
+        PROCESSES / 2
+    );
+    let _link = TcpListener::bind("127.0.0.10:80").expect("the address of a link");
+    server.deploy(app("victim", "links = { orders = 'sandbox' }\n").path());
     server.deploy(app("sandbox", &limits).path());
     let image = "image = 'hutong-test/python:1'\n";
     let table = "[container]\nmount = '/app'\nuser = 'app'\n";
@@ -166,10 +188,13 @@ fn nobody_gets_out() {
         "megabytes": MEGABYTES,
         "fill": FILL,
         "processes": PROCESSES,
+        "files": FILES,
+        "folder": "/data",
         "sockets": {
             "the warden": format!("{run}/warden.sock"),
             "the API": format!("{run}/api.sock"),
             "the gateway": format!("{run}/gateway.sock"),
+            "containers' links": format!("{run}/links.sock"),
             "the Docker driver": format!("{run}/docker.sock"),
             "another app's shim": format!("{run}/i/{shim}.sock"),
             "the Docker engine": engine.socket(),
@@ -184,9 +209,11 @@ fn nobody_gets_out() {
             "a private network by IPv6": ["fd00:99::1", port],
         },
     });
+    let scratch = tempfile::tempdir().expect("a folder");
     let bare_found = {
         let mut bare = found.clone();
         bare["bare"] = true.into();
+        bare["folder"] = scratch.path().to_string_lossy().into();
         // Root may connect to a container only where our rules are not: they are a wall as well.
         bare.to_string()
     };
@@ -216,6 +243,8 @@ fn nobody_gets_out() {
         "100",
         "-v",
         &format!("{}:/app:ro", folder.path().display()),
+        "-v",
+        "/data",
         ROOT_IMAGE,
         "python3",
         "/app/escape.py",
@@ -225,10 +254,25 @@ fn nobody_gets_out() {
     let script = folder.path().join("escape.py");
     let bare = Command::new("unshare")
         .args(["--mount", "--uts", "--cgroup", "/usr/bin/python3"])
-        .arg(script)
-        .arg(bare_found)
+        .arg(&script)
+        .arg(&bare_found)
         .output();
     let bare = read(&bare.expect("unshare runs"));
+    let alone = |wall: Wall| {
+        let others = WALLS.map(|(_, wall)| wall).into_iter();
+        let without: Vec<Wall> = others.filter(|other| *other != wall).collect();
+        // What it sees as /app is elsewhere where there is no root of its own.
+        let script = match wall {
+            Wall::Root => "/app/escape.py".into(),
+            _ => script.to_string_lossy().into_owned(),
+        };
+        let argv = ["/usr/bin/python3", &script, &bare_found];
+        let trial = Trial::start(&without, &argv, Some(folder.path())).expect("it starts");
+        parse(&trial.output(Duration::from_secs(120)))
+    };
+    let alone: Vec<(&str, BTreeMap<String, Tried>)> = WALLS
+        .map(|(name, wall)| (name, alone(wall).into_iter().collect()))
+        .into();
     drop(server);
     let _ = std::fs::remove_file(format!("/dev/shm/{name}"));
     let unmake = format!("import ctypes; ctypes.CDLL(None).shmctl({shm_id}, 0, None)");
@@ -268,6 +312,16 @@ fn nobody_gets_out() {
         for (where_, tried) in [("sandbox", all[0]), ("container", all[1])] {
             if tried.is_none_or(|tried| tried.out) {
                 wrong.push(format!("{where_}: {name} got out"));
+            }
+        }
+        // Each wall that is named holds by itself.
+        let named: Vec<&str> = all[0].map_or(Vec::new(), |tried| tried.walls.split(", ").collect());
+        for (wall, table) in alone.iter().filter(|(wall, _)| named.contains(wall)) {
+            if let Some(tried) = table.get(name).filter(|tried| tried.out) {
+                wrong.push(format!("{wall} alone: {name} got out: {}", tried.detail));
+            }
+            if !table.contains_key(name) {
+                wrong.push(format!("{wall} alone: {name} was not tried"));
             }
         }
         // A try that fails without walls shows nothing; but this kernel may not have the thing at all.

@@ -255,6 +255,24 @@ fn no_privilege_is_left_and_none_can_be_had() {
 }
 
 #[test]
+fn what_docker_hides_of_proc_is_hidden_and_no_core_is_dumped() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    server.deploy(python_app("thief", "", "t").path());
+    let shown = "import os\nresult=[n for n in ('interrupts','kallsyms','kcore','key-users','keys','latency_stats','sched_debug','timer_list','timer_stats','vmallocinfo') if os.path.exists('/proc/'+n) and open('/proc/'+n,'rb').read(1)]\nresult+=[n for n in ('acpi','asound','driver','scsi') if os.path.exists('/proc/'+n) and os.listdir('/proc/'+n)]";
+    assert_eq!(inside(&server, "thief", shown), "[]");
+    assert!(outside(shown).contains("interrupts"), "{}", outside(shown));
+    let writable = "import os\nresult=[n for n in ('bus','fs','irq','sys','sysrq-trigger') if os.path.exists('/proc/'+n) and not os.statvfs('/proc/'+n).f_flag & os.ST_RDONLY]";
+    assert_eq!(inside(&server, "thief", writable), "[]");
+    assert!(outside(writable).contains("sys"), "{}", outside(writable));
+    // 1 is less than any core, and has the kernel start no program of core_pattern either (core(5)).
+    let core = "import resource\nresult=resource.getrlimit(resource.RLIMIT_CORE)";
+    assert_eq!(inside(&server, "thief", core), "(1, 1)");
+}
+
+#[test]
 fn memory_cpu_and_pids_beyond_the_caps_are_out_of_reach() {
     if !is_root() {
         return;
@@ -263,6 +281,9 @@ fn memory_cpu_and_pids_beyond_the_caps_are_out_of_reach() {
     let caps = "[limits]\nmemory = \"48M\"\ncpu = 0.25\npids = 24";
     server.deploy(python_app("greedy", caps, "g").path());
     server.deploy(python_app("calm", "", "c").path());
+    // The kernel takes memory back from a thirty-second below the cap on, in whole pages.
+    let (v1, v2) = ("memory.soft_limit_in_bytes", "memory.high");
+    assert_eq!(cap_of(&server, "greedy", v1, v2), "48758784");
     let fork = "import subprocess\nps=[]\ntry:\n  for i in range(60): ps.append(subprocess.Popen(['sleep','60']))\nexcept BlockingIOError: pass\nresult=len(ps)\nfor p in ps: p.kill()\nfor p in ps: p.wait()";
     let forked: i32 = inside(&server, "greedy", fork).parse().expect("a number");
     assert!(
@@ -291,6 +312,26 @@ fn memory_cpu_and_pids_beyond_the_caps_are_out_of_reach() {
     });
     let logs = server.ok(&["logs", "greedy"]);
     assert!(logs.contains("ran out of memory"), "{logs}");
+}
+
+/// A value of the memory cgroup of an app's instance; its file is called otherwise in v1 and v2.
+fn cap_of(server: &Server, app: &str, v1: &str, v2: &str) -> String {
+    let init = children_of(server.shim_of(app))[0];
+    let groups = std::fs::read_to_string(format!("/proc/{init}/cgroup")).expect("its cgroups");
+    let of = |wanted: &str| {
+        groups.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, fields.next()?);
+            let has = controllers.split(',').any(|one| one == wanted);
+            has.then(|| path.to_owned())
+        })
+    };
+    let file = match of("memory") {
+        Some(path) => format!("/sys/fs/cgroup/memory{path}/{v1}"),
+        None => format!("/sys/fs/cgroup{}/{v2}", of("").expect("a v2 cgroup")),
+    };
+    let text = std::fs::read_to_string(&file).unwrap_or_else(|error| panic!("{file}: {error}"));
+    text.trim().to_owned()
 }
 
 /// Whoever starts the server may have left descriptors open, and signals ignored (runc's CVE-2024-21626).

@@ -1,10 +1,12 @@
 //! Nouns and decisions, pure: no I/O, no clock, no randomness, no async; `now` and ids are passed in.
 //!
 //! [`spec`] reads `hutong.toml`; [`plan`] turns (desired, observed, now) into steps;
-//! [`route`] says who owns a host; [`retention`] what may go; [`scale`] how many instances there are to be.
+//! [`route`] says who owns a host; [`labels`] what containers of others ask for; [`retention`] what may go; [`scale`] how
+//! many instances there are to be.
 
 pub mod backoff;
 pub mod hours;
+pub mod labels;
 pub mod leak;
 pub mod name;
 pub mod networks;

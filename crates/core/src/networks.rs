@@ -44,6 +44,14 @@ impl Network {
         Network { base, prefix }
     }
 
+    /// Base and prefix, if it is one of IPv4.
+    pub fn v4(&self) -> Option<(Ipv4Addr, u8)> {
+        match self.base {
+            IpAddr::V4(base) => Some((base, self.prefix)),
+            IpAddr::V6(_) => None,
+        }
+    }
+
     /// The first and the last address, as numbers of their family.
     fn range(&self) -> (u128, u128) {
         let host_bits = u32::from(width(self.base).saturating_sub(self.prefix));
@@ -170,6 +178,13 @@ impl Networks {
         let begun = ranges.partition_point(|(first, _)| *first <= ip);
         let nearest = begun.checked_sub(1).and_then(|index| ranges.get(index));
         nearest.is_some_and(|(_, last)| ip <= *last)
+    }
+
+    /// Whether all addresses from the first to the last are in one of these.
+    pub fn covers(&self, first: Ipv4Addr, last: Ipv4Addr) -> bool {
+        let (first, last) = (number(first.into()), number(last.into()));
+        let holds = |(from, to): &(u128, u128)| *from <= first && last <= *to;
+        self.v4.iter().any(holds)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -303,6 +318,22 @@ mod tests {
         }
         assert!(Networks::default().is_empty() && !four.is_empty() && !six.is_empty());
         assert!(!Networks::default().contains(ip("::1")));
+    }
+
+    #[test]
+    fn a_range_is_covered_by_one_of_them_or_not_at_all() {
+        let set = Networks::new(vec![network("10.0.0.0/8"), network("10.1.0.0/16")]);
+        let covers = |first: &str, last: &str| {
+            let address = |text: &str| text.parse().expect("an address");
+            set.covers(address(first), address(last))
+        };
+        assert!(covers("10.0.0.0", "10.255.255.255") && covers("10.1.2.3", "10.1.2.3"));
+        assert!(!covers("10.255.255.255", "11.0.0.0") && !covers("9.0.0.0", "12.0.0.0"));
+        assert_eq!(network("::/0").v4(), None);
+        assert_eq!(
+            network("10.0.0.0/8").v4().map(|(_, prefix)| prefix),
+            Some(8)
+        );
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `hutong.toml`: text in, a checked [`AppSpec`] or every mistake with its place out.
 
+pub mod egress;
 mod image;
 pub mod links;
 mod processes;
@@ -21,6 +22,8 @@ use crate::scale::Scale;
 use crate::schedule::Schedule;
 use crate::units;
 
+use egress::RawEgress;
+pub use egress::{Egress, EgressRule};
 use image::RawContainer;
 pub use image::{Image, MAX_INSTANCES as MAX_CONTAINERS, Pull, User as ContainerUser};
 pub use processes::{Caps, Cron, ReleaseCommand, Worker};
@@ -28,6 +31,7 @@ use processes::{RawCron, RawReleaseCommand, RawWorker};
 use scale::RawScale;
 use sleep::RawSleep;
 use traffic::RawTraffic;
+pub(crate) use traffic::parse_user;
 pub use traffic::{Auth, Ban, Class, Rate, Rules, Traffic, TrafficRoute, User};
 use upstream::{AnyUpstream, RawBalance, RawFastCgi};
 
@@ -170,14 +174,6 @@ pub enum Strategy {
     Recreate,
 }
 
-/// Where the app may connect to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Egress {
-    None,
-    Internet,
-}
-
 /// One mistake and its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
@@ -284,14 +280,17 @@ struct RawSpec {
     restart: Option<Restart>,
     /// How a new release takes over; default recreate with data, else rolling.
     strategy: Option<Strategy>,
-    /// Where the app may connect to; default none.
-    egress: Option<Egress>,
+    /// Where the app may connect to: "none" (the default), "internet" (every public address), or a list of names
+    /// ("api.example.com", or "*.example.com" for what is below it), addresses and networks, each with a port if it is
+    /// to be no other ("smtp.example.com:465"). Private networks of a list need the consent of the server's owner.
+    #[schemars(with = "Option<RawEgress>")]
+    egress: Option<Spanned<RawEgress>>,
     /// Paths of this app's hosts that other apps may serve: `{ "/api" = "notes" }`.
     #[schemars(with = "BTreeMap<String, String>")]
     #[serde(default)]
     share: BTreeMap<Spanned<String>, Spanned<String>>,
     /// Other apps that this one may call: with `orders = "orders-app"` its programs reach that app at
-    /// http://orders.internal. The other app has to name this one in its `callers`.
+    /// `http://orders.internal`. The other app has to name this one in its `callers`.
     #[schemars(with = "BTreeMap<String, String>")]
     #[serde(default)]
     links: BTreeMap<Spanned<String>, Spanned<String>>,
@@ -337,6 +336,10 @@ struct RawLimits {
     /// Such as "256M" (the default); 4M to 1T.
     #[schemars(with = "Option<String>")]
     memory: Option<Spanned<String>>,
+    /// What is set aside of it for each instance, such as "100M"; default a quarter. What does not fit into the server's
+    /// memory is not started.
+    #[schemars(with = "Option<String>")]
+    guaranteed: Option<Spanned<String>>,
     /// Cores, such as 0.5; default 1.
     #[schemars(with = "Option<f64>")]
     cpu: Option<Spanned<Number>>,
@@ -581,6 +584,7 @@ impl Check<'_> {
             cpu_millis: 1000,
             pids: 128,
             restart_at: None,
+            guaranteed_bytes: (256 << 20) / processes::GUARANTEED,
             leak_guard: true,
         };
         let caps = self.caps(&raw.limits, default);
@@ -606,7 +610,7 @@ impl Check<'_> {
             data: raw.data,
             disk: self.disk(&raw),
             restart: raw.restart.unwrap_or(Restart::Always),
-            egress: raw.egress.unwrap_or(Egress::None),
+            egress: self.egress(raw.egress.as_ref()),
             https: self.https(&raw.https),
             fastcgi: self.fastcgi(&raw.fastcgi, &run),
             balance: self.balance(&raw.balance),

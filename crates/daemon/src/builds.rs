@@ -15,10 +15,9 @@ use hutong_runtime::client::{Driver, DriverError};
 
 use crate::launch::{NotStarted, What, launch};
 use crate::store::{Deployment, Release, StoreError};
-use crate::{Control, controller, ids, lock};
+use crate::{Control, controller, ids, lock, memory};
 
 /// Caps of a build: it must not freeze a machine of 2 cores and 4 GB.
-const MEMORY: u64 = 1536 << 20;
 const CPU_MILLIS: u32 = 1500;
 const PIDS: u32 = 512;
 const TIMEOUT: Duration = Duration::from_secs(15 * 60);
@@ -279,12 +278,14 @@ fn make(
     let key = key(release, steps);
     let there = patiently(|| control.warden.has_built(app, &key)).map_err(Broken::plain)?;
     if !there {
+        let place = wait_for_memory(control, deployment)?;
         for (index, step) in steps.iter().enumerate() {
             if is_superseded(control, deployment.id) {
                 break;
             }
             run_step(control, deployment, release, index, step)?;
         }
+        drop(place);
         let last = ids::build_step(app, deployment.id, steps.len() - 1);
         if is_superseded(control, deployment.id) {
             let _ = control.warden.build_drop(&last);
@@ -293,6 +294,35 @@ fn make(
         patiently(|| control.warden.build_keep(&last, app, &key)).map_err(Broken::plain)?;
     }
     Ok(Some(key))
+}
+
+/// Memory that is set aside for a build, until this is dropped.
+struct Aside<'a>(&'a Control, String);
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        self.0.give_back(&self.1);
+        self.0.wake.notify_one();
+    }
+}
+
+/// A build that does not fit waits for its turn.
+fn wait_for_memory<'a>(control: &'a Control, deployment: &Deployment) -> Result<Aside<'a>, Broken> {
+    let build = ids::build_step(&deployment.app, deployment.id, 0);
+    let began = Instant::now();
+    loop {
+        let Err(why) = control.set_aside_for_build(&build) else {
+            return Ok(Aside(control, build));
+        };
+        if began.elapsed() > TIMEOUT || is_superseded(control, deployment.id) {
+            return Err(Broken::plain(format!("the build found no memory: {why}")));
+        }
+        let doing = format!("the build waits for memory: {why}");
+        lock(&control.observed)
+            .building
+            .insert(deployment.id, doing);
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 fn key(release: &Release, steps: &[Recipe]) -> String {
@@ -322,6 +352,7 @@ fn run_step(
     wait_until_gone(control, &instance, deployment.id)?;
     control.logs.forget_spool(&instance);
     let line = step.argv.join(" ");
+    let memory = memory::build_cap();
     let doing = format!("building: {line}");
     lock(&control.observed)
         .building
@@ -335,16 +366,17 @@ fn run_step(
         egress: step.network,
         env: environment(&control.settings),
         limits: Limits {
-            memory: MEMORY,
+            memory,
             cpu_millis: CPU_MILLIS,
             pids: PIDS,
+            guaranteed: 0,
         },
     };
     fail::point("build step");
     patiently(|| control.warden.build(build.clone(), index > 0))
         .map_err(|error| Broken::plain(format!("the build `{line}` cannot start: {error}")))?;
     wait_until_gone(control, &instance, deployment.id)?;
-    match how_it_ended(control, &instance, MEMORY) {
+    match how_it_ended(control, &instance, memory) {
         None => Ok(()),
         Some(why) if control.has_disk().is_err() => {
             let low = control.has_disk().err().unwrap_or_default();
@@ -400,14 +432,21 @@ fn run_release(
         fail::point("release command");
         match launch(control, &instance, &what) {
             Ok(()) => break instance,
-            Err(NotStarted::Unknown(_)) if began.elapsed() < PATIENCE => std::thread::sleep(LOOK),
-            Err(NotStarted::Unknown(reason) | NotStarted::Because(reason)) => {
+            Err(NotStarted::Unknown(_) | NotStarted::NoRoom(_)) if began.elapsed() < PATIENCE => {
+                std::thread::sleep(LOOK);
+            }
+            Err(
+                NotStarted::Unknown(reason)
+                | NotStarted::Because(reason)
+                | NotStarted::NoRoom(reason),
+            ) => {
                 return Err(Broken::plain(format!(
                     "the release command `{line}` cannot start: {reason}"
                 )));
             }
         }
     };
+    let _aside = Aside(control, instance.clone());
     let time = show_time(command.timeout);
     let late = format!("the release command `{line}` took over {time}");
     let (timeout, patience) = (command.timeout, Some(spec.stop_timeout));

@@ -25,7 +25,7 @@ use crate::launch::{NotStarted, What, launch};
 use crate::logs::{End, Only, Query};
 use crate::observed::{Engine, Observed, Probation};
 use crate::store::{App, Deployment, Goal, Release, StoreError};
-use crate::{Control, ids, jobs, lock, publish};
+use crate::{Control, external, ids, jobs, lock, memory, publish};
 
 use care::{forgive, forgive_workers, freeze, replace_heavy, roll_back};
 pub use hours::Hours;
@@ -48,6 +48,8 @@ const DYING_MS: u64 = 5_000;
 const IDLE_MS: u64 = 1_500;
 /// The pause behind a pass that failed grows to this.
 const TROUBLE: Duration = Duration::from_secs(5);
+/// How long a deployment waits for memory.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(60);
 /// Lines of output that a failed deployment shows.
 const LAST_WORDS: usize = 20;
 const FIRST_WORDS: usize = 10;
@@ -153,6 +155,7 @@ struct Loaded {
 fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, String> {
     fail::point("observe");
     observe(control)?;
+    memory::settle(control);
     let (loaded, broken, waiting) = load(control).map_err(|error| error.to_string())?;
     let agenda = jobs::agenda(control).map_err(|error| error.to_string())?;
     let specs: BTreeMap<String, Arc<AppSpec>> = loaded
@@ -221,6 +224,17 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
             outcome.again |= apply(control, loaded, step);
             fail::point(&format!("applied {word}"));
         }
+        if !plan
+            .steps
+            .iter()
+            .any(|step| matches!(step, Step::Start { .. }))
+        {
+            control.waits_no_more(&loaded.app.name);
+            let rolling = loaded.rollout.as_ref();
+            if let Some((deployment, _, _)) = rolling {
+                control.waits_no_more(&format!("{}#{}", loaded.app.name, deployment.id));
+            }
+        }
         if loaded.app.isolated {
             continue;
         }
@@ -247,7 +261,7 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
 pub type Made = (Deployment, Release, Arc<AppSpec>);
 type VersionOf = Option<Made>;
 
-fn version_of(control: &Control, deployment: Option<u64>) -> Result<VersionOf, StoreError> {
+pub fn version_of(control: &Control, deployment: Option<u64>) -> Result<VersionOf, StoreError> {
     let Some(id) = deployment else {
         return Ok(None);
     };
@@ -483,6 +497,7 @@ fn publish_all(
             if found.is_some_and(|found| found.isolated) {
                 app.targets.clear();
                 app.callers.clear();
+                app.links.clear();
                 app.serve = wire::Serve::Down {
                     reason: "the app is not available at the moment".into(),
                     retry_after_s: 300,
@@ -552,6 +567,7 @@ fn publish_all(
             }
         }
     }
+    external::publish(control, specs, &published.apps, &mut apps);
     let active = loaded
         .iter()
         .filter_map(|l| Some((l.app.name.clone(), l.app.active?)))
@@ -635,6 +651,8 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
     let app = &loaded.app.name;
     match step {
         Step::Start { deployment, worker } => {
+            let is = |rollout: &Made| rollout.0.id == *deployment;
+            let rolling = loaded.rollout.as_ref().is_some_and(is);
             let reason = match start(control, loaded, *deployment, worker.as_deref()) {
                 Ok(()) => return true,
                 // It may have been started all the same: the next look tells. Not the app's failure.
@@ -642,15 +660,23 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> bool {
                     tracing::warn!("{reason}");
                     return false;
                 }
+                Err(NotStarted::NoRoom(reason)) => {
+                    let who = match rolling {
+                        true => format!("{app}#{deployment}"),
+                        false => app.clone(),
+                    };
+                    let waited = control.waits(&who, app, &reason);
+                    // Whoever deploys is there to be told; whatever serves waits as long as it takes.
+                    if !rolling || waited < MEMORY_PATIENCE {
+                        return false;
+                    }
+                    reason
+                }
                 Err(NotStarted::Because(reason)) => reason,
             };
             control
                 .logs
                 .note(app, "", &format!("cannot start: {reason}"));
-            let rolling = loaded
-                .rollout
-                .as_ref()
-                .is_some_and(|r| r.0.id == *deployment);
             if let Some(worker) = worker {
                 note_worker(control, app, worker, None, &reason, false);
             } else if rolling {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hutong_core::spec;
 use hutong_ipc::channel;
-use hutong_ipc::docker::{About, Answer, Container, Image, Pull, Request, Start};
+use hutong_ipc::docker::{About, Answer, Container, Foreign, Image, Pull, Request, Start};
 use hutong_ipc::shim::Exec;
 use hutong_ipc::warden::{Evidence, Instance, Reach};
 use hutong_runtime::client::{Driver, DriverError};
@@ -140,6 +140,14 @@ impl DockerClient {
     pub fn about(&self) -> Result<About, DriverError> {
         match self.ask(&Request::About)? {
             Answer::About(about) => Ok(about),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    /// Containers that others started and that want to be routed.
+    pub fn foreign(&self) -> Result<Vec<Foreign>, DriverError> {
+        match self.ask(&Request::Foreign)? {
+            Answer::Foreign(list) => Ok(list),
             _ => Err(DriverError::Unexpected),
         }
     }

@@ -97,11 +97,15 @@ pub fn look_after(control: &Control, subject: &Subject<'_>, agenda: &Agenda) -> 
                 .end_run_soon(run.id, Cause::App)
                 .map(|()| true),
             Some(_) if room == 0 || agenda.room.get() == 0 => Ok(false),
-            Some(made) => {
-                room -= 1;
-                agenda.room.set(agenda.room.get() - 1);
-                start(control, run, made)
-            }
+            Some(made) => match fits(control, run, made) {
+                // It keeps nobody else's place.
+                false => Ok(false),
+                true => {
+                    room -= 1;
+                    agenda.room.set(agenda.room.get() - 1);
+                    start(control, run, made)
+                }
+            },
         };
         let later = steady_ms() + AGAIN_MS;
         looked.take(subject, done.map(|again| (again, Some(later))));
@@ -295,6 +299,24 @@ impl Noted {
     }
 }
 
+/// Whether there is memory for it, or it has waited for too long anyway.
+fn fits(control: &Control, run: &Run, (_, _, spec): &Made) -> bool {
+    let job = spec.cron.get(&run.name);
+    let caps = job.map_or(spec.caps, |job| job.caps);
+    let who = format!("{}#run-{}", run.app, run.id);
+    let late = now_ms().saturating_sub(run.due_ms) > GRACE_MS;
+    match control.has_memory(caps.guaranteed_bytes) {
+        Err(why) if !late => {
+            control.waits(&who, &run.app, &why);
+            false
+        }
+        _ => {
+            control.waits_no_more(&who);
+            true
+        }
+    }
+}
+
 /// True when the next pass is to see to it at once.
 fn start(control: &Control, run: &Run, made: &Made) -> Result<bool, StoreError> {
     let (deployment, release, spec) = made;
@@ -341,7 +363,7 @@ fn start(control: &Control, run: &Run, made: &Made) -> Result<bool, StoreError> 
             tracing::warn!("{reason}");
             Ok(false)
         }
-        Err(NotStarted::Because(reason)) => {
+        Err(NotStarted::Because(reason) | NotStarted::NoRoom(reason)) => {
             let why = format!("it could not be started: {reason}");
             control.logs.note(&run.app, &instance, &why);
             end(control, run, "failed", Some(&why), None).map(|()| true)

@@ -9,7 +9,7 @@ use hutong_runtime::client::{Driver, DriverError};
 
 use crate::builds::NO_ENGINE;
 use crate::store::Release;
-use crate::{Control, ids, lock};
+use crate::{Control, ids};
 
 /// What is to run.
 pub struct What<'a> {
@@ -25,6 +25,8 @@ pub enum NotStarted {
     /// The warden could not be reached, or did not answer: it may have been started all the same.
     Unknown(String),
     Because(String),
+    /// There is no memory for it now: why.
+    NoRoom(String),
 }
 
 impl From<String> for NotStarted {
@@ -64,6 +66,8 @@ pub fn process(kind: ids::Kind<'_>) -> &str {
 pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), NotStarted> {
     let app = what.spec.name.as_str();
     let env = environment(control, what.spec, what.release.number, what.kind)?;
+    let set_aside = control.set_aside(instance, what.caps.guaranteed_bytes);
+    set_aside.map_err(NotStarted::NoRoom)?;
     let tree = match what
         .release
         .built
@@ -79,8 +83,8 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
         memory: what.caps.memory_bytes,
         cpu_millis: what.caps.cpu_millis,
         pids: what.caps.pids,
+        guaranteed: what.caps.guaranteed_bytes,
     };
-    let egress = what.spec.egress == Egress::Internet;
     let started = match &what.spec.image {
         Some(image) => start_container(control, instance, what, image, env, limits),
         None => control.warden.start(Start {
@@ -92,8 +96,9 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
             env,
             limits,
             data: what.spec.data,
-            egress,
-            links: links(what.spec),
+            egress: what.spec.egress != Egress::None,
+            egress_list: what.spec.egress.list(),
+            links: links(what),
             quota: quota(control, instance, what.spec),
         }),
     };
@@ -108,6 +113,7 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
             Ok(())
         }
         Err(error @ DriverError::Refused(_)) => {
+            control.give_back(instance);
             control.logs.forget_spool(instance);
             Err(NotStarted::Because(error.to_string()))
         }
@@ -115,20 +121,31 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
     }
 }
 
-/// Names of an app's links, in the order of their addresses.
-fn links(spec: &AppSpec) -> Vec<String> {
-    spec.links.keys().cloned().collect()
+/// Names of an app's links, in the order of their addresses. A release command has none: nobody would answer, because
+/// the gateway hears of what serves and of what runs beside it.
+fn links(what: &What<'_>) -> Vec<String> {
+    match what.kind {
+        ids::Kind::Release => Vec::new(),
+        _ => what.spec.links.keys().cloned().collect(),
+    }
 }
 
 /// The bound of an app's `/data`.
 fn quota(control: &Control, instance: &str, spec: &AppSpec) -> Option<Quota> {
-    let observed = lock(&control.observed);
-    let mut others = observed.instances.values();
-    let is_other = |one: &Instance| one.app == spec.name.as_str() && one.instance != instance;
-    Some(Quota {
-        bytes: spec.disk?,
-        alone: !others.any(is_other),
-    })
+    let bytes = spec.disk?;
+    // Asked now, with release commands: what was seen a while ago is no reason to move anybody's files.
+    let sandboxes = control.warden.list();
+    let containers = match control.settings.docker {
+        Some(_) => control.docker.list(),
+        None => Ok(Vec::new()),
+    };
+    let is_other =
+        |one: &Instance| one.app == spec.name.as_str() && one.instance != instance && !one.build;
+    let alone = match (sandboxes, containers) {
+        (Ok(sandboxes), Ok(containers)) => !sandboxes.iter().chain(&containers).any(is_other),
+        _ => false,
+    };
+    Some(Quota { bytes, alone })
 }
 
 /// What a container gets beside the app's own variables.
@@ -169,7 +186,8 @@ fn start_container(
         env: all,
         limits,
         data: what.spec.data,
-        egress: what.spec.egress == Egress::Internet,
+        egress: what.spec.egress != Egress::None,
+        egress_list: what.spec.egress.list(),
         mount: image
             .mount
             .clone()
@@ -177,7 +195,7 @@ fn start_container(
         writable: image.writable.clone(),
         own_user: image.user == ContainerUser::App,
         allow_root: image.allow_root,
-        links: links(what.spec),
+        links: links(what),
         quota: quota(control, instance, what.spec),
     })
 }

@@ -8,12 +8,14 @@ mod cipher;
 mod controller;
 mod disk;
 mod docker;
+mod external;
 mod gateway_link;
 mod http;
 mod ids;
 mod jobs;
 mod launch;
 mod logs;
+mod memory;
 mod observed;
 mod publish;
 mod specs;
@@ -41,6 +43,8 @@ struct Control {
     status_asked: Mutex<Vec<tokio::sync::oneshot::Sender<hutong_ipc::gateway::Status>>>,
     /// Where apps may name servers that Hutong does not run.
     upstreams: hutong_core::networks::Networks,
+    /// Private networks that apps may list in `egress`.
+    egress_allowed: hutong_core::networks::Networks,
     data_dir: PathBuf,
     run_dir: PathBuf,
     http: String,
@@ -56,6 +60,7 @@ struct Control {
     docker: docker::DockerClient,
     observed: Mutex<observed::Observed>,
     logs: logs::Logs,
+    memory: Mutex<memory::Ledger>,
     certs: certs::Certs,
     /// The controller looks again.
     wake: Notify,
@@ -126,8 +131,10 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         None => None,
     };
     let upstreams = hutong_core::networks::Networks::parse(&setup.settings.allow_upstreams)?;
+    let egress_allowed = hutong_core::networks::Networks::parse(&setup.settings.egress_allow)?;
     let control = Arc::new(Control {
         upstreams,
+        egress_allowed,
         status_asked: Mutex::default(),
         banned: Mutex::default(),
         certs: certs::Certs::new(setup.https.is_some(), acme),
@@ -137,6 +144,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         docker: docker::DockerClient::new(&run_dir),
         observed: Mutex::default(),
         logs: logs::Logs::new(&own),
+        memory: Mutex::default(),
         wake: Notify::new(),
         published: Notify::new(),
         building: tokio::sync::Semaphore::new(1),

@@ -39,6 +39,8 @@ pub struct Observed {
     /// Whether the container engine answers.
     pub engine: Engine,
     pub disk: crate::disk::Disk,
+    /// Containers of others that are routed by their labels.
+    pub external: crate::external::Known,
     /// Instances whose end somebody of us listens for.
     pub watched: HashSet<String>,
     /// Failures of apps that could not be written down yet: how many in a row.

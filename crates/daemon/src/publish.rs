@@ -136,6 +136,8 @@ pub fn app<'a>(
             redirect: spec.https.redirect,
             except: spec.https.except.clone(),
             hsts_s: spec.https.hsts.as_secs(),
+            plain: false,
+            only: false,
         },
         response_timeout_ms: milliseconds(spec.response_timeout),
         // Long enough for a recreate: drain, stop, start.

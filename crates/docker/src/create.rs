@@ -14,8 +14,8 @@ use hutong_core::spec::links;
 use hutong_ipc::docker::{Ask, Prepared, Start, Told};
 
 use crate::engine::{
-    Engine, LABEL_APP, LABEL_BOOT, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_LINKS, LABEL_SERVER,
-    LABEL_STARTED, LABEL_STEADY, is_missing,
+    Engine, LABEL_APP, LABEL_BOOT, LABEL_DEPLOYMENT, LABEL_INSTANCE, LABEL_LINKS, LABEL_NETWORK,
+    LABEL_SERVER, LABEL_STARTED, LABEL_STEADY, is_missing,
 };
 
 /// What root keeps of its powers where an app may be root: enough to change its user, own files and listen on low
@@ -36,6 +36,9 @@ const WRITABLE: &str = "size=64m,mode=1777";
 const LOG_FILE: &str = "8m";
 /// An /etc/passwd is not longer, in bytes.
 const MAX_PASSWD: u64 = 1 << 20;
+
+/// How long a container waits for its disk.
+const PREPARE: std::time::Duration = std::time::Duration::from_secs(1800);
 
 /// Why a container cannot be made of whose name there is one: its making was answered, and the answer got lost.
 pub const IN_THE_WAY: &str = "a container of its name is in the way";
@@ -83,7 +86,7 @@ impl Engine {
             );
         }
         let prepared = self.prepare(start, user).await?;
-        let network = self.ensure_network(&start.app, start.egress).await?;
+        let network = self.ensure_network(start).await?;
         let body = self.body(start, &prepared, network, &config, (now_ms, steady_ms));
         let options = CreateContainerOptions {
             name: Some(self.name_of(&start.instance)),
@@ -107,11 +110,19 @@ impl Engine {
             data: start.data,
             egress: start.egress,
             quota: start.quota,
+            listed: start.egress_list.is_some(),
         };
-        match self.ask(ask).await? {
-            (Told::Prepared(prepared), _) => Ok(prepared),
-            (Told::Refused(reason), _) => Err(reason),
-            _ => Err("the warden's answer is not understood".into()),
+        let began = std::time::Instant::now();
+        loop {
+            match self.ask(ask.clone()).await? {
+                (Told::Prepared(prepared), _) => return Ok(prepared),
+                // Others are answered in between.
+                (Told::Later(_), _) if began.elapsed() < PREPARE => {
+                    tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+                }
+                (Told::Refused(reason) | Told::Later(reason), _) => return Err(reason),
+                _ => return Err("the warden's answer is not understood".into()),
+            }
         }
     }
 
@@ -158,6 +169,7 @@ impl Engine {
             (LABEL_STARTED, now_ms.to_string()),
             (LABEL_STEADY, steady_ms.to_string()),
             (LABEL_LINKS, start.links.join(",")),
+            (LABEL_NETWORK, network.clone()),
         ];
         let hosts = start.links.iter().enumerate().map(|(index, name)| {
             let [a, b, c, d] = links::address(index);
@@ -192,6 +204,7 @@ impl Engine {
                 memory: Some(memory),
                 // Swap would only hide that the memory is used up.
                 memory_swap: Some(memory),
+                memory_reservation: reservation(memory, has_cgroup_v1()),
                 cpu_period: Some(100_000),
                 cpu_quota: Some(i64::from(start.limits.cpu_millis) * 100),
                 // Init counts too.
@@ -211,10 +224,11 @@ impl Engine {
                 ]),
                 ipc_mode: Some("private".into()),
                 shm_size: Some(64 << 20),
+                // Not 0: a program that core_pattern names would still be started, on the host (core(5)).
                 ulimits: Some(vec![ResourcesUlimits {
                     name: Some("core".into()),
-                    soft: Some(0),
-                    hard: Some(0),
+                    soft: Some(1),
+                    hard: Some(1),
                 }]),
                 // Who restarts it is our affair.
                 restart_policy: Some(RestartPolicy {
@@ -288,6 +302,20 @@ impl Engine {
     pub fn name_of(&self, instance: &str) -> String {
         format!("hutong-{}-{instance}", self.setup.tag)
     }
+}
+
+/// Where the kernel begins to take memory back if the whole machine is short of it; only a v1 cgroup understands it so: of
+/// v2, an engine would keep that much from being taken back. Weights of disks and processor are what engines give.
+fn reservation(memory: i64, v1: bool) -> Option<i64> {
+    let most = memory / 10 * 9;
+    (v1 && most >= LEAST_RESERVATION).then_some(most)
+}
+
+/// Engines refuse less, in bytes.
+const LEAST_RESERVATION: i64 = 6 << 20;
+
+fn has_cgroup_v1() -> bool {
+    !std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
 /// An image's health check, not more often than an app of ours could ask for: each costs the machine a process that is
@@ -367,6 +395,13 @@ pub fn is_root(user: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_memory_is_kept_from_the_machine() {
+        assert_eq!(reservation(100 << 20, true), Some(94_371_840));
+        assert_eq!(reservation(100 << 20, false), None);
+        assert_eq!(reservation(4 << 20, true), None);
+    }
 
     #[test]
     fn users_of_images_are_read() {

@@ -21,6 +21,7 @@ use bollard::query_parameters::{
 use bollard::{API_DEFAULT_VERSION, Docker};
 use futures_util::StreamExt;
 use hutong_core::name::{AppName, is_digest, is_instance_id};
+use hutong_core::spec::egress::parse_egress;
 use hutong_ipc::channel;
 use hutong_ipc::docker::{About, Answer, Ask, Container, Health, Request, Setup, Start, Told};
 use hutong_ipc::shim::{Ended, Exit};
@@ -28,6 +29,7 @@ use hutong_ipc::spool::{Kind, Writer};
 use tokio::sync::Notify;
 
 use crate::create;
+use crate::foreign;
 use crate::links;
 use crate::position::{KEEP, Position};
 use crate::usage::Usage;
@@ -44,6 +46,8 @@ pub const LABEL_STARTED: &str = "hutong.started";
 pub const LABEL_STEADY: &str = "hutong.steady";
 /// Names of its links.
 pub const LABEL_LINKS: &str = "hutong.links";
+/// The network that it is in.
+pub const LABEL_NETWORK: &str = "hutong.network";
 
 /// How long the engine may take for an answer, in seconds; output and events go on.
 const TIMEOUT_S: u64 = 60;
@@ -68,6 +72,8 @@ struct Instance {
     deployment: u64,
     started_at: u64,
     started_steady: u64,
+    /// The name of the network that it is in, or will be.
+    network: String,
     address: Option<IpAddr>,
     health: Option<Health>,
     pid: i32,
@@ -98,6 +104,8 @@ pub struct Engine {
     /// What there was before us is known.
     looked: Cell<bool>,
     trouble: RefCell<String>,
+    /// Containers of others.
+    pub foreign: RefCell<foreign::Known>,
 }
 
 /// Ends the process: the warden starts another, which begins with a line that is in order.
@@ -143,6 +151,7 @@ impl Engine {
             listening: RefCell::default(),
             looked: Cell::new(false),
             trouble: RefCell::new("the engine was not asked yet".into()),
+            foreign: RefCell::default(),
         })
     }
 
@@ -260,6 +269,7 @@ impl Engine {
                 deployment: number(LABEL_DEPLOYMENT).unwrap_or(0),
                 started_at: number(LABEL_STARTED).unwrap_or(0),
                 started_steady: number(LABEL_STEADY).unwrap_or(0).min(steady_ms()),
+                network: labels.get(LABEL_NETWORK).cloned().unwrap_or_default(),
                 address: None,
                 health: None,
                 pid: 0,
@@ -282,6 +292,7 @@ impl Engine {
             }
             tokio::task::spawn_local(self.clone().follow(name.clone()));
         }
+        self.fence_all(&docker).await?;
         // What happened while nobody listened.
         let known: Vec<(String, String)> = {
             let all = self.instances.borrow();
@@ -354,6 +365,12 @@ impl Engine {
         self.instances.borrow().values().any(|one| one.app == *app)
     }
 
+    /// Whether somebody is in a network, or is about to be.
+    pub fn uses_network(&self, name: &str) -> bool {
+        let all = self.instances.borrow();
+        all.values().any(|one| one.network == name)
+    }
+
     fn instance(&self, name: &str) -> Option<Instance> {
         self.instances.borrow().get(name).cloned()
     }
@@ -418,6 +435,7 @@ impl Engine {
             Request::Examine { app } => Answer::Evidence(self.examine(&app).await),
             Request::Sweep { apps, wait } => self.sweep(apps, wait).await,
             Request::About => self.about().await,
+            Request::Foreign => self.foreign_answer(),
             Request::Exec { .. } | Request::Watch => Answer::Refused("not here".into()),
         }
     }
@@ -469,6 +487,7 @@ impl Engine {
                 .env
                 .iter()
                 .all(|(key, value)| hutong_core::name::is_env_key(key) && no_nul(value))
+            && parse_egress(start.egress_list.as_deref().unwrap_or_default()).is_ok()
             && start.mount.iter().all(|(_, target)| is_inner_path(target))
             && start.writable.iter().all(|path| is_inner_path(path))
             && start.links.iter().all(|name| AppName::new(name).is_ok());
@@ -489,6 +508,7 @@ impl Engine {
             deployment: start.deployment,
             started_at: now_ms(),
             started_steady: steady_ms(),
+            network: crate::network::name(&self.setup.tag, &start),
             address: None,
             health: None,
             pid: 0,

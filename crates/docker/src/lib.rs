@@ -3,12 +3,13 @@
 //! digests from control and no path; what it needs of the host it asks the warden for.
 //!
 //! Start at [`main`], then [`engine`] (what runs, and its output), [`create`] (what a container may do), [`network`].
-//! A container is ours by its labels; nothing without them is touched. The engine may be slow, hang or be
-//! restarted at any moment, so no answer to control waits for it, but for fetching images.
+//! A container is ours by its labels; nothing without them is touched, and only [`foreign`] looks at it. The engine may be
+//! slow, hang or be restarted at any moment, so no answer to control waits for it, but for fetching images.
 
 mod create;
 mod engine;
 mod exec;
+mod foreign;
 mod images;
 mod links;
 mod network;
@@ -59,6 +60,7 @@ pub fn main(
         let engine = Rc::new(engine::Engine::new(setup, warden)?);
         tokio::task::spawn_local(engine.clone().keep_up());
         tokio::task::spawn_local(links::run(engine.clone(), callers));
+        tokio::task::spawn_local(engine.clone().keep_foreign());
         serve::run(&engine, &listener).await
     })
 }

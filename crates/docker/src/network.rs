@@ -1,16 +1,21 @@
 //! A network of its own for each app, of sixteen addresses: Docker's default pools end near thirty networks. Apps with and
-//! without a way out are told apart by the name of the bridge, which the warden's rules go by.
+//! without a way out are told apart by the name of the bridge, which the warden's rules go by. An app with a list of what
+//! it may reach has a network for each list: while a release with another one takes over, each keeps to its own.
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::net::Ipv4Addr;
 
+use bollard::Docker;
 use bollard::models::{Ipam, IpamConfig, Network, NetworkCreateRequest};
 use bollard::query_parameters::ListNetworksOptions;
-use hutong_ipc::docker::bridge_prefix;
+use hutong_ipc::docker::{Ask, Start, Told, Way, bridge_prefix};
 
 use crate::engine::{Engine, LABEL_APP, LABEL_SERVER, is_missing};
+
+/// On a network: the list of what may be reached from it, as JSON.
+const LABEL_LIST: &str = "hutong.egress";
 
 /// The prefix of an app's network.
 const PREFIX: u8 = 28;
@@ -18,22 +23,61 @@ const SIZE: u32 = 1 << (32 - PREFIX);
 /// The key of a bridge's name among a network's options.
 const BRIDGE: &str = "com.docker.network.bridge.name";
 
-/// The network's name for an app.
-pub fn name(tag: &str, app: &str, egress: bool) -> String {
-    let class = if egress { "out" } else { "in" };
-    format!("hutong-{tag}-{class}-{app}")
+/// Which way out an instance is to have.
+fn way(start: &Start) -> Way {
+    match (start.egress, &start.egress_list) {
+        (false, _) => Way::None,
+        (true, None) => Way::Open,
+        (true, Some(_)) => Way::Listed,
+    }
+}
+
+/// The name of the network that an instance is in.
+pub fn name(tag: &str, start: &Start) -> String {
+    let app = &start.app;
+    match way(start) {
+        Way::None => format!("hutong-{tag}-in-{app}"),
+        Way::Open => format!("hutong-{tag}-out-{app}"),
+        Way::Listed => {
+            let mut hasher = DefaultHasher::new();
+            start.egress_list.hash(&mut hasher);
+            format!("hutong-{tag}-list-{app}-{:016x}", hasher.finish())
+        }
+    }
 }
 
 impl Engine {
-    /// Makes an app's network if it is not there; its name.
-    pub async fn ensure_network(&self, app: &str, egress: bool) -> Result<String, String> {
-        let tag = &self.setup.tag;
-        let name = name(tag, app, egress);
+    /// Makes an app's network if it is not there, and its walls; its name.
+    pub async fn ensure_network(&self, start: &Start) -> Result<String, String> {
+        let name = self.make_network(start).await?;
+        if way(start) == Way::Listed {
+            let found = self.docker()?.inspect_network(&name, None).await;
+            let found = found.map_err(|error| error.to_string())?;
+            let place = place(found.options.as_ref(), found.ipam.as_ref());
+            let list = start.egress_list.clone().unwrap_or_default();
+            self.fence(place, list, false).await?;
+        }
+        Ok(name)
+    }
+
+    async fn make_network(&self, start: &Start) -> Result<String, String> {
+        let (tag, app, way) = (&self.setup.tag, &start.app, way(start));
+        let name = name(tag, start);
+        let list = match way {
+            Way::Listed => Some(serde_json::to_string(&start.egress_list)),
+            Way::None | Way::Open => None,
+        };
+        let list = list.transpose().map_err(|error| error.to_string())?;
         // Two at once would choose the same addresses.
         let _one = self.networks.lock().await;
         let docker = self.docker()?;
         match docker.inspect_network(&name, None).await {
-            Ok(found) if is_ours(found.labels.as_ref(), &self.setup.server) => return Ok(name),
+            Ok(found)
+                if is_ours(found.labels.as_ref(), &self.setup.server)
+                    && label(found.labels.as_ref(), LABEL_LIST) == list.as_ref() =>
+            {
+                return Ok(name);
+            }
             Ok(_) => return Err(format!("somebody else has a network {name}")),
             Err(error) if is_missing(&error) => {}
             Err(error) => return Err(error.to_string()),
@@ -42,12 +86,20 @@ impl Engine {
             .list_networks(None::<ListNetworksOptions>)
             .await
             .map_err(|error| error.to_string())?;
+        self.drop_old_lists(&docker, &all, app).await;
         let subnet = self.free_subnet(&all)?;
-        let bridge = free_bridge(&all, &bridge_prefix(tag, egress), app);
+        // Of its own for each list, too.
+        let of = if list.is_some() { &name } else { app };
+        let bridge = free_bridge(&all, &bridge_prefix(tag, way), of);
+        let mut labels = HashMap::from([
+            (LABEL_SERVER.to_owned(), self.setup.server.clone()),
+            (LABEL_APP.to_owned(), app.clone()),
+        ]);
+        labels.extend(list.map(|list| (LABEL_LIST.to_owned(), list)));
         let request = NetworkCreateRequest {
             name: name.clone(),
             driver: Some("bridge".into()),
-            internal: Some(!egress),
+            internal: Some(way == Way::None),
             ipam: Some(Ipam {
                 config: Some(vec![IpamConfig {
                     subnet: Some(format!("{subnet}/{PREFIX}")),
@@ -63,10 +115,7 @@ impl Engine {
                     "false".into(),
                 ),
             ])),
-            labels: Some(HashMap::from([
-                (LABEL_SERVER.to_owned(), self.setup.server.clone()),
-                (LABEL_APP.to_owned(), app.to_owned()),
-            ])),
+            labels: Some(labels),
             ..Default::default()
         };
         docker
@@ -74,6 +123,74 @@ impl Engine {
             .await
             .map_err(|error| format!("cannot make a network: {error}"))?;
         Ok(name)
+    }
+
+    /// Networks of lists that an app had before, and that nobody is in any more.
+    async fn drop_old_lists(&self, docker: &Docker, all: &[Network], app: &str) {
+        for network in all {
+            let labels = network.labels.as_ref();
+            let is_list = label(labels, LABEL_LIST).is_some();
+            let is_of_app = label(labels, LABEL_APP).is_some_and(|own| own == app);
+            if is_ours(labels, &self.setup.server)
+                && is_list
+                && is_of_app
+                && let Some(name) = &network.name
+                && !self.uses_network(name)
+            {
+                let _ = docker.remove_network(name).await;
+            }
+        }
+    }
+
+    /// Has the warden let containers in a network reach what is listed. Nothing else is open to them, nor is anything
+    /// before.
+    async fn fence(
+        &self,
+        place: Option<(String, String)>,
+        list: Vec<String>,
+        again: bool,
+    ) -> Result<(), String> {
+        let (bridge, network) = place.ok_or("the engine does not say where its network is")?;
+        let ask = Ask::Fence {
+            bridge,
+            network,
+            list,
+            again,
+        };
+        match self.ask(ask).await? {
+            (Told::Done, _) => Ok(()),
+            (Told::Refused(reason), _) => Err(reason),
+            _ => Err("the warden's answer is not understood".into()),
+        }
+    }
+
+    /// Tells the warden again what is listed: it may have forgotten.
+    pub async fn fence_all(&self, docker: &Docker) -> Result<(), String> {
+        // None goes meanwhile.
+        let _one = self.networks.lock().await;
+        let filters = HashMap::from([(
+            "label".to_owned(),
+            vec![
+                format!("{LABEL_SERVER}={}", self.setup.server),
+                LABEL_LIST.to_owned(),
+            ],
+        )]);
+        let options = ListNetworksOptions {
+            filters: Some(filters),
+        };
+        let found = docker.list_networks(Some(options)).await;
+        for network in found.map_err(|error| error.to_string())? {
+            let text = label(network.labels.as_ref(), LABEL_LIST);
+            let list = text.and_then(|text| serde_json::from_str(text).ok());
+            let place = place(network.options.as_ref(), network.ipam.as_ref());
+            if let Some(list) = list
+                && let Err(reason) = self.fence(place, list, true).await
+            {
+                let name = network.name.unwrap_or_default();
+                tracing::error!("containers in {name} reach nothing: {reason}");
+            }
+        }
+        Ok(())
     }
 
     fn free_subnet(&self, all: &[Network]) -> Result<Ipv4Addr, String> {
@@ -127,10 +244,24 @@ impl Engine {
 }
 
 fn is_ours(labels: Option<&HashMap<String, String>>, own: &str) -> bool {
-    labels.is_some_and(|labels| labels.get(LABEL_SERVER).is_some_and(|server| server == own))
+    label(labels, LABEL_SERVER).is_some_and(|server| server == own)
 }
 
-/// A name for a bridge that no network has: the prefix, and a hash of the app's name.
+fn label<'a>(labels: Option<&'a HashMap<String, String>>, key: &str) -> Option<&'a String> {
+    labels?.get(key)
+}
+
+/// A network's bridge, and its addresses.
+fn place(
+    options: Option<&HashMap<String, String>>,
+    ipam: Option<&Ipam>,
+) -> Option<(String, String)> {
+    let bridge = options?.get(BRIDGE)?.clone();
+    let subnet = ipam?.config.as_ref()?.first()?.subnet.clone()?;
+    Some((bridge, subnet))
+}
+
+/// A name for a bridge that no network has: the prefix, and a hash of whose it is.
 fn free_bridge(all: &[Network], prefix: &str, app: &str) -> String {
     let names: Vec<&String> = all
         .iter()
@@ -174,7 +305,7 @@ mod tests {
 
     #[test]
     fn names_fit_the_kernel_and_are_their_own() {
-        let prefix = bridge_prefix("0123456789", true);
+        let prefix = bridge_prefix("0123456789", Way::Open);
         let first = free_bridge(&[], &prefix, "shop");
         assert!(first.len() <= 15, "{first}");
         let taken = Network {

@@ -32,7 +32,7 @@ const MAX_CONNECTIONS: usize = 512;
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// Serves the callers that fall to this worker, until another gateway takes over.
-pub async fn serve(worker: Rc<Worker>, index: usize, workers: usize) {
+pub async fn serve(worker: Rc<Worker>, index: usize, workers: usize, all: Arc<Semaphore>) {
     let shared = &worker.shared;
     let mut version = shared.version.subscribe();
     let mut phase = shared.phase.subscribe();
@@ -55,7 +55,8 @@ pub async fn serve(worker: Rc<Worker>, index: usize, workers: usize) {
             let key = (app.to_owned(), caller.clone());
             lines.entry(key).or_insert_with(|| {
                 let (worker, app, caller) = (worker.clone(), app.to_owned(), caller.clone());
-                tasks.spawn_local(async move { keep_up(worker, app, caller).await })
+                let all = all.clone();
+                tasks.spawn_local(async move { keep_up(worker, app, caller, all).await })
             });
         }
         tokio::select! {
@@ -82,9 +83,19 @@ fn number(text: &str) -> u64 {
     hasher.finish()
 }
 
+/// Connections that may be open: of one instance, and of the worker with its visitors'.
+#[derive(Clone)]
+struct Places {
+    own: Arc<Semaphore>,
+    all: Arc<Semaphore>,
+}
+
 /// Has a line to the sockets of one instance for as long as it is in the table.
-async fn keep_up(worker: Rc<Worker>, app: String, caller: Caller) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+async fn keep_up(worker: Rc<Worker>, app: String, caller: Caller, all: Arc<Semaphore>) {
+    let places = Places {
+        own: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        all,
+    };
     loop {
         // It may be gone, or not be there yet; the table says when it is of no interest any more.
         let _ = follow(&worker, &app, &caller, &places).await;
@@ -97,7 +108,7 @@ async fn follow(
     worker: &Rc<Worker>,
     app: &str,
     caller: &Caller,
-    places: &Arc<Semaphore>,
+    places: &Places,
 ) -> io::Result<()> {
     let run_dir = &worker.shared.run_dir;
     let (mut line, request) = if caller.container {
@@ -158,20 +169,19 @@ async fn fill(line: &UnixStream, buffer: &mut [u8], fds: &mut Vec<OwnedFd>) -> i
     Ok(())
 }
 
-async fn accept(
-    worker: Rc<Worker>,
-    listener: tokio::net::TcpListener,
-    link: Link,
-    places: Arc<Semaphore>,
-) {
+async fn accept(worker: Rc<Worker>, listener: tokio::net::TcpListener, link: Link, places: Places) {
     let peer = Rc::new(peer(link));
-    while let Ok(place) = places.clone().acquire_owned().await {
+    while let Ok(place) = places.own.clone().acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
+                // A worker that ends waits for those, too.
+                let Ok(shared) = places.all.clone().acquire_owned().await else {
+                    return;
+                };
                 let (worker, peer) = (worker.clone(), peer.clone());
                 tokio::task::spawn_local(async move {
                     serve_one(&worker, &peer, stream).await;
-                    drop(place);
+                    drop((place, shared));
                 });
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
@@ -185,16 +195,17 @@ async fn serve_one(worker: &Rc<Worker>, peer: &Peer, stream: TcpStream) {
     visitor::http1::serve(worker, peer, Io::new(Stream::Tcp(stream)), &mut phase).await;
 }
 
-/// A caller's address is its own machine's. For rates by address, which are kept for each /64, each calling app has one that
-/// no visitor has (RFC 4193).
+/// Each calling app has an address that no visitor has (RFC 4193): rates by address are kept for each /64.
 fn peer(link: Link) -> Peer {
     let number = number(&link.caller).to_be_bytes();
     let mut octets = [0; 16];
     octets[..8].copy_from_slice(&number);
     octets[0] = 0xfd;
+    let ip = IpAddr::from(Ipv6Addr::from(octets));
     Peer {
-        ip: IpAddr::from(Ipv6Addr::from(octets)),
-        text: "127.0.0.1".into(),
+        ip,
+        // Not 127.0.0.1: programs show that one more than they show strangers.
+        text: ip.to_string(),
         port: 0,
         tls: false,
         proxied: None,

@@ -278,7 +278,14 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
         }
         let table = worker.shared.table.load_full();
         let found = match link {
-            Some(link) => table.linked(link)?,
+            Some(link) => match table.linked(link) {
+                Ok(found) => found,
+                Err(page) => {
+                    // Nobody has agreed to the work that this is.
+                    tokio::time::sleep(LOOK).await;
+                    return Err(page.closing().into());
+                }
+            },
             None => table
                 .find(head.host(), head.path())
                 .ok_or_else(|| Page::new(404, format!("No app answers for {}.", head.host())))?,
@@ -296,6 +303,10 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
         let elsewhere = https::redirect(&worker.shared, &app.https, exchange.peer, head);
         if let Some(answer) = elsewhere.filter(|_| link.is_none()) {
             return Ok(exchange.answer(answer).await?);
+        }
+        if app.https.only && link.is_none() && !exchange.peer.is_secure() {
+            let text = "This is served over HTTPS, and there is no certificate for it yet.";
+            return Err(Page::unavailable(text, 60).into());
         }
         // Not before: a password is not asked for over a connection that is about to be another. Once for each table:
         // whoever waits may be let in no more.

@@ -57,8 +57,9 @@ async fn serve(
     });
     date::tick();
     tokio::task::spawn_local(housekeeping(worker.clone()));
-    tokio::task::spawn_local(links::serve(worker.clone(), index, count));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let calls = links::serve(worker.clone(), index, count, places.clone());
+    tokio::task::spawn_local(calls);
     let mut phase = shared.phase.subscribe();
     let accept = async {
         tokio::join!(

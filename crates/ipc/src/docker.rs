@@ -1,6 +1,7 @@
 //! What control, the Docker driver and the warden say to each other. The driver is the only process of ours that may
 //! use Docker's socket, which is as good as being root: like the warden it takes names and digests and no path.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
@@ -51,6 +52,8 @@ pub enum Request {
     },
     /// About the engine.
     About,
+    /// Containers that others started and that want to be routed.
+    Foreign,
 }
 
 /// When an image is fetched although the engine has it.
@@ -79,6 +82,9 @@ pub struct Start {
     pub limits: Limits,
     pub data: bool,
     pub egress: bool,
+    /// With `egress`: all that it may reach, as `hutong.toml` has it; none: every public address.
+    #[serde(default)]
+    pub egress_list: Option<Vec<String>>,
     /// Where the release's files appear.
     pub mount: Option<(Tree, String)>,
     /// Folders that may be written to, in memory.
@@ -104,6 +110,7 @@ pub enum Answer {
     Evidence(Vec<Evidence>),
     Changed,
     About(About),
+    Foreign(Vec<Foreign>),
     ExecStarted,
     ExecEnded(Exit),
     Refused(String),
@@ -147,6 +154,41 @@ pub struct Container {
     pub cpu_usec: u64,
 }
 
+/// A container that somebody else started. It is read, and never touched.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foreign {
+    /// The engine's: 64 hex digits.
+    pub id: String,
+    pub name: String,
+    /// Seconds since 1970.
+    pub created: i64,
+    /// What compose made it of: project and service.
+    #[serde(default)]
+    pub compose: Option<(String, String)>,
+    /// By their names.
+    pub networks: Vec<ForeignNetwork>,
+    /// TCP ports that it says it listens on.
+    pub ports: Vec<u16>,
+    /// Those that begin with `traefik.`.
+    pub labels: BTreeMap<String, String>,
+    /// They were too many, too long, or odd: none of them is here.
+    #[serde(default)]
+    pub is_cut: bool,
+    /// What its own health check says, if it has one.
+    #[serde(default)]
+    pub health: Option<Health>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForeignNetwork {
+    pub name: String,
+    /// Where the container is there.
+    pub address: Option<IpAddr>,
+    /// Why the gateway does not reach it there.
+    #[serde(default)]
+    pub problem: Option<String>,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
@@ -181,6 +223,16 @@ pub struct Setup {
     pub seccomp: String,
     /// The networks of apps are taken from this one (CIDR).
     pub pool: String,
+    /// Containers of others are looked at, too.
+    #[serde(default)]
+    pub labels: Option<Labels>,
+}
+
+/// Which containers of others want to be routed.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Labels {
+    /// Also those without the label `traefik.enable`.
+    pub expose_by_default: bool,
 }
 
 /// What a gateway asks on the driver's socket for links, once a line: the sockets that listen for a container's calls
@@ -191,7 +243,7 @@ pub struct LinksOf {
 }
 
 /// What the driver asks of the warden, over its standard input.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Ask {
     /// Opens the spool of an instance; makes it if it is not there.
@@ -214,7 +266,19 @@ pub enum Ask {
         user: Option<(u32, u32)>,
         data: bool,
         egress: bool,
+        /// It has a list of what it may reach.
+        #[serde(default)]
+        listed: bool,
         quota: Option<Quota>,
+    },
+    /// What containers on a bridge may reach: all else is shut to them, also before this is asked.
+    Fence {
+        bridge: String,
+        /// The bridge's network (CIDR).
+        network: String,
+        list: Vec<String>,
+        /// They may run already: what the server's owner does not allow any more is left out, not refused.
+        again: bool,
     },
 }
 
@@ -228,6 +292,8 @@ pub enum Told {
     /// As many descriptors as were asked for come along.
     Listening,
     Prepared(Prepared),
+    /// It is being made: ask again.
+    Later(String),
     Refused(String),
 }
 
@@ -245,8 +311,22 @@ pub struct Prepared {
     pub note: Option<String>,
 }
 
-/// The first letters of the bridges of containers, without and with a way out; the walls go by them.
-pub fn bridge_prefix(tag: &str, egress: bool) -> String {
-    let class = if egress { 'i' } else { 'n' };
+/// Which way out a bridge of containers has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    None,
+    /// To every public address.
+    Open,
+    /// To what is listed: each list has a bridge of its own.
+    Listed,
+}
+
+/// The first letters of the bridges of containers; the walls go by them.
+pub fn bridge_prefix(tag: &str, way: Way) -> String {
+    let class = match way {
+        Way::None => 'n',
+        Way::Open => 'i',
+        Way::Listed => 'l',
+    };
     format!("hd{class}{}", &tag[..tag.len().min(6)])
 }

@@ -77,6 +77,12 @@ pub struct Https {
     pub except: Vec<String>,
     /// `Strict-Transport-Security: max-age`, in seconds; 0 for none.
     pub hsts_s: u64,
+    /// Nobody wants certificates for its hosts.
+    #[serde(default)]
+    pub plain: bool,
+    /// Nothing is answered over plain HTTP.
+    #[serde(default)]
+    pub only: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

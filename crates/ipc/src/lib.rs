@@ -9,6 +9,7 @@ pub mod docker;
 pub mod fail;
 pub mod files;
 pub mod gateway;
+pub mod resolver;
 pub mod shim;
 pub mod spool;
 pub mod warden;

@@ -75,7 +75,12 @@ pub enum Wall {
     User,
     /// The seccomp filter and no_new_privs.
     Seccomp,
+    /// Landlock, behind the others: the same files, signals and abstract sockets (and no_new_privs).
+    Landlock,
 }
+
+/// The oldest version (ABI) of Landlock that is used: under the first one nobody may rename or link across folders.
+pub const LANDLOCK_LEAST: i32 = 2;
 
 /// A folder or file of the host that the app sees.
 #[derive(Serialize, Deserialize)]

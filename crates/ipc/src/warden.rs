@@ -20,6 +20,9 @@ pub struct Limits {
     /// Thousandths of a core.
     pub cpu_millis: u32,
     pub pids: u32,
+    /// What the kernel takes back from it last, in bytes (v2).
+    #[serde(default)]
+    pub guaranteed: u64,
 }
 
 /// One instance to start.
@@ -40,6 +43,9 @@ pub struct Start {
     /// The bound of `/data`.
     #[serde(default)]
     pub quota: Option<Quota>,
+    /// With `egress`: all that it may reach, as `hutong.toml` has it; none: every public address.
+    #[serde(default)]
+    pub egress_list: Option<Vec<String>>,
 }
 
 /// A bound of an app's `/data`.
@@ -297,6 +303,12 @@ pub struct DockerSettings {
     pub socket: String,
     /// Where networks of apps are taken from (CIDR).
     pub pool: String,
+    /// Containers of others are routed by their labels.
+    #[serde(default)]
+    pub labels: bool,
+    /// Also those without the label `traefik.enable`.
+    #[serde(default)]
+    pub expose_by_default: bool,
 }
 
 /// The keys of the server file that `control` uses.
@@ -314,6 +326,9 @@ pub struct ServerSettings {
     /// Networks that apps may name servers in which Hutong does not run.
     #[serde(default)]
     pub allow_upstreams: Vec<String>,
+    /// Private networks that apps may list in `egress`.
+    #[serde(default)]
+    pub egress_allow: Vec<String>,
     /// As in [`GatewaySetup`].
     #[serde(default)]
     pub trusted_proxies: Vec<String>,
@@ -329,6 +344,9 @@ pub struct ServerSettings {
     /// What is kept free on the disk, in bytes; by its size if nothing is said.
     #[serde(default)]
     pub disk_reserve: Option<u64>,
+    /// Memory that apps and builds may be guaranteed in all, in bytes; by the machine's if nothing is said.
+    #[serde(default)]
+    pub app_memory: Option<u64>,
 }
 
 /// The first frame that the warden sends to the gateway. Descriptors: the control socket's listener,
@@ -355,9 +373,13 @@ pub struct GatewaySetup {
     pub max_connections_per_ip: u32,
 }
 
-/// The first frame for the resolver. Descriptors: a UDP socket and a TCP listener on the bridge.
+/// The first frame for the resolver. Descriptors: a UDP socket and a TCP listener on the bridge for those who may ask
+/// for every name, and as many for those who have a list.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ResolverSetup {
     pub drop_to: Option<(u32, u32)>,
     pub upstreams: Vec<std::net::SocketAddr>,
+    /// So many [`Place`](crate::resolver::Place)s follow, each in a frame of its own.
+    #[serde(default)]
+    pub places: usize,
 }

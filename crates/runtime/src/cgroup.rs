@@ -29,6 +29,19 @@ pub struct Places {
 }
 
 const CONTROLLERS: [&str; 3] = ["memory", "cpu", "pids"];
+/// Shares of processor and disk: what is built gets a fifth of what an app gets, where both want more than there is.
+/// Everything else has the weight that the kernel gives by itself: 100, of v1's `cpu.shares` 1024.
+const BUILD_WEIGHT: &str = "20";
+const BUILD_SHARES: &str = "204";
+/// Only one is there: which one depends on the kernel and on who schedules the disks.
+const IO_WEIGHTS: [&str; 2] = ["io.weight", "io.bfq.weight"];
+const BLKIO_WEIGHTS: [&str; 2] = ["blkio.weight", "blkio.bfq.weight"];
+
+/// From where on the kernel takes back what it can, before it has to kill: not so far below the cap that what cannot be taken
+/// back crawls for long (v2 slows down whoever is above, by the square of how far) instead of being ended.
+fn high(cap: u64) -> u64 {
+    cap - (cap / 32).min(16 << 20)
+}
 
 impl Cgroups {
     /// Looks for trees that this process may write to and makes our folder `name` in each.
@@ -40,10 +53,19 @@ impl Cgroups {
             if kind == "cgroup2" {
                 found.add_unified(Path::new(&mount_point), &ours);
             } else if kind == "cgroup" {
+                let holds = |controller: &str| options.split(',').any(|one| one == controller);
+                let known = found.v1.iter().any(|(c, _)| *c == "blkio");
+                // Only its weight is wanted; many disks have no scheduler for it.
+                if holds("blkio") && !known && make(&ours).is_ok() {
+                    if BLKIO_WEIGHTS.iter().any(|file| ours.join(file).exists()) {
+                        found.v1.push(("blkio", ours.clone()));
+                    } else {
+                        let _ = fs::remove_dir(&ours);
+                    }
+                }
                 for controller in CONTROLLERS {
-                    let has = options.split(',').any(|option| option == controller);
                     let known = found.v1.iter().any(|(c, _)| *c == controller);
-                    if has && !known && make(&ours).is_ok() {
+                    if holds(controller) && !known && make(&ours).is_ok() {
                         found.v1.push((controller, ours.clone()));
                     }
                 }
@@ -66,6 +88,14 @@ impl Cgroups {
             return;
         }
         self.unified_limits = has_all && enable(ours).is_ok();
+        if self.unified_limits {
+            // What is guaranteed to a child is so only as far as its parent's is.
+            let _ = fs::write(ours.join("memory.low"), "max");
+            // Weights of disks are no cap: it goes without.
+            for folder in [root, ours] {
+                let _ = fs::write(folder.join("cgroup.subtree_control"), "+io");
+            }
+        }
         self.unified = Some(ours.to_owned());
     }
 
@@ -91,7 +121,8 @@ impl Cgroups {
 
     /// Makes the cgroups of one launch, caps set; what is needed to get into them comes back. The pids cap
     /// counts init too.
-    pub fn prepare(&self, instance: &str, limits: &Limits) -> io::Result<Places> {
+    pub fn prepare(&self, instance: &str, limits: &Limits, build: bool) -> io::Result<Places> {
+        let high = high(limits.memory).to_string();
         let pids = (limits.pids + 1).to_string();
         let quota = u64::from(limits.cpu_millis) * 100;
         let mut places = Places::default();
@@ -102,14 +133,27 @@ impl Cgroups {
                 fs::write(folder.join("memory.max"), limits.memory.to_string())?;
                 // Swap would only hide that the memory is used up.
                 let _ = fs::write(folder.join("memory.swap.max"), "0");
+                let _ = fs::write(folder.join("memory.high"), &high);
+                let _ = fs::write(folder.join("memory.low"), limits.guaranteed.to_string());
+                // All of it is ended, and starts afresh: not some of its programs.
+                let _ = fs::write(folder.join("memory.oom.group"), "1");
                 fs::write(folder.join("cpu.max"), format!("{quota} 100000"))?;
                 fs::write(folder.join("pids.max"), pids)?;
+                if build {
+                    for file in IO_WEIGHTS.iter().chain(&["cpu.weight"]) {
+                        let _ = fs::write(folder.join(file), BUILD_WEIGHT);
+                    }
+                }
                 places.folder = Some(fs::File::open(&folder)?);
                 return Ok(places);
             }
             places.folder = Some(fs::File::open(&folder)?);
         }
         for (controller, folder) in &self.v1 {
+            // For the weight that it has anyway nobody enters a cgroup.
+            if *controller == "blkio" && !build {
+                continue;
+            }
             let folder = folder.join(instance);
             make(&folder)?;
             let set = |file: &str, value: &str| fs::write(folder.join(file), value);
@@ -117,10 +161,20 @@ impl Cgroups {
                 "memory" => {
                     set("memory.limit_in_bytes", &limits.memory.to_string())?;
                     let _ = set("memory.memsw.limit_in_bytes", &limits.memory.to_string());
+                    // Counts where the whole machine is short of memory.
+                    let _ = set("memory.soft_limit_in_bytes", &high);
                 }
                 "cpu" => {
                     set("cpu.cfs_period_us", "100000")?;
                     set("cpu.cfs_quota_us", &quota.to_string())?;
+                    if build {
+                        let _ = set("cpu.shares", BUILD_SHARES);
+                    }
+                }
+                "blkio" => {
+                    for file in BLKIO_WEIGHTS {
+                        let _ = set(file, BUILD_WEIGHT);
+                    }
                 }
                 _ => set("pids.max", &pids)?,
             }
@@ -305,6 +359,71 @@ fn parse_mount(line: &str) -> Option<(String, String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_taken_back_a_tenth_below_the_cap_at_most() {
+        assert_eq!(high(128 << 20), 124 << 20);
+        assert_eq!(high(1 << 30), (1 << 30) - (16 << 20));
+        assert_eq!(high(0), 0);
+    }
+
+    /// Plain folders in place of control groups: what is written into them.
+    fn written(v1: &[&'static str], build: bool) -> impl Fn(&str) -> Option<String> {
+        let root = tempfile::tempdir().expect("a folder");
+        let mut groups = Cgroups::default();
+        for controller in v1 {
+            let folder = root.path().join(controller);
+            fs::create_dir_all(folder.join("one")).expect("a folder");
+            fs::write(folder.join("one/tasks"), "").expect("a file");
+            groups.v1.push((*controller, folder));
+        }
+        if v1.is_empty() {
+            groups.unified = Some(root.path().to_owned());
+            groups.unified_limits = true;
+        }
+        let limits = Limits {
+            memory: 100 << 20,
+            cpu_millis: 500,
+            pids: 10,
+            guaranteed: 25 << 20,
+        };
+        let places = groups.prepare("one", &limits, build).expect("prepared");
+        let entered = v1.iter().filter(|name| build || **name != "blkio");
+        assert_eq!(places.tasks.len(), entered.count());
+        move |file: &str| fs::read_to_string(root.path().join(file)).ok()
+    }
+
+    #[test]
+    fn caps_are_set_and_what_is_built_weighs_less() {
+        let app = written(&[], false);
+        let of = |file: &str| app(&format!("one/{file}")).unwrap_or_default();
+        for (file, value) in [
+            ("memory.max", "104857600"),
+            ("memory.high", "101580800"),
+            ("memory.low", "26214400"),
+            ("memory.oom.group", "1"),
+            ("cpu.max", "50000 100000"),
+            ("pids.max", "11"),
+            ("cpu.weight", ""),
+            ("io.weight", ""),
+        ] {
+            assert_eq!(of(file), value, "{file}");
+        }
+        let build = written(&[], true);
+        for file in ["one/cpu.weight", "one/io.weight"] {
+            assert_eq!(build(file).as_deref(), Some("20"), "{file}");
+        }
+        let old = ["memory", "cpu", "pids", "blkio"];
+        let app = written(&old, false);
+        let soft = app("memory/one/memory.soft_limit_in_bytes");
+        assert_eq!(soft.as_deref(), Some("101580800"));
+        for file in ["cpu/one/cpu.shares", "blkio/one/blkio.weight"] {
+            assert_eq!(app(file), None, "{file}");
+        }
+        let build = written(&old, true);
+        assert_eq!(build("cpu/one/cpu.shares").as_deref(), Some("204"));
+        assert_eq!(build("blkio/one/blkio.weight").as_deref(), Some("20"));
+    }
 
     #[test]
     fn mountinfo_is_read() {

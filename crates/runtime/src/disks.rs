@@ -3,13 +3,16 @@
 //! Blocks, inodes and the error at the end (ENOSPC) are the kernel's. Without a bound `/data` is a plain folder, which is
 //! measured. The programs of e2fsprogs and util-linux make, check, grow and mount it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
+use hutong_core::units::show_size;
 use hutong_ipc::warden::{DiskUse, Quota};
 use rustix::fs::FallocateFlags;
 use rustix::mount::{UnmountFlags, unmount};
@@ -21,43 +24,148 @@ use crate::trees;
 const NEW: &str = ".new-";
 /// What a file system keeps for itself, beside what was asked for: tables and journal.
 const OVERHEAD: u64 = 8 << 20;
+/// Moving what a folder holds, or making a disk larger, may take longer than anybody waits.
+const SOON: Duration = Duration::from_millis(1500);
+/// How long one folder may take to be measured.
+const MEASURE_S: &str = "60";
 
-/// One at a time: each takes some milliseconds, and two of one app would meet.
-static ONE: Mutex<()> = Mutex::new(());
+/// Apps whose disk is being worked on. One at a time of each app; others do not wait.
+static BUSY: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+struct Turn(String);
+
+impl Turn {
+    fn take(app: &str) -> Option<Self> {
+        let mut busy = BUSY.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        busy.insert(app.to_owned()).then(|| Turn(app.to_owned()))
+    }
+
+    fn wait(app: &str) -> Result<Self, Unready> {
+        let began = Instant::now();
+        loop {
+            if let Some(turn) = Turn::take(app) {
+                return Ok(turn);
+            }
+            if began.elapsed() > SOON {
+                return Err(Unready::Later(MOVING.into()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut busy = BUSY.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        busy.remove(&self.0);
+    }
+}
+
+const MOVING: &str = "the disk of /data is being made";
+
+/// Why a disk is not there now.
+#[derive(Debug)]
+pub enum Unready {
+    /// It is being worked on.
+    Later(String),
+    Failed(String),
+}
+
+impl From<String> for Unready {
+    fn from(reason: String) -> Self {
+        Unready::Failed(reason)
+    }
+}
 
 pub fn image_of(layout: &Layout, app: &str) -> PathBuf {
     layout.disks().join(format!("{app}.img"))
 }
 
-/// Makes an app's `/data` what it should be. The note says where that could not be done now.
-pub fn ensure(layout: &Layout, app: &str, quota: Option<Quota>) -> Result<Option<String>, String> {
-    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+/// Makes an app's `/data` what it should be. The note says where that could not be done now. `reserve` is kept free on the
+/// disk. What takes long goes on behind [`Unready::Later`].
+pub fn ensure(
+    layout: &Layout,
+    app: &str,
+    quota: Option<Quota>,
+    reserve: Option<u64>,
+) -> Result<Option<String>, Unready> {
+    let turn = Turn::wait(app)?;
     let (image, folder) = (image_of(layout, app), layout.app_data().join(app));
-    let has_image = image.is_file();
-    let note = match quota {
-        Some(quota) if !has_image => {
-            if holds_something(&folder) && !quota.alone {
-                let note =
-                    "/data is bounded from the next start on at which nothing of the app runs";
-                return Ok(Some(note.into()));
-            }
-            make(&image, &folder, quota.bytes)?
-        }
-        _ => None,
+    if !image.is_file() && quota.is_none() {
+        return Ok(None);
+    }
+    let (done, made) = std::sync::mpsc::channel();
+    let work = move || {
+        let outcome = make_ready(&image, &folder, quota, reserve);
+        drop(turn);
+        let _ = done.send(outcome);
     };
+    std::thread::Builder::new()
+        .stack_size(256 << 10)
+        .spawn(work)
+        .map_err(|error| error.to_string())?;
+    match made.recv_timeout(SOON) {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err(Unready::Later(MOVING.into())),
+    }
+}
+
+fn make_ready(
+    image: &Path,
+    folder: &Path,
+    quota: Option<Quota>,
+    reserve: Option<u64>,
+) -> Result<Option<String>, String> {
+    let mut note = None;
+    if let Some(quota) = quota.filter(|_| !image.is_file()) {
+        if !quota.alone {
+            let note = "/data is bounded from the next start on at which nothing of the app runs";
+            return Ok(Some(note.into()));
+        }
+        match make(image, folder, quota.bytes, reserve) {
+            Ok(said) => {
+                note = said;
+                // All of it was copied just now, and nothing ran meanwhile. After an interruption this is not known any
+                // more: then `mount` puts it aside.
+                trees::delete(folder).map_err(|error| error.to_string())?;
+            }
+            // It runs on with what it has, measured.
+            Err(why) if holds_something(folder) => {
+                return Ok(Some(format!("/data is not bounded: {why}")));
+            }
+            Err(why) => return Err(why),
+        }
+    }
     if !image.is_file() {
         return Ok(note);
     }
-    mount(&image, &folder)?;
+    mount(image, folder)?;
     match quota {
-        Some(quota) => Ok(note.or(grow(&image, &folder, quota)?)),
+        Some(quota) => Ok(note.or(grow(image, folder, quota, reserve)?)),
         None => Ok(note),
+    }
+}
+
+/// Throws away what interrupted tries left.
+pub fn sweep(layout: &Layout) {
+    let entries = fs::read_dir(layout.disks()).into_iter().flatten().flatten();
+    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(NEW)) {
+        let path = entry.path();
+        if path.is_dir() {
+            let gone =
+                release(&path).and_then(|()| fs::remove_dir(&path).map_err(|e| e.to_string()));
+            if let Err(error) = gone {
+                tracing::warn!("{}: {error}", path.display());
+            }
+        } else {
+            let _ = fs::remove_file(&path);
+        }
     }
 }
 
 /// Unmounts an app's file system and forgets it, with all that is in it.
 pub fn drop_image(layout: &Layout, app: &str) -> Result<(), String> {
-    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _turn = Turn::take(app).ok_or(MOVING)?;
     let image = image_of(layout, app);
     release(&layout.app_data().join(app))?;
     match fs::remove_file(&image) {
@@ -70,14 +178,14 @@ pub fn drop_image(layout: &Layout, app: &str) -> Result<(), String> {
 
 /// Unmounts an app's file system and moves it elsewhere.
 pub fn put_away(layout: &Layout, app: &str, to: &Path) -> Result<(), String> {
-    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _turn = Turn::take(app).ok_or(MOVING)?;
     release(&layout.app_data().join(app))?;
     fs::rename(image_of(layout, app), to).map_err(|error| error.to_string())
 }
 
 /// Unmounts all of this server: nothing of its apps runs.
 pub fn release_all(layout: &Layout) {
-    let _one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    sweep(layout);
     for image in images(layout) {
         if let Err(error) = release(&layout.app_data().join(image)) {
             tracing::warn!("{error}");
@@ -127,9 +235,23 @@ fn measure(folder: &Path) -> Option<u64> {
     if !folder.is_dir() {
         return Some(0);
     }
-    let mut command = Command::new("nice");
-    command.args(["-n", "19", "du", "-s", "-x", "-B", "1", "--"]);
-    let output = isolated(&mut command).arg(folder).output().ok()?;
+    du(folder, &["-B", "1"])
+}
+
+/// Files and folders below a folder.
+fn count(folder: &Path) -> Option<u64> {
+    du(folder, &["--inodes"])
+}
+
+fn du(folder: &Path, what: &[&str]) -> Option<u64> {
+    let mut command = Command::new("timeout");
+    command.args(["-k", "1", MEASURE_S, "nice", "-n", "19", "du", "-s", "-x"]);
+    let output = isolated(&mut command)
+        .args(what)
+        .arg("--")
+        .arg(folder)
+        .output()
+        .ok()?;
     // Also where something vanished meanwhile.
     let text = String::from_utf8_lossy(&output.stdout);
     text.split_ascii_whitespace().next()?.parse().ok()
@@ -169,18 +291,24 @@ pub fn is_mounted(folder: &Path) -> bool {
 }
 
 /// Makes the image, with what the folder holds. Its name says that it is whole.
-fn make(image: &Path, folder: &Path, bytes: u64) -> Result<Option<String>, String> {
-    let holds = match holds_something(folder) {
-        true => measure(folder).ok_or("what /data holds cannot be measured")?,
-        false => 0,
+fn make(
+    image: &Path,
+    folder: &Path,
+    bytes: u64,
+    reserve: Option<u64>,
+) -> Result<Option<String>, String> {
+    let unknown = "what /data holds cannot be measured";
+    let (holds, files) = match holds_something(folder) {
+        true => (
+            measure(folder).ok_or(unknown)?,
+            count(folder).ok_or(unknown)?,
+        ),
+        false => (0, 0),
     };
     // What is there already is kept, whatever the bound.
     let (least, mut note) = (holds + holds / 8, None);
     if holds > 0 && least > bytes {
-        let (holds, bytes) = (
-            hutong_core::units::show_size(holds),
-            hutong_core::units::show_size(bytes),
-        );
+        let (holds, bytes) = (show_size(holds), show_size(bytes));
         note = Some(format!(
             "/data holds {holds} already, more than its bound of {bytes}"
         ));
@@ -191,7 +319,7 @@ fn make(image: &Path, folder: &Path, bytes: u64) -> Result<Option<String>, Strin
     // What a try before this one left.
     release(&place)?;
     let _ = fs::remove_file(&fresh);
-    let made = make_fresh(&fresh, bytes.max(least) + OVERHEAD)
+    let made = make_fresh(&fresh, bytes.max(least) + OVERHEAD, files, reserve)
         .and_then(|()| fill(&fresh, &place, folder, holds > 0));
     let _ = release(&place);
     let _ = fs::remove_dir(&place);
@@ -215,7 +343,7 @@ fn sync_folder(of: &Path) {
     }
 }
 
-fn make_fresh(image: &Path, bytes: u64) -> Result<(), String> {
+fn make_fresh(image: &Path, bytes: u64, files: u64, reserve: Option<u64>) -> Result<(), String> {
     let failed = |error: io::Error| error.to_string();
     let file = File::options()
         .write(true)
@@ -223,29 +351,42 @@ fn make_fresh(image: &Path, bytes: u64) -> Result<(), String> {
         .mode(0o600)
         .open(image)
         .map_err(failed)?;
-    allocate(&file, bytes)?;
+    allocate(&file, bytes, reserve)?;
     file.sync_all().map_err(failed)?;
     drop(file);
     // Fresh blocks read as zeros: nothing has to be written over. They must not be given back either.
     let options = "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0";
-    run(
-        "mkfs.ext4",
-        &["-q", "-F", "-m", "0", "-E", options],
-        &[image],
-    )
+    // As many files as there would be by default, or as are to be moved in, and some more.
+    let usual = bytes / if bytes < 512 << 20 { 4096 } else { 16384 };
+    let inodes = usual.max(files + files / 4 + 1024).to_string();
+    let arguments = ["-q", "-F", "-m", "0", "-N", &inodes, "-E", options];
+    run("mkfs.ext4", &arguments, &[image])
 }
 
-/// Takes the blocks now: later there may be none.
-fn allocate(file: &File, bytes: u64) -> Result<(), String> {
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes) {
+/// Takes the blocks now: later there may be none. The platform's reserve is not for it.
+fn allocate(file: &File, bytes: u64, reserve: Option<u64>) -> Result<(), String> {
+    let failed = |error: io::Error| error.to_string();
+    let before = file.metadata().map_err(failed)?.len();
+    let disk = rustix::fs::fstatvfs(file).map_err(|error| error.to_string())?;
+    let reserve = reserve.unwrap_or((disk.f_blocks * disk.f_frsize / 20).min(1 << 30));
+    let free = (disk.f_bavail * disk.f_frsize).saturating_sub(reserve);
+    let more = bytes.saturating_sub(before);
+    if more > free {
+        let (more, free) = (show_size(more), show_size(free));
+        return Err(format!(
+            "there is no room for {more} on this server's disk: {free} are free beside its reserve"
+        ));
+    }
+    let taken = rustix::fs::fallocate(file, FallocateFlags::empty(), 0, bytes);
+    match taken {
         Ok(()) => Ok(()),
         // Few file systems cannot; there the bound holds, and nothing is set aside.
-        Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(bytes).map_err(|error| error.to_string()),
-        Err(rustix::io::Errno::NOSPC) => {
-            let size = hutong_core::units::show_size(bytes);
-            Err(format!("there is no room for {size} on this server's disk"))
+        Err(rustix::io::Errno::OPNOTSUPP) => file.set_len(bytes).map_err(failed),
+        Err(error) => {
+            // What it had taken by then.
+            let _ = file.set_len(before);
+            Err(error.to_string())
         }
-        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -277,8 +418,8 @@ fn mount(image: &Path, folder: &Path) -> Result<(), String> {
         return Ok(());
     }
     if holds_something(folder) {
-        // All of it is in the image: that got its name behind the copy.
-        trees::delete(folder).map_err(|error| error.to_string())?;
+        // A move was interrupted behind the copy, or somebody put this there since: it is not ours to say which.
+        put_aside(folder)?;
     }
     trees::make_owned(folder, None, 0o700).map_err(|error| error.to_string())?;
     // Nobody writes beside the mount if there is none.
@@ -292,36 +433,100 @@ fn mount(image: &Path, folder: &Path) -> Result<(), String> {
     Ok(())
 }
 
+/// Where plain folders go that a disk takes the place of; `doctor --leaks` puts things there, too.
+fn put_aside(folder: &Path) -> Result<(), String> {
+    let failed = |error: io::Error| error.to_string();
+    let lost = folder.with_file_name(".lost");
+    trees::make_owned(&lost, None, 0o700).map_err(failed)?;
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let to = lost.join(format!("{name}-{}", crate::processes::now_ms()));
+    tracing::warn!("{} is kept as {}", folder.display(), to.display());
+    fs::rename(folder, to).map_err(failed)
+}
+
+/// The size of the file system in an image, as its superblock has it (ext4's layout, offsets 1024 + 4 and + 24).
+fn size_inside(image: &Path) -> Option<u64> {
+    use std::os::unix::fs::FileExt;
+    let mut block = [0; 28];
+    File::open(image)
+        .ok()?
+        .read_exact_at(&mut block, 1024)
+        .ok()?;
+    let word = |at: usize| Some(u32::from_le_bytes(*block.get(at..)?.first_chunk()?));
+    Some(u64::from(word(4)?) << (10 + word(24)?.min(6)))
+}
+
 /// Makes one larger. None is made smaller: that could not be undone by a rollback.
-fn grow(image: &Path, folder: &Path, quota: Quota) -> Result<Option<String>, String> {
+fn grow(
+    image: &Path,
+    folder: &Path,
+    quota: Quota,
+    reserve: Option<u64>,
+) -> Result<Option<String>, String> {
     let failed = |reason: String| format!("cannot make the disk of /data larger: {reason}");
     let wanted = quota.bytes + OVERHEAD;
     let has = fs::metadata(image)
         .map_err(|error| failed(error.to_string()))?
         .len();
-    if has >= wanted {
+    // A try before this one may have been interrupted behind its first half.
+    let half_done = size_inside(image).is_some_and(|inside| inside + (1 << 20) < has);
+    if has >= wanted && !half_done {
         let smaller = has > wanted + OVERHEAD;
-        let shown = hutong_core::units::show_size(has - OVERHEAD);
+        let shown = show_size(has - OVERHEAD);
         return Ok(smaller.then(|| format!("/data keeps its {shown}: a disk is not made smaller")));
     }
-    let file = File::options().write(true).open(image);
-    let file = file.map_err(|error| failed(error.to_string()))?;
-    if let Err(reason) = allocate(&file, wanted) {
-        return Ok(Some(format!("/data is not made larger: {reason}")));
+    if has < wanted {
+        let file = File::options().write(true).open(image);
+        let file = file.map_err(|error| failed(error.to_string()))?;
+        if let Err(reason) = allocate(&file, wanted, reserve) {
+            return Ok(Some(format!("/data is not made larger: {reason}")));
+        }
+        hutong_ipc::fail::point("disk.allocated");
     }
-    // Where nobody uses it, without the kernel's help, which not every root has the right to ask for.
-    if quota.alone && unmount(folder, UnmountFlags::empty()).is_ok() {
-        let checked = run("e2fsck", &["-f", "-p"], &[image]);
-        let resized = checked.and_then(|()| run("resize2fs", &[], &[image]));
-        attach(image, folder)?;
-        return resized.map(|()| None).map_err(failed);
-    }
-    let device = device_of(folder).ok_or_else(|| failed("it is not mounted".into()))?;
-    let resized =
-        run("losetup", &["-c"], &[&device]).and_then(|()| run("resize2fs", &[], &[&device]));
-    Ok(resized.err().map(|reason| {
+    let online = device_of(folder)
+        .ok_or("it is not mounted".to_owned())
+        .and_then(|device| {
+            run("losetup", &["-c"], &[&device])?;
+            run("resize2fs", &[], &[&device])
+        });
+    let Err(reason) = online else { return Ok(None) };
+    let later = |reason: String| {
         format!("/data is made larger at the next start at which nothing of the app runs: {reason}")
-    }))
+    };
+    if !quota.alone {
+        return Ok(Some(later(reason)));
+    }
+    // Not every root may ask the kernel for it. Where nobody uses it, it is done without.
+    match unmount(folder, UnmountFlags::empty()) {
+        Ok(()) => {}
+        Err(error) => return Ok(Some(later(error.to_string()))),
+    }
+    let resized = resize_unused(image);
+    attach(image, folder)?;
+    Ok(resized.err().map(later))
+}
+
+/// Through a loop device, which the kernel gives to nobody else meanwhile, not even to a mount.
+fn resize_unused(image: &Path) -> Result<(), String> {
+    let mut command = Command::new("losetup");
+    let listed = isolated(&mut command).arg("-j").arg(image).output();
+    if listed.is_ok_and(|output| !output.stdout.is_empty()) {
+        return Err("it is still mounted somewhere".into());
+    }
+    let mut command = Command::new("losetup");
+    let made = isolated(&mut command)
+        .args(["--find", "--show", "--"])
+        .arg(image)
+        .output();
+    let made = made.map_err(|error| error.to_string())?;
+    let device = PathBuf::from(String::from_utf8_lossy(&made.stdout).trim());
+    if !made.status.success() || !device.starts_with("/dev") {
+        return Err("no loop device".into());
+    }
+    let checked = run("e2fsck", &["-f", "-p"], &[&device]);
+    let resized = checked.and_then(|()| run("resize2fs", &[], &[&device]));
+    let _ = run("losetup", &["-d"], &[&device]);
+    resized
 }
 
 /// The loop device that is mounted there.

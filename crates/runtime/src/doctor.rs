@@ -1,23 +1,20 @@
 //! The walls of isolation: which stand on this host, and what to do where one does not.
 
 use std::fs;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use hutong_ipc::channel;
-use hutong_ipc::shim::{Go, Launch, Step, Wall};
+use hutong_ipc::shim::{LANDLOCK_LEAST, Wall};
 use hutong_ipc::warden::Wanted;
 
 use crate::cgroup::Cgroups;
-use crate::{egress, launch, sandbox, seccomp, sys};
+use crate::trial::Trial;
+use crate::{egress, sys};
 
 /// Looks at the host; makes a throwaway sandbox to see whether one can be made.
 pub fn examine(cgroups: &Cgroups) -> Vec<Wanted> {
     let root = sys::effective_uid() == 0;
     let mut walls = vec![ids(root)];
-    walls.extend(sandbox_walls(root));
+    walls.extend(sandbox_walls());
     for (controller, what) in [
         ("memory", "an app cannot use more memory than its cap"),
         ("cpu", "an app cannot use more processor time than its cap"),
@@ -75,8 +72,8 @@ fn caps(cgroups: &Cgroups, controller: &str, what: &str, root: bool) -> Wanted {
 }
 
 /// Builds one sandbox with all its walls and runs a program in it; then tries them one by one.
-fn sandbox_walls(root: bool) -> Vec<Wanted> {
-    let full = probe(&[], root);
+fn sandbox_walls() -> Vec<Wanted> {
+    let full = probe(&[]);
     let each: [(&str, &str, Option<Wall>); 4] = [
         (
             "root",
@@ -95,88 +92,55 @@ fn sandbox_walls(root: bool) -> Vec<Wanted> {
             Some(Wall::Seccomp),
         ),
     ];
-    each.into_iter()
+    let mut walls: Vec<Wanted> = each
+        .into_iter()
         .map(|(name, what, without)| {
             let found = match &full {
                 Ok(()) => Ok("stands".to_owned()),
                 // Guilty is the one without which the rest can be built.
-                Err(reason) if probe(without.as_slice(), root).is_ok() => Err((
+                Err(reason) if probe(without.as_slice()).is_ok() => Err((
                     reason.clone(),
                     "use Linux 5.12 or later, with user namespaces allowed (user.max_user_namespaces > 0, kernel.unprivileged_userns_clone = 1), not inside a restricted container".to_owned(),
                 )),
-                Err(reason) => Err((
-                    reason.clone(),
-                    "no sandbox can be made here at all; see the reason".to_owned(),
-                )),
+                Err(reason) => Err((reason.clone(), NO_SANDBOX.to_owned())),
             };
             wall(name, what, found)
         })
-        .collect()
+        .collect();
+    walls.push(second_wall(&full));
+    walls
 }
 
-fn probe(without: &[Wall], root: bool) -> Result<(), String> {
-    let shim = launch::shim_program().map_err(|error| error.to_string())?;
-    let (ours, theirs) = UnixStream::pair().map_err(|error| error.to_string())?;
-    let _ = ours.set_read_timeout(Some(std::time::Duration::from_secs(10)));
-    use std::os::fd::{AsFd, AsRawFd};
-    let mut child = Command::new(format!("/proc/self/fd/{}", shim.as_raw_fd()))
-        .arg0("hutong-shim doctor")
-        .env_clear()
-        .stdin(OwnedFd::from(theirs))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|error| format!("cannot start the shim: {error}"))?;
-    let launch = Launch {
-        instance: "doctor".into(),
-        hostname: "doctor".into(),
-        // Any range serves: the program lives for an instant and owns nothing.
-        uid_base: root.then_some(0x7fff_0000),
-        argv: vec!["/usr/bin/true".into()],
-        env: Vec::new(),
-        cwd: "/".into(),
-        mounts: sandbox::host_mounts(),
-        files: sandbox::files("doctor", "/tmp", None),
-        tmp_bytes: 1 << 20,
-        links: Vec::new(),
-        seccomp: seccomp::program()?,
-        peers: Vec::new(),
-        socket_peers: Vec::new(),
-        spool_bytes: 4096,
-        cgroup: false,
-        tasks: 0,
-        egress: None,
-        without: without.to_vec(),
+const NO_SANDBOX: &str = "no sandbox can be made here at all; see the reason";
+
+/// It stands behind the others: a kernel without it is told of, and is no reason not to serve.
+fn second_wall(full: &Result<(), String>) -> Wanted {
+    let abi = sys::landlock_abi();
+    let found = match full {
+        Ok(()) if abi >= 6 => Ok(format!("Landlock, ABI {abi}")),
+        Ok(()) if abi >= LANDLOCK_LEAST => Ok(format!(
+            "Landlock, ABI {abi}: for files; for signals and abstract sockets from ABI 6 on (Linux 6.12)"
+        )),
+        Ok(()) => Ok(
+            "not in this kernel (Linux 5.19 with Landlock has it): the first walls stand alone"
+                .to_owned(),
+        ),
+        Err(reason) if probe(&[Wall::Landlock]).is_ok() => Err((
+            reason.clone(),
+            "boot without it: leave `landlock` out of the kernel's parameter `lsm=`".to_owned(),
+        )),
+        Err(reason) => Err((reason.clone(), NO_SANDBOX.to_owned())),
     };
-    let folder = std::env::temp_dir();
-    let socket = std::os::unix::net::UnixDatagram::unbound().map_err(|error| error.to_string())?;
-    let spool = [unnamed_file(&folder)?, unnamed_file(&folder)?];
-    let fds = [socket.as_fd(), spool[0].as_fd(), spool[1].as_fd()];
-    let result = (|| {
-        channel::send(&ours, &launch, &fds).map_err(|error| error.to_string())?;
-        loop {
-            match channel::receive::<Step>(&ours).map_err(|error| error.to_string())? {
-                Some((Step::Running, _)) => return Ok(()),
-                Some((Step::Failed(reason), _)) => return Err(reason),
-                Some(_) => {
-                    channel::send(&ours, &Go::On, &[]).map_err(|error| error.to_string())?;
-                }
-                None => return Err("the shim ended without a word".into()),
-            }
-        }
-    })();
-    let _ = child.kill();
-    let _ = child.wait();
-    result
+    let what = "where another wall has a hole, files and processes of the host are still denied";
+    wall("landlock", what, found)
 }
 
-fn unnamed_file(_folder: &std::path::Path) -> Result<OwnedFd, String> {
-    rustix::fs::memfd_create("spool", rustix::fs::MemfdFlags::CLOEXEC)
-        .map_err(|error| error.to_string())
+fn probe(without: &[Wall]) -> Result<(), String> {
+    Trial::start(without, &["/usr/bin/true"], None).map(drop)
 }
 
 fn way_out(root: bool) -> Wanted {
-    let what = "apps with egress reach the internet only: not the host, not private networks";
+    let what = "apps with egress reach the internet, or what they list, only: not the host, not private networks by themselves";
     let tools = egress::tool("nft", "nftables").and_then(|_| egress::tool("ip", "iproute2"));
     let found = match (root, tools) {
         (true, Ok(_)) => Ok("nftables; bridge and rules are made when an app asks".into()),
@@ -235,4 +199,83 @@ pub fn missing(walls: &[Wanted]) -> Vec<&Wanted> {
 pub fn has_user_namespaces() -> bool {
     fs::read_to_string("/proc/sys/user/max_user_namespaces")
         .is_ok_and(|text| text.trim().parse::<u64>().is_ok_and(|count| count > 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::net::{SocketAddr, UnixListener};
+
+    use super::*;
+
+    /// As root; each says whether it got out. Arguments: a process, and an abstract socket that listens.
+    const TRIES: &str = r"
+import ctypes, os, socket, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def write(folder):
+    path = '%s/hutong-landlock-%d' % (folder, os.getpid())
+    open(path, 'w').close()
+    os.unlink(path)
+def mount():
+    # Whoever may mount is told that there is no such file system.
+    if libc.mount(b'none', b'/', b'no-such', 0, None) and ctypes.get_errno() != 19:
+        raise OSError(ctypes.get_errno(), 'mount')
+def connect():
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect('\0' + sys.argv[2])
+tries = {
+    'read': lambda: open('/etc/shadow').read(),
+    'list': lambda: os.listdir('/root'),
+    'root': lambda: os.listdir('/'),
+    'mount': mount,
+    'signal': lambda: os.kill(int(sys.argv[1]), 0),
+    'connect': connect,
+}
+for folder in ['/etc', '/root', '/tmp', '/usr']:
+    tries['write' + folder] = lambda folder=folder: write(folder)
+for name, attempt in tries.items():
+    try:
+        attempt()
+        print(name, 'out')
+    except OSError as error:
+        print(name, 'held:', error)
+";
+
+    /// What root tries in a sandbox without these walls: (name, whether it got out), and all that was said.
+    fn tried(without: &[Wall], socket: &str) -> (Vec<(String, bool)>, String) {
+        let pid = std::process::id().to_string();
+        let argv = ["/usr/bin/python3", "-c", TRIES, &pid, socket];
+        let trial = Trial::start(without, &argv, None).expect("a sandbox");
+        let said = trial.output(std::time::Duration::from_secs(60));
+        let lines = said.lines().filter_map(|line| line.split_once(' '));
+        let results = lines
+            .map(|(name, how)| (name.to_owned(), how == "out"))
+            .collect();
+        (results, said)
+    }
+
+    #[test]
+    fn landlock_holds_where_no_other_wall_stands() {
+        let abi = sys::landlock_abi();
+        if sys::effective_uid() != 0 || abi < LANDLOCK_LEAST {
+            assert!(std::env::var_os("CI").is_none(), "CI must not skip this");
+            println!("skipped: root and Landlock are needed");
+            return;
+        }
+        let name = format!("hutong-landlock-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(&name).expect("a name");
+        let _listens = UnixListener::bind_addr(&address).expect("an abstract socket");
+        let others = [Wall::Root, Wall::Pid, Wall::Net, Wall::User, Wall::Seccomp];
+        let (held, said) = tried(&others, &name);
+        assert_eq!(held.len(), 10, "{said}");
+        for (try_, out) in held {
+            let knows = abi >= 6 || !["signal", "connect"].contains(&try_.as_str());
+            assert_eq!(out, !knows, "{try_}: {said}");
+        }
+        // A try that fails without any wall would show nothing.
+        let none = [others.as_slice(), &[Wall::Landlock]].concat();
+        let (free, said) = tried(&none, &name);
+        assert_eq!(free.len(), 10, "{said}");
+        assert!(free.iter().all(|(_, out)| *out), "{said}");
+    }
 }

@@ -23,6 +23,9 @@ pub struct Record {
     /// Milliseconds since 1970.
     pub started_at: u64,
     pub egress: Option<u16>,
+    /// All that it may reach; none: every public address.
+    #[serde(default)]
+    pub egress_list: Option<Vec<String>>,
     /// Which server started it; see [`Instances::end_strangers`].
     pub server: u64,
     /// Its program was executed. Without it, the warden that launched it was killed on the way.

@@ -88,7 +88,7 @@ impl Launcher<'_> {
         record.start_time = processes::start_time(record.pid).unwrap_or(0);
         let result = self.instances.write(&record).and_then(|()| {
             let places = hutong_ipc::fail::fallible("launch.cgroups")
-                .and_then(|()| self.cgroups.prepare(&instance, limits))
+                .and_then(|()| self.cgroups.prepare(&instance, limits, record.build))
                 .map_err(|error| format!("cannot set the caps: {error}"))?;
             launch.cgroup = places.folder.is_some();
             launch.tasks = places.tasks.len();

@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod client;
 mod disks;
+mod dns;
 pub mod doctor;
 mod egress;
 mod instances;
@@ -18,6 +19,7 @@ mod sandbox;
 mod seccomp;
 pub mod sys;
 mod trees;
+pub mod trial;
 mod uids;
 pub mod warden;
 

@@ -50,7 +50,7 @@ pub fn files(app: &str, home: &str, resolver: Option<[u8; 4]>) -> Vec<(String, S
         Some([a, b, c, d]) => {
             format!("nameserver {a}.{b}.{c}.{d}\noptions timeout:3 attempts:2 single-request\n")
         }
-        None => "# This app has no way out; allow it with egress = \"internet\".\n".to_owned(),
+        None => "# This app has no way out; `egress` in hutong.toml gives it one.\n".to_owned(),
     };
     [
         (

@@ -96,6 +96,20 @@ pub fn ignore_broken_pipes() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
 }
 
+/// The version of Landlock that the kernel has; 0 where it has none (landlock_create_ruleset(2)).
+pub fn landlock_abi() -> i32 {
+    // SAFETY: without attributes the version is asked for, and no memory is involved.
+    let abi = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0usize,
+            1, /* VERSION */
+        )
+    };
+    abi.max(0) as i32
+}
+
 /// As many descriptors as the hard limit allows.
 pub fn raise_file_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

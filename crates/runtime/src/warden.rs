@@ -7,6 +7,7 @@ mod children;
 mod docker;
 mod evidence;
 mod leaks;
+mod lists;
 mod requests;
 
 use std::fs;
@@ -63,6 +64,8 @@ struct Warden {
     seccomp: Vec<u64>,
     uids: Mutex<Uids>,
     network: Mutex<Option<Network>>,
+    /// Locked before `network`, by whoever needs both.
+    lists: Mutex<egress::lists::Lists>,
     children: Mutex<Children>,
     /// Shims that this process started and has to reap.
     shims: Mutex<Vec<i32>>,
@@ -133,6 +136,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         seccomp,
         uids: Mutex::new(uids),
         network: Mutex::new(None),
+        lists: Mutex::default(),
         children: Mutex::new(Children::default()),
         shims: Mutex::new(Vec::new()),
         launching: Mutex::new(Vec::new()),
@@ -151,6 +155,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     });
     warden.instances.end_strangers();
     warden.instances.end_unfinished();
+    crate::disks::sweep(&warden.layout);
     warden.instances.sweep();
     {
         // They may be our children: this process may have been an older program a moment ago.
@@ -293,6 +298,7 @@ impl Warden {
                         tracing::error!("apps have a way out without walls: {error}");
                     }
                 }
+                warden.forget_lists();
             }
         };
         std::thread::Builder::new()

@@ -11,7 +11,7 @@ use hutong_ipc::channel;
 use hutong_ipc::shim::{APP_UID, Exec, Exit, INIT_UID, Launch, Wall};
 use serde::{Deserialize, Serialize};
 
-use crate::{Context, sandbox, sys};
+use crate::{Context, landlock, sandbox, sys};
 
 /// shim → init.
 #[derive(Debug, Serialize, Deserialize)]
@@ -106,6 +106,9 @@ fn start(
     )
     .during("cannot make the mount, ipc, uts and cgroup namespaces")?;
     let cwd = if launch.without.contains(&Wall::Root) {
+        if !launch.without.contains(&Wall::Pid) {
+            sandbox::own_proc()?;
+        }
         let app = launch.mounts.iter().find(|mount| mount.target == "/app");
         app.map_or("/", |mount| mount.source.as_str())
     } else {
@@ -113,6 +116,8 @@ fn start(
         sandbox::enter(launch)?;
         launch.cwd.as_str()
     };
+    // While this process may still open everything.
+    let rules = landlock::rules(launch)?;
     if !launch.without.contains(&Wall::User) {
         if launch.uid_base.is_some() {
             let base = launch.uid_base.unwrap_or_default();
@@ -132,11 +137,17 @@ fn start(
         sys::set_capabilities(mask).during("cannot drop capabilities")?;
     }
     sys::not_dumpable();
-    if !launch.without.contains(&Wall::Seccomp) {
+    sys::leave_session_keyring();
+    let filtered = !launch.without.contains(&Wall::Seccomp);
+    if filtered || rules.is_some() {
         sys::no_new_privileges().during("cannot set no_new_privs")?;
-        if !launch.seccomp.is_empty() {
-            sys::load_seccomp(&launch.seccomp).during("cannot load the seccomp filter")?;
-        }
+    }
+    if let Some(rules) = rules {
+        sys::landlock_enforce(&rules).during("cannot enforce Landlock")?;
+    }
+    // Last: it need not allow what comes before.
+    if filtered && !launch.seccomp.is_empty() {
+        sys::load_seccomp(&launch.seccomp).during("cannot load the seccomp filter")?;
     }
     sys::chdir(cwd).during(&format!("cannot enter {cwd}"))?;
     let null = File::open("/dev/null").during("cannot open /dev/null")?;

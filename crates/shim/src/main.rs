@@ -6,6 +6,7 @@
 //! Start at [`main`], then [`supervise`]. It must not open a path that the app can influence.
 
 mod init;
+mod landlock;
 mod net;
 mod sandbox;
 mod supervise;

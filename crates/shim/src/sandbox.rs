@@ -18,19 +18,22 @@ const NO_DEVICES: u64 = 4;
 /// new mount namespace.
 const STAGING: &str = "/tmp";
 
-/// What /proc shows of the host and must not (as Docker masks it), and what must not be written.
-const MASKED: [&str; 9] = [
+/// What /proc shows of the host and must not (as Docker masks it, and more), and what must not be written. There is no
+/// /sys at all.
+const MASKED: [&str; 11] = [
+    "interrupts",
     "kcore",
     "keys",
     "key-users",
     "timer_list",
+    "timer_stats",
     "latency_stats",
     "sched_debug",
     "kallsyms",
     "kmsg",
     "vmallocinfo",
 ];
-const MASKED_FOLDERS: [&str; 3] = ["acpi", "scsi", "driver"];
+const MASKED_FOLDERS: [&str; 4] = ["acpi", "asound", "scsi", "driver"];
 const READ_ONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
 /// Builds the root and makes it `/`.
@@ -72,6 +75,12 @@ pub fn enter(launch: &Launch) -> Result<(), String> {
     sys::pivot_into_current_folder().during("cannot pivot into the new root")?;
     sys::restrict_mount("/", READ_ONLY | NO_SETUID, false).during("cannot seal the new root")?;
     sys::set_hostname(&launch.hostname).during("cannot set the host name")
+}
+
+/// Where the host's root is kept: its /proc shows the host's processes, those of this pid namespace are mounted over it.
+pub fn own_proc() -> Result<(), String> {
+    sys::mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE, "").during("cannot unshare mounts")?;
+    sys::mount("proc", "/proc", "proc", libc::MS_NOSUID, "").during("cannot mount /proc")
 }
 
 fn at(path: &str) -> String {
@@ -146,6 +155,10 @@ fn make_devices(devices: &[(OwnedFd, &str)]) -> io::Result<()> {
         libc::MS_NOSUID | libc::MS_NOEXEC,
         options,
     );
+    // The queues of mq_open(3) are there either way; Landlock can allow them only where they can be seen.
+    fs::create_dir(at("dev/mqueue"))?;
+    let flags = flags | libc::MS_NOEXEC;
+    let _ = sys::mount("mqueue", &at("dev/mqueue"), "mqueue", flags, "");
     Ok(())
 }
 

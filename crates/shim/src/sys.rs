@@ -265,6 +265,82 @@ pub fn load_seccomp(program: &[u64]) -> io::Result<()> {
         .map(drop)
 }
 
+/// The version of Landlock that the kernel has; 0 where it has none, or must not use it
+/// (landlock_create_ruleset(2)).
+pub fn landlock_abi() -> i32 {
+    // SAFETY: without attributes the version is asked for, and no memory is involved.
+    let abi = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<u8>(),
+            0usize,
+            1, /* VERSION */
+        )
+    };
+    abi.max(0) as i32
+}
+
+/// Rules that deny `rights` to files, and `scopes` to what is outside; both as far as the kernel knows them.
+pub fn landlock_rules(rights: u64, scopes: u64) -> io::Result<OwnedFd> {
+    // Files, ports, scopes. An older kernel takes what it does not know of while that is zero.
+    let attributes = [rights, 0, scopes];
+    // SAFETY: the array has the layout of struct landlock_ruleset_attr; the descriptor is ours, and close-on-exec.
+    unsafe {
+        let fd = libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            attributes.as_ptr(),
+            size_of_val(&attributes),
+            0,
+        );
+        Ok(OwnedFd::from_raw_fd(check(fd as i32)?))
+    }
+}
+
+/// Allows `rights` to what is opened and to all that is below it (landlock_add_rule(2)).
+pub fn landlock_allow(rules: &OwnedFd, opened: BorrowedFd<'_>, rights: u64) -> io::Result<()> {
+    #[repr(C, packed)]
+    struct Beneath {
+        rights: u64,
+        opened: i32,
+    }
+    let beneath = Beneath {
+        rights,
+        opened: opened.as_raw_fd(),
+    };
+    // SAFETY: `beneath` has the layout of struct landlock_path_beneath_attr.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_add_rule,
+            rules.as_raw_fd(),
+            1, /* PATH_BENEATH */
+            &beneath,
+            0,
+        )
+    };
+    check(result as i32).map(drop)
+}
+
+/// Puts this process and all that it starts behind the rules, for good; it must have no_new_privs
+/// (landlock_restrict_self(2)).
+pub fn landlock_enforce(rules: &OwnedFd) -> io::Result<()> {
+    // SAFETY: no memory is involved.
+    let result = unsafe { libc::syscall(libc::SYS_landlock_restrict_self, rules.as_raw_fd(), 0) };
+    check(result as i32).map(drop)
+}
+
+/// A session keyring of its own, in place of the one of whoever started the server (keyctl(2)). Where there are no
+/// keys, or an outer container forbids the call, nothing is left to do: seccomp keeps apps from it anyway.
+pub fn leave_session_keyring() {
+    // SAFETY: without a name no memory is involved.
+    unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            1, /* JOIN_SESSION_KEYRING */
+            std::ptr::null::<u8>(),
+        )
+    };
+}
+
 pub fn mount(
     source: &str,
     target: &str,
@@ -431,9 +507,10 @@ pub fn prepare_program(stdio: [BorrowedFd<'_>; 3], terminal: bool) -> io::Result
         for signal in 1..32 {
             libc::signal(signal, libc::SIG_DFL);
         }
+        // Not 0: a program that core_pattern names, which is root on the host, would still be started (core(5)).
         let no_core = libc::rlimit {
-            rlim_cur: 0,
-            rlim_max: 0,
+            rlim_cur: 1,
+            rlim_max: 1,
         };
         libc::setrlimit(libc::RLIMIT_CORE, &no_core);
         let mut files = std::mem::zeroed::<libc::rlimit>();

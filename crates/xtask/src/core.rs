@@ -5,8 +5,8 @@
 //! apps are [`TINY`], static and one page of C, so that what is measured is ours; the traffic of
 //! [`lost`] goes to the clock of examples/, which keeps its connections.
 
-mod boot;
-mod memory;
+pub mod boot;
+pub mod memory;
 
 use std::fs::File;
 use std::io::{Read, Write};

@@ -1,5 +1,10 @@
-//! How fast a sandbox comes up, beside other ways to start the same program; how fast what sleeps is woken; and what a
-//! neighbour notices of apps that use up whatever they get. All sides in one run, in turn.
+//! How fast a sandbox comes up, beside other ways to start the same program; how fast what sleeps is woken, and what it
+//! costs meanwhile ([`sleeping`]); what a new app takes ([`creation`]); and what an app notices of others ([`neighbours`]).
+//! All sides in one run, in turn.
+
+mod creation;
+mod neighbours;
+mod sleeping;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -58,8 +63,14 @@ pub fn run(quick: bool) -> anyhow::Result<Report> {
     let server = Server::start_binary(&binary, &[]);
     rows.extend(wakes(&server, &tiny, rounds)?);
     rows.push(many_at_once(&server, &tiny, if quick { 10 } else { 50 })?);
-    rows.extend(neighbours(&server, &tiny, if quick { 3 } else { 7 })?);
+    let created = creation::run(&server, &tiny, rounds)?;
+    rows.extend(created.rows);
+    notes.extend(created.notes);
+    rows.extend(neighbours::run(&server, &tiny, quick)?);
     drop(server);
+    let asleep = sleeping::run(&binary, &tiny, quick)?;
+    rows.extend(asleep.rows);
+    notes.extend(asleep.notes);
     notes.extend(others(folder.path(), &tiny, rounds)?);
     Ok(Report { rows, notes })
 }
@@ -376,92 +387,4 @@ fn many_at_once(server: &Server, tiny: &Path, count: u32) -> anyhow::Result<Row>
         goal: 0.0,
         more_is_better: false,
     })
-}
-
-/// What each bad neighbour does, over and over.
-const NEIGHBOURS: [(&str, &str); 5] = [
-    (
-        "forks for ever",
-        "import os, time\nwhile True:\n    try:\n        if os.fork() == 0: time.sleep(60)\n    except OSError: time.sleep(0.01)",
-    ),
-    (
-        "uses up its memory",
-        "import time\ntime.sleep(0.5)\nall = []\nwhile True: all.append(bytearray(1 << 20))",
-    ),
-    (
-        "floods its log",
-        "import sys\nwhile True: sys.stdout.write('x' * 99 + '\\n')",
-    ),
-    (
-        "fills /tmp",
-        "import os, time\nwhile True:\n    try:\n        with open('/tmp/x', 'ab') as f: f.write(b'x' * (1 << 20))\n    except OSError: os.unlink('/tmp/x')",
-    ),
-    (
-        "burns its processor",
-        "import os\nfor _ in range(3): os.fork()\nwhile True: pass",
-    ),
-];
-
-/// The 99th percentile of a well-behaved app's answers, alone and beside each of them in turn.
-fn neighbours(server: &Server, tiny: &Path, rounds: usize) -> anyhow::Result<Vec<Row>> {
-    let calm = app_folder(&[(
-        "hutong.toml",
-        "name = 'calm'\ndomains = ['calm.bench']\ncommand = ['./tiny']\n",
-    )]);
-    std::fs::copy(tiny, calm.path().join("tiny"))?;
-    server.deploy(calm.path());
-    let mut rows = Vec::new();
-    for (what, code) in NEIGHBOURS {
-        // It serves nobody: a worker.
-        let toml = "name = 'bad'\nrestart = 'always'\n[workers.bad]\ncommand = ['/usr/bin/python3', 'bad.py']\n[workers.bad.limits]\nmemory = '64M'\n";
-        let bad = app_folder(&[("hutong.toml", toml), ("bad.py", code)]);
-        let (mut alone, mut beside) = (Vec::new(), Vec::new());
-        server.deploy(bad.path());
-        for _ in 0..rounds {
-            server.ok(&["stop", "bad"]);
-            eventually("it is gone", 30, || {
-                server.app("bad")["instances"]
-                    .as_array()
-                    .is_some_and(Vec::is_empty)
-            });
-            alone.push(p99(server)?);
-            server.ok(&["start", "bad"]);
-            eventually("it is there", 30, || {
-                server.app("bad")["instances"]
-                    .as_array()
-                    .is_some_and(|all| !all.is_empty())
-            });
-            beside.push(p99(server)?);
-        }
-        server.ok(&["remove", "bad", "--purge"]);
-        eventually("it is forgotten", 60, || server.app("bad").is_null());
-        rows.push(Row {
-            name: format!("p99 of an app beside one that {what} (rival: alone)"),
-            ours: median(beside),
-            rival: Some(median(alone)),
-            unit: "µs",
-            must: 2.0,
-            goal: 1.2,
-            more_is_better: false,
-        });
-    }
-    Ok(rows)
-}
-
-/// Of requests one after the other for a second and a half, in microseconds.
-fn p99(server: &Server) -> anyhow::Result<f64> {
-    let mut times = Vec::new();
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_millis(1500) {
-        let asked = Instant::now();
-        let answer = get(&server.http, "calm.bench", "/");
-        anyhow::ensure!(
-            answer.status == 200,
-            "the calm app answered {}",
-            answer.status
-        );
-        times.push(asked.elapsed().as_secs_f64() * 1e6);
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() * 99 / 100])
 }

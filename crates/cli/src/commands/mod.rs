@@ -9,6 +9,7 @@ pub mod deploy;
 pub mod doctor;
 pub mod env;
 pub mod exec;
+pub mod external;
 pub mod gateway;
 pub mod internal;
 pub mod isolate;

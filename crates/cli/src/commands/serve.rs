@@ -11,7 +11,7 @@ use hutong_runtime::warden::{Api, Config, Ready};
 use super::default_data_dir;
 use crate::error::CliError;
 use crate::output::Output;
-use crate::server_file::ServerFile;
+use crate::server_file::{Docker, ServerFile};
 
 /// Where the engine listens.
 const DOCKER_SOCKET: &str = "/var/run/docker.sock";
@@ -84,6 +84,8 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
     let docker = match (args.docker, file.docker) {
         (None, None) => None,
         (flag, file) => {
+            let labels = file.as_ref().is_some_and(|d| d.labels);
+            let expose_by_default = file.as_ref().is_some_and(Docker::exposes_by_default);
             let (socket, networks) = file.map_or((None, None), |d| (d.socket, d.networks));
             let socket = flag.or(socket).unwrap_or_else(|| DOCKER_SOCKET.into());
             Some(DockerSettings {
@@ -92,6 +94,8 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
                     .trim_start_matches("unix://")
                     .to_owned(),
                 pool: networks.map_or_else(|| NETWORKS.into(), toml::Spanned::into_inner),
+                labels,
+                expose_by_default,
             })
         }
     };
@@ -117,6 +121,7 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
         settings: ServerSettings {
             docker,
             app_disk: file.app_disk_bytes.unwrap_or(5 << 30),
+            app_memory: file.app_memory_bytes,
             disk_reserve: file.disk_reserve_bytes,
             keep_releases: file.keep_releases.unwrap_or(5).clamp(1, 100),
             upload_bytes: file.upload_bytes.unwrap_or(512 << 20),
@@ -124,6 +129,7 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
             npm_registry: build.npm_registry,
             proxy: build.proxy,
             allow_upstreams: texts(file.allow_upstreams),
+            egress_allow: texts(file.egress.allow),
             trusted_proxies: texts(file.trusted_proxies),
             proxy_protocol: file.proxy_protocol,
             max_connections_per_ip: file.max_connections_per_ip.unwrap_or(1024),

@@ -11,6 +11,9 @@ use super::{Check, RawLimits, RawSpec, Words};
 use crate::name;
 use crate::schedule::{Schedule, ScheduleError};
 
+/// Where nothing is said, one part in so many of an instance's memory is set aside for it.
+pub const GUARANTEED: u64 = 4;
+
 /// Caps of one instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Caps {
@@ -18,6 +21,8 @@ pub struct Caps {
     /// Thousandths of a core.
     pub cpu_millis: u32,
     pub pids: u32,
+    /// What is set aside for it, of its memory.
+    pub guaranteed_bytes: u64,
     /// One that uses more than this for a while is replaced, in bytes.
     pub restart_at: Option<u64>,
     /// One whose memory stays near its cap for long is replaced.
@@ -124,7 +129,20 @@ impl Check<'_> {
                 Some(bytes)
             }
         };
+        let guaranteed_bytes = match &raw.guaranteed {
+            None if raw.memory.is_none() => default.guaranteed_bytes,
+            None => memory_bytes / GUARANTEED,
+            Some(text) => {
+                let bytes = self.size(text, 1 << 20, 1 << 40);
+                if bytes > memory_bytes && memory_bytes > 0 {
+                    let at = text.span().start;
+                    self.wrong(at, "no more is guaranteed than limits.memory allows");
+                }
+                bytes
+            }
+        };
         Caps {
+            guaranteed_bytes,
             memory_bytes,
             restart_at,
             leak_guard: raw.leak_guard.unwrap_or(default.leak_guard),

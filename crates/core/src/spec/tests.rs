@@ -78,7 +78,7 @@ proptest! {
     }
 
     #[test]
-    fn no_odd_value_makes_it_panic(key in "(name|port|command|static|env|limits|domains|share)", value in r#"(-?[0-9]{1,20}|"[^"\\]{0,20}"|\[\]|\{\}|\["[^"\\]{0,9}"\]|true|1979-05-27)"#) {
+    fn no_odd_value_makes_it_panic(key in "(name|port|command|static|env|limits|domains|share|egress)", value in r#"(-?[0-9]{1,20}|"[^"\\]{0,20}"|\[\]|\{\}|\["[^"\\]{0,9}"\]|true|1979-05-27)"#) {
         let _ = parse("t", &format!("name='a'\n{key} = {value}\n"));
     }
 }

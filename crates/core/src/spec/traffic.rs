@@ -362,7 +362,7 @@ impl Check<'_> {
 }
 
 /// `NAME:$2b$10$…`. What is wrong is said without what is there.
-fn parse_user(line: &str) -> Result<User, String> {
+pub(crate) fn parse_user(line: &str) -> Result<User, String> {
     let wrong = "this is no user; `hutong password NAME` makes such a line";
     let (name, hash) = line.split_once(':').ok_or(wrong)?;
     let graphic = |c: char| !c.is_control() && !c.is_whitespace();

@@ -16,6 +16,7 @@ use hutong_acme::renewal::identifier;
 use hutong_acme::schedule::{self, Life};
 use hutong_acme::secret::Secret;
 use hutong_acme::{order, resolve};
+use hutong_core::labels;
 use hutong_ipc::gateway::{Challenge, Held, Pem, Secret as WireSecret};
 use hutong_runtime::paths::atomic_write;
 
@@ -50,14 +51,40 @@ pub fn now() -> u64 {
         .map_or(0, |time| time.as_secs())
 }
 
-/// Every host that a published route names. An address is none: no visitor says one in a handshake.
+/// So many hosts of containers of others get certificates: an authority counts them, and each is looked up.
+const MAX_EXTERNAL: usize = 50;
+
+/// The hosts of apps; what else is wanted, a container of others says.
+fn hosts_of_apps(control: &Control) -> BTreeSet<String> {
+    let snapshot = publish::last(&control.data_dir, &control.run_dir);
+    let apps = snapshot.apps.into_iter();
+    apps.filter(|(name, _)| !labels::is_external(name))
+        .flat_map(|(_, app)| app.routes)
+        .map(|route| route.host)
+        .collect()
+}
+
+/// Every host that a published route names, but where nobody wants HTTPS. An address is none: no visitor says one in a
+/// handshake.
 pub fn wanted(control: &Control) -> BTreeSet<String> {
     let snapshot = publish::last(&control.data_dir, &control.run_dir);
-    let apps = snapshot.apps.into_values();
-    apps.flat_map(|app| app.routes)
-        .map(|route| route.host)
-        .filter(|host| host.parse::<IpAddr>().is_err())
-        .collect()
+    let apps = snapshot
+        .apps
+        .into_iter()
+        .filter(|(_, app)| !app.https.plain);
+    let (others, ours): (Vec<_>, Vec<_>) = apps.partition(|(name, _)| labels::is_external(name));
+    let hosts = |apps: Vec<(String, hutong_ipc::gateway::App)>| {
+        let routes = apps.into_iter().flat_map(|(_, app)| app.routes);
+        routes
+            .map(|route| route.host)
+            .filter(|host| host.parse::<IpAddr>().is_err())
+    };
+    let mut wanted: BTreeSet<String> = hosts(ours).collect();
+    let others: BTreeSet<String> = hosts(others)
+        .filter(|host| !wanted.contains(host))
+        .collect();
+    wanted.extend(others.into_iter().take(MAX_EXTERNAL));
+    wanted
 }
 
 /// Who signs for a host here.
@@ -102,15 +129,20 @@ async fn pass(control: &Arc<Control>) -> u64 {
         forced.clone()
     };
     let acme = control.certs.acme.as_ref();
+    let ours = hosts_of_apps(control);
     // What we sign ourselves first: an authority may take its time.
-    let mut list: Vec<(bool, &String)> = hosts
+    let mut list: Vec<(bool, bool, &String)> = hosts
         .iter()
-        .map(|host| (source_of(acme, host) == Source::Acme, host))
+        .map(|host| {
+            let by_acme = source_of(acme, host) == Source::Acme;
+            // Those of apps before those of others.
+            (by_acme, by_acme && !ours.contains(host), host)
+        })
         .collect();
     list.sort();
     forget_kept(control, &held, &hosts);
     let mut asking = renewal::Asking::new(control, &held);
-    for (by_acme, host) in list {
+    for (by_acme, _, host) in list {
         let own = held.iter().any(|one| {
             Source::of(&one.name) == Source::Own
                 && one.not_after > now() as i64
@@ -393,12 +425,15 @@ async fn attempt(
             })?;
             next_s = next_s.min(now() + LIMIT_FOR_ALL_S);
         }
-        note(&Attempt {
-            host: row.to_owned(),
-            failures,
-            next_s,
-            problem: failed.problem.clone(),
-        })?;
+        // What others' containers ask for too often is not to keep apps from theirs.
+        if row != CA_LIMIT || hosts_of_apps(control).contains(host) {
+            note(&Attempt {
+                host: row.to_owned(),
+                failures,
+                next_s,
+                problem: failed.problem.clone(),
+            })?;
+        }
     }
     let counted = match failed.whose {
         Whose::NotReady | Whose::Gateway => failures,

@@ -95,6 +95,8 @@ pub(super) fn look(control: &Control, loaded: &Loaded, now: u64) {
     let used: HashMap<String, u64> = serving
         .into_iter()
         .filter(|i| health(observed, i) == plan::Health::Healthy)
+        // Where the kernel does not count, nothing is known.
+        .filter(|i| i.cpu_usec > 0)
         .filter(|i| !observed.draining.contains_key(&i.instance))
         .map(|i| (i.instance.clone(), i.cpu_usec))
         .collect();
@@ -132,10 +134,29 @@ pub(super) fn look(control: &Control, loaded: &Loaded, now: u64) {
     scaling.wanted = scale::decide(&scale, &scaling.history, before, now);
     let wanted = scaling.wanted;
     drop(guard);
+    let wanted = scaling_fits(control, loaded, running, before, wanted);
     if wanted != before {
         let text = format!("{before} → {wanted} instances: {seen}");
         control.logs.note(name, "", &text);
     }
+}
+
+/// No more than there is memory for.
+fn scaling_fits(control: &Control, loaded: &Loaded, running: u32, before: u32, wanted: u32) -> u32 {
+    let name = &loaded.app.name;
+    let active = loaded.active.as_ref().map(|(_, _, spec)| spec);
+    let each = active.map_or(1, |spec| spec.caps.guaranteed_bytes.max(1));
+    let room = control.room();
+    let more = room.total.saturating_sub(room.guaranteed) / each;
+    let most = running.saturating_add(u32::try_from(more).unwrap_or(u32::MAX));
+    let fits = wanted.min(most.max(before));
+    if fits < wanted {
+        let mut observed = lock(&control.observed);
+        if let Some(scaling) = observed.scaling.get_mut(name) {
+            scaling.wanted = fits;
+        }
+    }
+    fits
 }
 
 /// Whether it scales, and is not at rest: what begins anew begins with as few as may be.

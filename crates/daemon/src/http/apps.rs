@@ -19,7 +19,7 @@ use super::{ApiError, Result, runs};
 use crate::launch::process;
 use crate::observed::Observed;
 use crate::store::{self, Goal};
-use crate::{Control, controller, ids, lock, publish};
+use crate::{Control, controller, ids, lock, memory, publish};
 
 /// The app's row, or 404; removed ones only where asked for.
 pub fn find(control: &Control, name: &str) -> Result<store::App> {
@@ -142,7 +142,10 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         _ if app.active.is_none() && deploying.is_none() => AppState::Failing,
         (_, Some(Serve::Hold) | None) => AppState::Starting,
     };
+    let waits = control.waits_for(&app.name);
+    let waits = waits.map(|why| format!("waits for memory: {why}"));
     let message = match state {
+        _ if waits.is_some() => waits,
         AppState::Failing => silent
             .or(over)
             .or_else(|| app.last_failure.clone())
@@ -385,6 +388,11 @@ pub async fn scale(
             )
             .hint("name a strategy and `instances` in hutong.toml if several may share /data"));
         }
+    }
+    let current = current_spec(&control, &app)?;
+    if let Some((_, spec)) = current.filter(|_| app.goal == Goal::Running) {
+        memory::check_scale(&control, &name, &spec, request.instances)
+            .map_err(ApiError::no_memory)?;
     }
     control.store.scale(&name, request.instances)?;
     next_pass(&control).await;

@@ -14,12 +14,13 @@ use hutong_api::{
     RollbackRequest,
 };
 use hutong_core::name::is_digest;
-use hutong_core::spec::{self, AppSpec, Run, Strategy};
+use hutong_core::spec::egress::no_consent;
+use hutong_core::spec::{self, AppSpec, Egress, Run, Strategy};
 use hutong_core::{route, units};
 
 use super::{ApiError, Result, apps};
 use crate::store::{self, Goal};
-use crate::{Control, builds, lock, publish, unpack};
+use crate::{Control, builds, controller, lock, memory, publish, unpack};
 
 fn tree(control: &Control, digest: &str) -> Result<PathBuf> {
     if !is_digest(digest) {
@@ -157,6 +158,7 @@ pub async fn deploy(
         )));
     }
     check_upstreams(&control, &spec)?;
+    check_egress(&control, &spec)?;
     if spec.image.is_some() && control.settings.docker.is_none() {
         return Err(ApiError::conflict(builds::NO_ENGINE));
     }
@@ -184,6 +186,11 @@ pub async fn deploy(
         there,
         &steps,
     )?;
+    let instances = match &before {
+        Some(app) => controller::wanted_instances(&lock(&control.observed), app, &spec),
+        None => spec.instances,
+    };
+    memory::check_release(&control, &name, &spec, instances).map_err(ApiError::no_memory)?;
     let grows = !steps.is_empty() || spec.image.is_some();
     if grows && !request.dry_run {
         control.has_disk().map_err(ApiError::no_room)?;
@@ -220,6 +227,21 @@ fn check_upstreams(control: &Control, spec: &AppSpec) -> Result<()> {
             return Err(ApiError::bad(publish::not_allowed(one)).hint(format!(
                 "on the server: allow_upstreams = [\"{}\"] in the server file, and restart it",
                 one.address.ip()
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Nor does it reach private addresses without that owner's consent.
+fn check_egress(control: &Control, spec: &AppSpec) -> Result<()> {
+    let Egress::List(rules) = &spec.egress else {
+        return Ok(());
+    };
+    for rule in rules {
+        if let Some(part) = rule.without_consent(&control.egress_allowed) {
+            return Err(ApiError::bad(no_consent(rule, part)).hint(format!(
+                "on the server: allow = [\"{part}\"] in the table [egress] of the server file, and restart it"
             )));
         }
     }

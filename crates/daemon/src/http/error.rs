@@ -73,6 +73,15 @@ impl ApiError {
     }
 }
 
+impl ApiError {
+    /// What is asked for does not fit into this server's memory.
+    pub fn no_memory(detail: impl Into<String>) -> Self {
+        ApiError::conflict(detail).kind("no-memory").hint(
+            "stop or scale down what is not needed, set a lower `limits.guaranteed`, or let idle apps sleep with [sleep]",
+        )
+    }
+}
+
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         tracing::error!("{error}");

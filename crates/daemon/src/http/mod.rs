@@ -7,6 +7,7 @@ mod certs;
 mod deploy;
 mod error;
 mod exec;
+mod external;
 mod gateway;
 mod isolate;
 mod logs;
@@ -61,6 +62,7 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(server::upgrade))
         .routes(routes!(server::leaks))
         .routes(routes!(gateway::status))
+        .routes(routes!(external::list))
         .routes(routes!(gateway::bans, gateway::ban))
         .routes(routes!(gateway::lift))
         .routes(routes!(certs::list))

@@ -15,7 +15,7 @@ use hutong_ipc::channel;
 use hutong_ipc::warden::{ControlSetup, GatewaySetup, Process, ResolverSetup};
 
 use super::adopt::{self, Listening, OnRecord};
-use super::{Api, Warden, bind_http, bind_unix, docker, lock, memory_of, port_is_taken};
+use super::{Api, Warden, bind_http, bind_unix, docker, lists, lock, memory_of, port_is_taken};
 use crate::{egress, processes, sys};
 
 /// Visitors, or the owner, wait for our own processes: they are tried again soon, however often they end.
@@ -473,7 +473,10 @@ impl Children {
     }
 }
 
-fn resolver_sockets(warden: &Warden) -> Result<(UdpSocket, TcpListener), String> {
+/// For those who may ask for every name, and for those with a list.
+type ResolverSockets = [(UdpSocket, TcpListener); 2];
+
+fn resolver_sockets(warden: &Warden) -> Result<ResolverSockets, String> {
     let network = lock(&warden.network);
     let network = network.as_ref().ok_or("the egress network is not there")?;
     network.resolver_sockets()
@@ -482,15 +485,38 @@ fn resolver_sockets(warden: &Warden) -> Result<(UdpSocket, TcpListener), String>
 fn set_up_resolver(
     warden: &Warden,
     line: &UnixStream,
-    sockets: Option<(UdpSocket, TcpListener)>,
+    sockets: Option<ResolverSockets>,
 ) -> Result<(), String> {
-    let (udp, tcp) = sockets.ok_or("the resolver has no sockets")?;
+    let sockets = sockets.ok_or("the resolver has no sockets")?;
+    let fds: Vec<_> = sockets
+        .iter()
+        .flat_map(|(udp, tcp)| [udp.as_fd(), tcp.as_fd()])
+        .collect();
     let uid = lock(&warden.uids).resolver();
-    let setup = ResolverSetup {
-        drop_to: warden.root.then_some((uid, uid)),
-        upstreams: egress::upstreams(),
-    };
-    channel::send(line, &setup, &[udp.as_fd(), tcp.as_fd()]).map_err(|error| error.to_string())
+    let failed = |error: std::io::Error| error.to_string();
+    // One that does not listen must not hold up who waits for our locks.
+    line.set_write_timeout(Some(lists::PATIENCE))
+        .map_err(failed)?;
+    {
+        // Nobody comes or goes between what it is told now and what it is told later.
+        let mut known = lock(&warden.lists);
+        let setup = ResolverSetup {
+            drop_to: warden.root.then_some((uid, uid)),
+            upstreams: egress::upstreams(),
+            places: known.count(),
+        };
+        channel::send(line, &setup, &fds).map_err(failed)?;
+        known
+            .attach(line.try_clone().map_err(failed)?)
+            .map_err(failed)?;
+    }
+    let line = line.try_clone().map_err(failed)?;
+    let warden = warden.me.upgrade().ok_or("the server ends")?;
+    std::thread::Builder::new()
+        .stack_size(256 << 10)
+        .spawn(move || lists::serve(&warden, &line))
+        .map(drop)
+        .map_err(failed)
 }
 
 fn bind_api(warden: &Warden) -> Result<ApiListener, String> {

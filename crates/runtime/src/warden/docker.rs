@@ -19,6 +19,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::requests::{SPOOL_BYTES, checked_app, checked_instance};
 use super::{Warden, bind_unix, lock};
+use crate::disks::Unready;
 use crate::{launch, sys, trees};
 
 /// Sends the driver its setup and answers it from then on.
@@ -43,6 +44,9 @@ pub fn set_up(warden: &Warden, line: UnixStream) -> Result<(), String> {
         spool_bytes: SPOOL_BYTES,
         seccomp: crate::seccomp::docker_profile(),
         pool: settings.pool.clone(),
+        labels: settings.labels.then_some(docker::Labels {
+            expose_by_default: settings.expose_by_default,
+        }),
     };
     channel::send(&line, &setup, &[listener.as_fd(), callers.as_fd()])
         .map_err(|error| error.to_string())?;
@@ -114,6 +118,7 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
             data,
             egress,
             quota,
+            listed,
         } => {
             checked_app(&app)?;
             let _making = warden.making.read();
@@ -129,13 +134,18 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
                 .transpose()?;
             // Before there is anything to keep in.
             warden.ensure_egress()?;
-            let resolver = lock(&warden.network)
-                .as_ref()
-                .map(|network| network.leg(0).gateway);
+            let resolver = lock(&warden.network).as_ref().map(|network| match listed {
+                true => network.listed_resolver().octets(),
+                false => network.gateway().octets(),
+            });
             let folder = warden.layout.app_data().join(&app);
             let mut note = None;
             if data {
-                note = warden.ensure_disk(&app, quota)?;
+                note = match warden.ensure_disk(&app, quota) {
+                    Ok(note) => note,
+                    Err(Unready::Later(why)) => return Ok((Told::Later(why), Vec::new())),
+                    Err(Unready::Failed(why)) => return Err(why),
+                };
                 let (uid, _) = user.unwrap_or(own);
                 trees::make_owned(&folder, Some(uid), 0o700)
                     .map_err(|error| format!("cannot make /data: {error}"))?;
@@ -149,6 +159,15 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
                 note,
             };
             Ok((Told::Prepared(prepared), Vec::new()))
+        }
+        Ask::Fence {
+            bridge,
+            network,
+            list,
+            again,
+        } => {
+            warden.fence_containers(&bridge, &network, &list, again)?;
+            Ok((Told::Done, Vec::new()))
         }
     }
 }

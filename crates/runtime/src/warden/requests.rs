@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use hutong_core::name::{AppName, is_digest, is_env_key, is_instance_id};
+use hutong_core::spec::EgressRule;
 use hutong_core::spec::links::{self, MAX_LINKS};
 use hutong_ipc::channel;
 use hutong_ipc::shim::{APP_UID, INIT_UID, Launch, Wall};
@@ -13,11 +14,12 @@ use hutong_ipc::warden::{Answer, Build, Instance, Limits, Process, Quota, Reques
 
 use super::children::Role;
 use super::{Warden, lock, memory_of};
-use crate::egress::{Containers, Network};
+use crate::disks::{self, Unready};
+use crate::egress::{Containers, Kind, Network};
 use crate::instances::Record;
 use crate::launch::Launcher;
 use crate::sandbox::{base_env, files, host_mounts, merge_env, mount};
-use crate::{disks, processes, sys, trees};
+use crate::{processes, sys, trees};
 
 const MAX_CONNECTIONS: usize = 16;
 /// Bound of each of the two spool files of an instance, in bytes.
@@ -144,6 +146,8 @@ struct Sandbox<'a> {
     build: bool,
     limits: &'a Limits,
     egress: bool,
+    /// All that it may reach.
+    list: Option<&'a [EgressRule]>,
     without: &'a [Wall],
 }
 
@@ -236,6 +240,8 @@ impl Warden {
         checked_app(&start.app)?;
         checked_program(&start.argv, &start.env)?;
         let links = checked_links(&start.links)?;
+        let list = start.egress_list.as_deref();
+        let list = list.map(|texts| self.checked_list(texts)).transpose()?;
         let tree = trees::locate(&self.layout, &start.app, &start.tree)?;
         let base = self.uid_base(&start.app)?;
         let home = if start.data { "/data" } else { "/tmp" };
@@ -244,8 +250,11 @@ impl Warden {
         let mut env = base_env(&start.app, &start.instance, home);
         if start.data {
             let data = self.layout.app_data().join(&start.app);
-            if let Some(note) = self.ensure_disk(&start.app, start.quota)? {
-                tracing::warn!("{}: {note}", start.app);
+            match self.ensure_disk(&start.app, start.quota) {
+                Ok(Some(note)) => tracing::warn!("{}: {note}", start.app),
+                Ok(None) => {}
+                Err(Unready::Later(why)) => return Ok(Answer::Later(why)),
+                Err(Unready::Failed(why)) => return Err(why),
             }
             let owner = base.map(|base| base + APP_UID);
             trees::make_owned(&data, owner, 0o700)
@@ -268,6 +277,7 @@ impl Warden {
                 build: false,
                 limits: &start.limits,
                 egress: start.egress,
+                list: list.as_deref(),
                 without: &[],
             },
         )
@@ -278,16 +288,19 @@ impl Warden {
         &self,
         app: &str,
         quota: Option<Quota>,
-    ) -> Result<Option<String>, String> {
+    ) -> Result<Option<String>, Unready> {
         if !self.root {
             return Ok(None);
         }
-        let runs = self.instances.live().iter().any(|record| record.app == app);
+        let begins = lock(&self.launching).iter().any(|one| one.app == app);
+        let live = self.instances.live();
+        let runs = begins || live.iter().any(|one| one.app == app && !one.build);
         let quota = quota.map(|quota| Quota {
             alone: quota.alone && !runs,
             ..quota
         });
-        disks::ensure(&self.layout, app, quota)
+        let reserve = self.config.settings.disk_reserve;
+        disks::ensure(&self.layout, app, quota, reserve)
     }
 
     fn build(&self, build: &Build, goes_on: bool) -> Result<Answer, String> {
@@ -335,6 +348,7 @@ impl Warden {
                 build: true,
                 limits: &build.limits,
                 egress: build.egress,
+                list: None,
                 // Development mode has no bridge; a build shares the user's own network there.
                 without: if self.root || !build.egress {
                     &[]
@@ -424,10 +438,19 @@ impl Warden {
             let host = fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
             set_file(&mut launch, "/etc/resolv.conf", host);
         }
+        let kind = match (sandbox.build, sandbox.list) {
+            (true, _) => Kind::Build,
+            (false, Some(_)) => Kind::Listed,
+            (false, None) => Kind::Open,
+        };
         let index = (sandbox.egress && !shares_network)
-            .then(|| self.reserve_egress(sandbox.build))
+            .then(|| self.reserve_egress(kind))
             .transpose()?;
-        let result = self.launch_connected(launch, sandbox, index);
+        let fenced = match (index, sandbox.list) {
+            (Some(index), Some(list)) => self.fence_sandbox(sandbox.instance, index, list),
+            _ => Ok(()),
+        };
+        let result = fenced.and_then(|()| self.launch_connected(launch, sandbox, index));
         if let Some(index) = index {
             lock(&self.starting).retain(|taken| *taken != index);
         }
@@ -445,7 +468,11 @@ impl Warden {
         if let Some((network, index)) = connected {
             let leg = network.leg(index);
             let home = "/tmp";
-            for (path, content) in files(sandbox.app, home, Some(leg.gateway)) {
+            let resolver = match sandbox.list {
+                Some(_) => network.listed_resolver().octets(),
+                None => leg.gateway,
+            };
+            for (path, content) in files(sandbox.app, home, Some(resolver)) {
                 if path == "/etc/resolv.conf" {
                     set_file(&mut launch, &path, content);
                 }
@@ -461,6 +488,9 @@ impl Warden {
             start_time: 0,
             started_at: processes::now_ms(),
             egress: index,
+            egress_list: sandbox
+                .list
+                .map(|rules| rules.iter().map(ToString::to_string).collect()),
             server: self.instances.server(),
             launched: false,
         };
@@ -489,9 +519,19 @@ impl Warden {
                 gateway_uid: self.ids().map_or(0, |(_, gateway)| gateway),
             });
             let mut fresh = Network::new(&self.layout.tag, &urls, containers)?;
+            let mut lists = lock(&self.lists);
             let mut network = lock(&self.network);
             // Every time: a reload of the host's firewall flushes our rules too.
-            fresh.ensure()?;
+            fresh.make_bridge()?;
+            let stays = |known: &Network| known.gateway() == fresh.gateway() && known.stands();
+            let whole = match network.as_ref().is_some_and(stays) {
+                true => None,
+                false => {
+                    self.adopt_lists(&fresh, &mut lists);
+                    Some(lists.all_commands(fresh.table()))
+                }
+            };
+            fresh.make_rules(whole.as_deref())?;
             *network = Some(fresh);
         }
         let mut children = lock(&self.children);
@@ -502,11 +542,10 @@ impl Warden {
     }
 
     /// Takes an address on the way out.
-    fn reserve_egress(&self, build: bool) -> Result<u16, String> {
+    fn reserve_egress(&self, kind: Kind) -> Result<u16, String> {
         if !self.root {
             return Err(
-                "egress = \"internet\" needs `hutong serve` as root: an ordinary user may not make bridges"
-                    .into(),
+                "egress needs `hutong serve` as root: an ordinary user may not make bridges".into(),
             );
         }
         self.ensure_egress()?;
@@ -518,7 +557,11 @@ impl Warden {
             .filter_map(|r| r.egress)
             .collect();
         taken.extend(starting.iter());
-        let index = Network::free_index(&taken, build)?;
+        let last = lock(&self.lists).last_index;
+        let index = Network::free_index(&taken, kind, last)?;
+        if kind == Kind::Listed {
+            lock(&self.lists).last_index = index;
+        }
         starting.push(index);
         Ok(index)
     }

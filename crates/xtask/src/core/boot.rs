@@ -109,7 +109,8 @@ fn static_app(folders: &Path, number: usize) -> anyhow::Result<String> {
     Ok(name)
 }
 
-fn deploy_all(server: &Server, folders: Vec<PathBuf>) -> anyhow::Result<()> {
+/// A few at once, in no order.
+pub fn deploy_all(server: &Server, folders: Vec<PathBuf>) -> anyhow::Result<()> {
     let left = Mutex::new(folders);
     let next = || left.lock().ok().and_then(|mut left| left.pop());
     let deployer = || -> anyhow::Result<()> {

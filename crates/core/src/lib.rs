@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod hours;
+pub mod image;
 pub mod labels;
 pub mod leak;
 pub mod name;

@@ -25,6 +25,7 @@ pub mod serve;
 pub mod start;
 pub mod status;
 pub mod system;
+pub mod unpack;
 pub mod upgrade;
 pub mod version;
 

@@ -165,6 +165,21 @@ impl Client {
             .map(drop)
     }
 
+    /// Uploads a stream, and reads the answer.
+    pub async fn put_stream_for<S, A>(&self, path: &str, stream: S) -> Result<A, ClientError>
+    where
+        S: futures_util::Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+        A: DeserializeOwned,
+    {
+        use futures_util::StreamExt;
+        let frames = stream.map(|chunk| chunk.map(Frame::data));
+        let body = BodyExt::boxed_unsync(StreamBody::new(frames));
+        let response = self.send(self.request(Method::PUT, path, body)?).await?;
+        let text = response.into_body().collect().await;
+        let text = text.map_err(ClientError::Broken)?.to_bytes();
+        serde_json::from_slice(&text).map_err(nonsense)
+    }
+
     /// An answer that streams.
     pub async fn stream(&self, path: &str) -> Result<Incoming, ClientError> {
         let response = self.send(self.request(Method::GET, path, empty())?).await?;

@@ -297,6 +297,18 @@ pub struct DeployRequest {
     /// Only say what would be done.
     #[serde(default)]
     pub dry_run: bool,
+    /// In place of the image that hutong.toml names.
+    #[serde(default)]
+    pub image: Option<String>,
+}
+
+/// An image that was taken in.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TakenImage {
+    /// What it is called: the `image` of a deployment.
+    pub image: String,
+    /// Of its manifest.
+    pub digest: String,
 }
 
 /// What a deployment would do.

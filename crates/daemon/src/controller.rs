@@ -289,7 +289,7 @@ fn load(control: &Control) -> Result<Read, StoreError> {
                 let engine = lock(&control.observed).engine.clone();
                 match engine {
                     // What runs of it is not known: starting it once more would be wrong.
-                    Engine::Unknown(why) if loaded.is_from_image() => {
+                    Engine::Unknown(why) if loaded.needs_engine(control) => {
                         broken.insert(name, format!("the Docker engine does not answer: {why}"));
                         waiting.push(loaded);
                     }
@@ -336,9 +336,10 @@ impl Loaded {
         versions.map(|(_, _, spec)| &**spec)
     }
 
-    fn is_from_image(&self) -> bool {
+    /// Whether the container engine runs something of it.
+    fn needs_engine(&self, control: &Control) -> bool {
         let mut versions = self.rollout.iter().chain(&self.active);
-        versions.any(|(_, _, spec)| spec.image.is_some())
+        versions.any(|(_, release, spec)| crate::images::needs_engine(control, release, spec))
     }
 
     fn own(&self, deployment: u64) -> Option<publish::Own<'_>> {
@@ -549,7 +550,7 @@ fn publish_all(
         let mut observed = lock(&control.observed);
         let mut warnings = warnings;
         warnings.extend(waiting);
-        if let (Engine::Silent(why), true) = (&observed.engine, loaded.is_from_image()) {
+        if let (Engine::Silent(why), true) = (&observed.engine, loaded.needs_engine(control)) {
             warnings.push(format!("the Docker engine does not answer: {why}"));
         }
         observed.warnings.insert(name.clone(), warnings);
@@ -818,7 +819,8 @@ fn is_web(instance: &Instance) -> bool {
 fn with_port_hint(control: &Control, loaded: &Loaded, deployment: u64, reason: &str) -> String {
     let rollout = loaded.rollout.as_ref();
     let port = rollout.map_or(0, |(_, _, spec)| spec.port);
-    let is_container = rollout.is_some_and(|(_, _, spec)| spec.image.is_some());
+    let is_container = rollout
+        .is_some_and(|(_, release, spec)| crate::images::needs_engine(control, release, spec));
     if is_container && reason.contains("refused") {
         return format!(
             "{reason}; the program must listen on port {port}, and on 0.0.0.0 instead of 127.0.0.1"

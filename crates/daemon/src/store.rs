@@ -550,6 +550,17 @@ impl Store {
         })
     }
 
+    /// A release's file says more than its owner wrote: what its image says of itself.
+    pub fn set_spec(&self, app: &str, number: u64, spec: &str) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE releases SET spec = ?3 WHERE app = ?1 AND number = ?2",
+                params![app, number, spec],
+            )?;
+            Ok(())
+        })
+    }
+
     /// A build is done: its deployment goes on.
     pub fn built(&self, deployment: u64, key: Option<&str>) -> Result<()> {
         self.write(|t| {

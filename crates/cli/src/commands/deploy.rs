@@ -1,6 +1,7 @@
 //! `hutong deploy`: check, pack, upload what the server lacks, deploy, watch until it serves or failed. `rounds`: once
 //! more after each change.
 
+mod image;
 mod rounds;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use crate::pack::Pack;
 #[command(after_help = "Examples:
   hutong deploy                 the current folder
   hutong deploy ./shop --dry-run
+  hutong deploy --image app.tar an image that `docker save` or `skopeo copy … oci-archive:` wrote
   hutong deploy --watch         again after each change, while you work on it")]
 pub struct Args {
     /// The app's folder
@@ -29,6 +31,10 @@ pub struct Args {
     /// Only say what would be done
     #[arg(long)]
     dry_run: bool,
+    /// An image to run in place of the one that hutong.toml names: an archive or a folder, an OCI layout or what
+    /// `docker save` writes
+    #[arg(long, value_name = "FILE", conflicts_with = "watch")]
+    image: Option<PathBuf>,
     /// For development: deploy again after each change, and show what the app says, until Ctrl-C
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
@@ -47,7 +53,7 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         return rounds::run(&client, &args.folder, output).await;
     }
     if args.dry_run {
-        let answer = plan(&client, &args.folder).await?;
+        let answer = plan(&client, &args.folder, args.image.is_some()).await?;
         for warning in &answer.warnings {
             output.warn(warning);
         }
@@ -58,18 +64,27 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let deployment = deploy(&client, &args.folder, output).await?;
+    let deployment = match &args.image {
+        Some(image) => deploy_image(&client, &args.folder, image, output).await?,
+        None => deploy(&client, &args.folder, output).await?,
+    };
     show_result(&client, &deployment, output).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn plan(client: &Client, folder: &std::path::Path) -> Result<PlanAnswer, CliError> {
-    let (spec, text) = check::load(folder)?;
+async fn plan(
+    client: &Client,
+    folder: &std::path::Path,
+    has_image: bool,
+) -> Result<PlanAnswer, CliError> {
+    let reference = has_image.then_some(image::HANDED_OVER);
+    let (spec, text) = check::load_with(folder, reference)?;
     let pack = Pack::new(folder, &spec)?;
     let request = DeployRequest {
         digest: pack.digest,
         spec: Some(text),
         dry_run: true,
+        image: reference.map(str::to_owned),
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
     Ok(client.post(&path, &request).await?)
@@ -83,7 +98,22 @@ pub async fn deploy(
 ) -> Result<Deployment, CliError> {
     let (spec, _) = check::load(folder)?;
     let pack = Pack::new(folder, &spec)?;
-    let deployment = begin(client, &spec, &pack, true, output).await?;
+    let deployment = begin(client, &spec, &pack, None, true, output).await?;
+    watch(client, deployment).await
+}
+
+/// Hands an image over and deploys it, and waits for the outcome.
+async fn deploy_image(
+    client: &Client,
+    folder: &std::path::Path,
+    image: &std::path::Path,
+    output: Output,
+) -> Result<Deployment, CliError> {
+    // Mistakes first: an image is large.
+    let (spec, _) = check::load_with(folder, Some(image::HANDED_OVER))?;
+    let pack = Pack::new(folder, &spec)?;
+    let taken = image::hand_over(client, spec.name.as_str(), image).await?;
+    let deployment = begin(client, &spec, &pack, Some(taken.image), true, output).await?;
     watch(client, deployment).await
 }
 
@@ -92,6 +122,7 @@ async fn begin(
     client: &Client,
     spec: &AppSpec,
     pack: &Pack,
+    image: Option<String>,
     shows: bool,
     output: Output,
 ) -> Result<Deployment, CliError> {
@@ -100,6 +131,7 @@ async fn begin(
         digest: pack.digest.clone(),
         spec: None,
         dry_run: false,
+        image,
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
     let answer: PlanAnswer = client.post(&path, &request).await?;

@@ -52,9 +52,8 @@ pub fn run() -> Result<ExitCode, CliError> {
 
 fn options(order: &Order) -> Options {
     // What has no place in an app's range is refused.
-    let same = |user: u32, group: u32| {
-        (user < UID_RANGE && group < UID_RANGE).then_some((user, group))
-    };
+    let same =
+        |user: u32, group: u32| (user < UID_RANGE && group < UID_RANGE).then_some((user, group));
     Options {
         owners: match order.owners {
             true => Owners::Mapped(Arc::new(same)),

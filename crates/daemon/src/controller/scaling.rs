@@ -110,7 +110,7 @@ pub(super) fn look(control: &Control, loaded: &Loaded, now: u64) {
         return;
     };
     // While its engine is silent, what its instances use is old. Two releases at once say little about either.
-    let is_silent = loaded.is_from_image() && matches!(observed.engine, Engine::Silent(_));
+    let is_silent = loaded.needs_engine(control) && matches!(observed.engine, Engine::Silent(_));
     if is_silent || loaded.rollout.is_some() {
         scaling.begin(used, now);
         return;

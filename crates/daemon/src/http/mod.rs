@@ -45,6 +45,7 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(apps::scale))
         .routes(routes!(apps::env, apps::change_env))
         .routes(routes!(deploy::has_tree, deploy::upload))
+        .routes(routes!(deploy::take_image))
         .routes(routes!(deploy::deploy))
         .routes(routes!(deploy::watch))
         .routes(routes!(deploy::releases))

@@ -194,7 +194,7 @@ impl Rounds<'_> {
 
     /// Without bars: the app's lines come meanwhile.
     async fn deploy(&mut self, spec: &AppSpec, pack: &Pack) -> Result<Deployment, CliError> {
-        let deployment = begin(self.client, spec, pack, false, self.output).await?;
+        let deployment = begin(self.client, spec, pack, None, false, self.output).await?;
         self.follow(&deployment);
         wait(self.client, deployment, &ProgressBar::hidden()).await
     }

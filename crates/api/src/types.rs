@@ -302,6 +302,22 @@ pub struct DeployRequest {
     pub image: Option<String>,
 }
 
+/// A registry that the server has a name and a password for.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RegistryLogin {
+    pub host: String,
+    pub user: String,
+    /// Milliseconds since 1970.
+    pub updated_at: u64,
+}
+
+/// A name and a password for a registry; the password is stored encrypted and never given back.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct RegistryPassword {
+    pub user: String,
+    pub password: String,
+}
+
 /// An image that was taken in.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct TakenImage {

@@ -126,7 +126,8 @@ pub fn needs_engine(control: &Control, release: &Release, spec: &spec::AppSpec) 
 
 /// Where the images of an app lie that were handed over.
 pub fn repository_of(app: &str) -> Result<RepositoryName, String> {
-    app.parse().map_err(|error| format!("{app}: {error}"))
+    app.parse::<RepositoryName>()
+        .map_err(|error| format!("{app}: {error}"))
 }
 
 /// `REPOSITORY[:TAG]` or `REPOSITORY@DIGEST` of our own registry.
@@ -140,11 +141,13 @@ pub fn parse_local(text: &str) -> Result<(RepositoryName, Reference), String> {
         }
         None => {
             let (name, tag) = text.split_once(':').unwrap_or((text, "latest"));
-            let tag: Tag = tag.parse().map_err(|error| odd(&error))?;
+            let tag = tag.parse::<Tag>().map_err(|error| odd(&error))?;
             (name, Ok(Reference::Tag(tag)))
         }
     };
-    let name = name.parse().map_err(|error| odd(&error))?;
+    let name = name
+        .parse::<RepositoryName>()
+        .map_err(|error| odd(&error))?;
     Ok((name, reference.map_err(|error| odd(&error))?))
 }
 

@@ -178,11 +178,9 @@ pub fn image_env(
 ) -> Vec<(String, String)> {
     let mut own = container_env(spec, instance);
     own.extend(env);
-    let root = spec
-        .image
-        .as_ref()
-        .and_then(|image| program::user(config, image).ok().flatten())
-        == Some(ImageUser::Number(0, 0));
+    let image = spec.image.as_ref();
+    let user = image.and_then(|image| program::user(config, image).ok().flatten());
+    let root = matches!(user, Some(ImageUser::Number(0, _)));
     let home = match (root, spec.data) {
         (true, _) => "/root",
         (false, true) => "/data",

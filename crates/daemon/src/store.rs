@@ -1,5 +1,6 @@
 //! What users declared, in SQLite (WAL, one writer). Never asked while a visitor waits.
 
+mod registries;
 mod runs;
 
 use std::collections::BTreeMap;
@@ -20,11 +21,11 @@ use crate::lock;
 pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 5;
+const VERSION: i64 = 6;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -68,6 +69,13 @@ const MIGRATIONS: [&str; 4] = [
        schedule TEXT NOT NULL,
        seen_ms INTEGER NOT NULL,
        PRIMARY KEY (app, name)
+     ) STRICT;",
+    // Names and passwords for other registries.
+    "CREATE TABLE registries (
+       host TEXT PRIMARY KEY,
+       user TEXT NOT NULL,
+       sealed BLOB NOT NULL,
+       updated_ms INTEGER NOT NULL
      ) STRICT;",
 ];
 

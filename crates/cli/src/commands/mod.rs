@@ -15,6 +15,7 @@ pub mod internal;
 pub mod isolate;
 pub mod logs;
 pub mod password;
+pub mod registry;
 pub mod releases;
 pub mod remove;
 pub mod restart;

@@ -71,7 +71,7 @@ pub async fn upload(
         .map_err(|error| ApiError::new(503, error.to_string()))?;
     let trees = control.data_dir.join("trees");
     let (bound, group) = (control.settings.upload_bytes, control.gateway_gid);
-    let take = move |archive| unpack::unpack(archive, &trees, &digest, bound, group);
+    let take = move |archive: Received| unpack::unpack(archive, &trees, &digest, bound, group);
     taken_in(body, take).await??;
     Ok(())
 }
@@ -92,7 +92,7 @@ pub async fn take_image(
         .map_err(|error| ApiError::new(503, error.to_string()))?;
     let bound = control.settings.upload_bytes.max(IMAGE_BYTES);
     let app = name.clone();
-    let take = move |archive| -> Result<String> {
+    let take = move |archive: Received| -> Result<String> {
         let failed = |reason: String| ApiError::new(500, reason);
         let repository = images::repository_of(&app).map_err(ApiError::bad)?;
         let registry = control.images.registry().map_err(failed)?;

@@ -11,6 +11,7 @@ mod external;
 mod gateway;
 mod isolate;
 mod logs;
+mod registries;
 mod runs;
 mod server;
 
@@ -62,6 +63,8 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(server::doctor))
         .routes(routes!(server::upgrade))
         .routes(routes!(server::leaks))
+        .routes(routes!(registries::list))
+        .routes(routes!(registries::set, registries::forget))
         .routes(routes!(gateway::status))
         .routes(routes!(external::list))
         .routes(routes!(gateway::bans, gateway::ban))

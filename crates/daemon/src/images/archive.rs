@@ -126,7 +126,7 @@ impl Files {
             }
             let name = clean(&entry.path_bytes())?;
             let kind = entry.header().entry_type();
-            if kind.is_dir() || name.is_empty() {
+            if kind.is_dir() || kind.is_pax_global_extensions() || name.is_empty() {
                 continue;
             }
             let size = entry.size();

@@ -59,7 +59,9 @@ impl Name {
         path.parse::<RepositoryName>()
             .map_err(|error| odd(&error))?;
         let reference = digest.or(tag).unwrap_or("latest");
-        let reference = reference.parse().map_err(|error| odd(&error))?;
+        let reference = reference
+            .parse::<Reference>()
+            .map_err(|error| odd(&error))?;
         Ok(Name {
             host,
             path,
@@ -71,7 +73,7 @@ impl Name {
     pub fn repository(&self) -> Result<RepositoryName, String> {
         let host = self.host.replace(':', "__");
         let name = format!("{REMOTE}{host}/{}", self.path);
-        name.parse()
+        name.parse::<RepositoryName>()
             .map_err(|error| format!("the registry {}: {error}", self.host))
     }
 

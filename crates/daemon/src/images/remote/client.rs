@@ -427,7 +427,7 @@ fn expect(
         return Ok(response);
     }
     let later = response.headers().get(RETRY_AFTER);
-    let later = later.and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let later = later.and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok());
     let later = later.map(Duration::from_secs);
     Err(match status {
         StatusCode::TOO_MANY_REQUESTS => Again(format!("{host} is asked too often"), later),

@@ -44,7 +44,8 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     Ok(())
 }
 
-fn read() -> std::io::Result<String> {
+/// A password: typed unseen, or a line of standard input.
+pub fn read() -> std::io::Result<String> {
     let Some(silent) = terminal::Silent::new() else {
         let mut line = String::new();
         std::io::stdin().read_line(&mut line)?;

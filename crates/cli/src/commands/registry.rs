@@ -1,7 +1,5 @@
 //! `hutong registry login|logout|list`: who the server is to other registries.
 
-use std::io::IsTerminal;
-
 use hutong_api::{RegistryLogin, RegistryPassword};
 
 use super::{Server, path};
@@ -10,7 +8,7 @@ use crate::output::ago;
 
 #[derive(clap::Subcommand)]
 pub enum Verb {
-    /// Store a name and a password for a registry; the password is read from standard input
+    /// Store a name and a password for a registry; the password is asked for, or read from standard input
     #[command(after_help = "Examples:
   hutong registry login ghcr.io --user me < token.txt
   hutong registry login docker.io --user me    for images without a registry in their name")]
@@ -46,12 +44,7 @@ pub async fn run(verb: Verb, server: &Server) -> Result<(), CliError> {
             Ok(())
         }
         Verb::Login { host, user } => {
-            if std::io::stdin().is_terminal() {
-                server
-                    .output
-                    .say("password (it is shown; end with Ctrl-D on a line of its own):");
-            }
-            let text = std::io::read_to_string(std::io::stdin()).map_err(CliError::failed)?;
+            let text = super::password::read().map_err(CliError::failed)?;
             let password = text.trim_end_matches(['\n', '\r']).to_owned();
             let login = RegistryPassword { user, password };
             let _: Option<()> = client.post(&path(&["registries", &host]), &login).await?;

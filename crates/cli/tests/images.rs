@@ -211,6 +211,41 @@ fn what_an_image_says_is_honoured() {
     assert!(place.ask("second", "/").contains("uid=1000"));
 }
 
+/// Healthy means that the image's own check passed, too.
+#[test]
+fn the_images_own_health_check_counts() {
+    let Some(place) = Place::new() else { return };
+    // Our program ends with 3 where its port is taken, and with 0 where it is told to stop: neither is a check. A script
+    // needs a shell, so the check is a program that is there, or is not.
+    let passing =
+        json!({"Healthcheck": {"Test": ["CMD", "/bin/check"], "Interval": 1_000_000_000}});
+    let source = place.folder.path().join("check.c");
+    let made = place.folder.path().join("check");
+    let text = "#include <unistd.h>\nint main() { return access(\"/tmp/sick\", F_OK) == 0; }\n";
+    std::fs::write(&source, text).expect("written");
+    let done = Command::new("cc")
+        .args(["-static", "-o"])
+        .args([&made, &source])
+        .status();
+    assert!(done.expect("cc runs").success());
+    let check = std::fs::read(&made).expect("it is there");
+    let layer = |name: &str| Part::plain(oci::layer(&[Entry::File(name, 0o755, &check)]));
+    let image = place.archive(
+        "well.tar",
+        &[place.base(), layer("bin/check")],
+        &config(passing.clone()),
+    );
+    place.deploy(&place.app("well", ""), &image);
+    assert!(place.ask("well", "/").contains("uid=1234"));
+    let image = place.archive(
+        "sick.tar",
+        &[place.base(), layer("bin/other")],
+        &config(passing),
+    );
+    let said = place.refused(&place.app("sick", "[timeouts]\nstart = '3s'\n"), &image);
+    assert!(said.contains("health check"), "{said}");
+}
+
 #[test]
 fn root_is_root_of_its_own_range_and_only_where_allowed() {
     let Some(place) = Place::new() else { return };

@@ -440,7 +440,10 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
 /// What our probes say, and the image's own health check where it has one.
 fn health(observed: &Observed, instance: &Instance) -> plan::Health {
     let probed = observed.health_of(&instance.instance);
-    let own = instance.container.as_ref().and_then(|reach| reach.health);
+    let own = match &instance.container {
+        Some(reach) => reach.health,
+        None => observed.image_health.get(&instance.instance).copied(),
+    };
     match (probed, own) {
         (plan::Health::Healthy, Some(docker::Health::Starting)) => {
             plan::Health::Starting("the image's health check has not passed yet".into())

@@ -1,8 +1,9 @@
 //! Images that run in sandboxes: what the server holds of them, packed, in a registry of its own ([`hutong_registry`]).
 //! They come from an archive that was handed over ([`archive`]), from a push, or from another registry ([`remote`]).
-//! [`program`] says what an image is started as. Who unpacks them is the warden; see `builds::unpacking`.
+//! [`program`] says what an image is started as, [`health`] whether it says it is well. Who unpacks them is the warden; see `builds::unpacking`.
 
 pub mod archive;
+pub mod health;
 pub mod program;
 pub mod remote;
 

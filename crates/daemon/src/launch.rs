@@ -12,7 +12,7 @@ use hutong_runtime::client::{Driver, DriverError};
 use crate::builds::NO_ENGINE;
 use crate::images::{self, program};
 use crate::store::Release;
-use crate::{Control, ids};
+use crate::{Control, ids, lock};
 
 /// What is to run.
 pub struct What<'a> {
@@ -221,6 +221,12 @@ fn start_from_image(
     let app = what.spec.name.as_str();
     let found = control.images.image(digest).map_err(DriverError::Refused)?;
     let config = found.config.config.clone().unwrap_or_default();
+    if what.kind == ids::Kind::Web && images::health::has_check(&config) {
+        // Before it runs: it is not healthy until its own check has passed.
+        let health = docker::Health::Starting;
+        let mut observed = lock(&control.observed);
+        observed.image_health.insert(instance.to_owned(), health);
+    }
     let layers = images::layers(control.warden.can_stack()?, &found);
     let user = program::user(&config, image).map_err(DriverError::Refused)?;
     let user = number_of(control, app, &layers, user)?;

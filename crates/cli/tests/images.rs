@@ -1,7 +1,12 @@
 //! Apps from images in sandboxes: what an image says is honoured, what is wrong with one is said, and nothing is left over.
 
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use hutong_testkit::oci::{self, Entry, Part};
 use hutong_testkit::server::{Server, app_folder};
@@ -390,4 +395,157 @@ fn a_killed_control_plane_unpacks_again() {
         get(&place.server.http, "large.test", "/").status == 200
     });
     assert_eq!(place.layers().len(), 2);
+}
+
+/// Another registry: wants a token, which it gives for a password, and breaks off in the middle of each blob once.
+struct Elsewhere {
+    files: HashMap<String, Vec<u8>>,
+    tag: Vec<u8>,
+    address: String,
+    tokens: AtomicUsize,
+    broken: Mutex<Vec<String>>,
+    ranges: AtomicUsize,
+}
+
+impl Elsewhere {
+    fn start(archive: &Path, manifest: &str) -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let mut files = HashMap::new();
+        let file = std::fs::File::open(archive).expect("it is there");
+        for entry in tar::Archive::new(file).entries().expect("entries") {
+            let mut entry = entry.expect("an entry");
+            let name = entry.path().expect("a name").to_string_lossy().into_owned();
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).expect("read");
+            files.insert(name, content);
+        }
+        let tag = files[&format!("blobs/{}", manifest.replace(':', "/"))].clone();
+        let registry = Arc::new(Elsewhere {
+            files,
+            tag,
+            address: listener.local_addr().expect("an address").to_string(),
+            tokens: AtomicUsize::new(0),
+            broken: Mutex::default(),
+            ranges: AtomicUsize::new(0),
+        });
+        let serving = registry.clone();
+        std::thread::spawn(move || {
+            for line in listener.incoming().flatten() {
+                serving.serve(line);
+            }
+        });
+        registry
+    }
+
+    /// One request a line.
+    fn serve(&self, mut line: TcpStream) {
+        let mut reader = BufReader::new(line.try_clone().expect("a copy"));
+        let mut head = Vec::new();
+        loop {
+            let mut text = String::new();
+            match reader.read_line(&mut text) {
+                Ok(count) if count > 2 => head.push(text.trim().to_owned()),
+                _ => break,
+            }
+        }
+        let Some(path) = head.first().and_then(|line| line.split(' ').nth(1)) else {
+            return;
+        };
+        let header = |name: &str| {
+            head.iter().find_map(|line| {
+                let (key, value) = line.split_once(": ")?;
+                key.eq_ignore_ascii_case(name).then(|| value.to_owned())
+            })
+        };
+        let mut answer = |status: &str, more: &str, length: usize, body: &[u8]| {
+            let head = format!(
+                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n{more}\r\n"
+            );
+            let _ = line.write_all(head.as_bytes());
+            let _ = line.write_all(body);
+        };
+        let authorization = header("authorization").unwrap_or_default();
+        if path.starts_with("/token?") {
+            // me:se cret
+            let known = authorization == "Basic bWU6c2UgY3JldA==";
+            assert!(path.contains("scope=repository%3Ashop%3Apull"), "{path}");
+            self.tokens.fetch_add(1, Ordering::SeqCst);
+            return match known {
+                true => answer("200 OK", "", 15, br#"{"token":"abc"}"#),
+                false => answer("401 Unauthorized", "", 0, b""),
+            };
+        }
+        if authorization != "Bearer abc" {
+            let wanted = format!(
+                "WWW-Authenticate: Bearer realm=\"http://{}/token\",service=\"here\"\r\n",
+                self.address
+            );
+            return answer("401 Unauthorized", &wanted, 0, b"");
+        }
+        if path == "/v2/shop/manifests/1" {
+            let kind = "Content-Type: application/vnd.oci.image.manifest.v1+json\r\n";
+            return answer("200 OK", kind, self.tag.len(), &self.tag);
+        }
+        let name = path.trim_start_matches("/v2/shop/").replace(':', "/");
+        let Some(blob) = self.files.get(&name) else {
+            return answer("404 Not Found", "", 0, b"");
+        };
+        if let Some(range) = header("range") {
+            let from = range.trim_start_matches("bytes=").trim_end_matches('-');
+            let from: usize = from.parse().expect("a range");
+            self.ranges.fetch_add(1, Ordering::SeqCst);
+            return answer("206 Partial Content", "", blob.len() - from, &blob[from..]);
+        }
+        let mut broken = self.broken.lock().expect("no panic");
+        if broken.contains(&name) {
+            return answer("200 OK", "", blob.len(), blob);
+        }
+        broken.push(name);
+        answer("200 OK", "", blob.len(), &blob[..blob.len() / 2]);
+    }
+}
+
+#[test]
+fn an_image_is_fetched_from_another_registry() {
+    let Some(place) = Place::new() else { return };
+    let path = place.folder.path().join("remote.tar");
+    let digest = oci::write(
+        &path,
+        &[place.base()],
+        &config(json!({})),
+        oci::architecture(),
+    );
+    let registry = Elsewhere::start(&path, &digest);
+    let image = format!("image = '{}/shop:1'\n", registry.address);
+    let app = place.app("fetched", &image);
+    let folder = app.path().to_string_lossy().into_owned();
+    // Without a password.
+    let (_, said) = place.server.fails(&["deploy", &folder]);
+    assert!(said.contains("hutong registry login"), "{said}");
+    let mut login = place
+        .server
+        .command(&["registry", "login", &registry.address, "--user", "me"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .expect("hutong runs");
+    let mut input = login.stdin.take().expect("piped");
+    input.write_all(b"se cret\n").expect("written");
+    drop(input);
+    assert!(login.wait().expect("it ends").success());
+    let listed = place.server.ok(&["registry", "list"]);
+    assert!(
+        listed.contains("me") && !listed.contains("cret"),
+        "{listed}"
+    );
+    place.server.ok(&["deploy", &folder]);
+    assert!(place.ask("fetched", "/").contains("uid=1234"));
+    assert!(registry.ranges.load(Ordering::SeqCst) >= 1, "it went on");
+    // What is there is not fetched again; nor is the password anywhere in the open.
+    let before = registry.tokens.load(Ordering::SeqCst);
+    place.server.ok(&["deploy", &folder]);
+    assert_eq!(registry.tokens.load(Ordering::SeqCst), before);
+    let stored = std::fs::read(place.server.data.path().join("control/state.db"));
+    let stored = stored.expect("it is there");
+    assert!(!stored.windows(7).any(|bytes| bytes == b"se cret"));
+    place.server.ok(&["registry", "logout", &registry.address]);
 }

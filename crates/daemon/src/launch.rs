@@ -123,6 +123,7 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
         }
         Err(error @ DriverError::Refused(_)) => {
             control.give_back(instance);
+            lock(&control.observed).image_health.remove(instance);
             control.logs.forget_spool(instance);
             Err(NotStarted::Because(error.to_string()))
         }

@@ -82,7 +82,7 @@ impl Name {
             HUB => HUB_ADDRESS,
             host => host,
         };
-        Source::new(address, &self.path, login)
+        Source::new(&self.host, address, &self.path, login)
     }
 }
 

@@ -43,6 +43,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// A repository of another registry, and what opens it.
 pub struct Source {
+    /// What images call the registry, and where it is.
+    name: String,
     address: String,
     path: String,
     login: Option<(String, String)>,
@@ -51,8 +53,9 @@ pub struct Source {
 }
 
 impl Source {
-    pub fn new(address: &str, path: &str, login: Option<(String, String)>) -> Self {
+    pub fn new(name: &str, address: &str, path: &str, login: Option<(String, String)>) -> Self {
         Source {
+            name: name.to_owned(),
             address: address.to_owned(),
             path: path.to_owned(),
             login,
@@ -127,7 +130,7 @@ impl Client {
         kinds: &str,
     ) -> Result<(Vec<u8>, Option<String>), Failure> {
         let (response, host) = self.get(source, url, Some(kinds), None).await?;
-        let response = expect(response, &host, &[StatusCode::OK])?;
+        let response = expect(response, &host, &source.name, &[StatusCode::OK])?;
         let media_type = response.headers().get(CONTENT_TYPE);
         let media_type = media_type.and_then(|value| value.to_str().ok());
         let media_type = media_type.map(str::to_owned);
@@ -185,7 +188,7 @@ impl Client {
             return Err(Again(format!("{host} does not go on where it broke"), None));
         }
         let good = [StatusCode::OK, StatusCode::PARTIAL_CONTENT];
-        let response = expect(response, &host, &good)?;
+        let response = expect(response, &host, &source.name, &good)?;
         if response.status() == StatusCode::OK && have > 0 {
             // It begins anew.
             file.set_len(0).map_err(disk)?;
@@ -333,7 +336,7 @@ impl Client {
         let at = checked(&url)?;
         let basic = basic.transpose()?;
         let response = self.ask(&url, &at, basic.as_ref(), None, None).await?;
-        let response = expect(response, &at, &[StatusCode::OK])?;
+        let response = expect(response, &at, &source.name, &[StatusCode::OK])?;
         let bytes = read(response.into_body(), MAX_TOKEN, &at).await?;
         let token: Token = serde_json::from_slice(&bytes)
             .map_err(|_| Final(format!("{at} gives no token for {host}")))?;
@@ -420,6 +423,7 @@ fn length(path: &Path) -> u64 {
 fn expect(
     response: Response<Incoming>,
     host: &str,
+    name: &str,
     good: &[StatusCode],
 ) -> Result<Response<Incoming>, Failure> {
     let status = response.status();
@@ -433,7 +437,7 @@ fn expect(
         StatusCode::TOO_MANY_REQUESTS => Again(format!("{host} is asked too often"), later),
         status if status.is_server_error() => Again(format!("{host} answers with {status}"), later),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Final(format!(
-            "{host} does not let us have it ({status}): `hutong registry login {host}` stores a name and a password"
+            "{host} does not let us have it ({status}): `hutong registry login {name}` stores a name and a password"
         )),
         StatusCode::NOT_FOUND => Final(format!(
             "{host} has no such image, or does not show it to whoever asks"
@@ -573,9 +577,9 @@ mod tests {
         ] {
             assert!(checked(bad).is_err(), "{bad}");
         }
-        let url = Source::new("ghcr.io", "me/x", None).url("manifests/1");
+        let url = Source::new("ghcr.io", "ghcr.io", "me/x", None).url("manifests/1");
         assert_eq!(url, "https://ghcr.io/v2/me/x/manifests/1");
-        let url = Source::new("localhost:5000", "x", None).url("blobs/y");
+        let url = Source::new("here", "localhost:5000", "x", None).url("blobs/y");
         assert_eq!(url, "http://localhost:5000/v2/x/blobs/y");
     }
 

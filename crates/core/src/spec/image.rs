@@ -123,6 +123,17 @@ impl Check<'_> {
                 format!("`{text}` is no image such as \"python:3.12\" or \"registry.example.com/shop@sha256:…\""),
             );
         }
+        let is_ours = reference
+            .get_ref()
+            .starts_with(&format!("{LOCAL_REGISTRY}/"));
+        if let Some(driver) = raw.driver.as_ref().filter(|_| is_ours)
+            && *driver.get_ref() == ImageDriver::Docker
+        {
+            self.wrong(
+                driver.span().start,
+                "no engine has the images that the server itself holds; they run with driver = \"sandbox\"",
+            );
+        }
         if raw.folder.is_some() || raw.upstream.is_some() {
             self.wrong(
                 at,

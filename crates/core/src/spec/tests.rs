@@ -254,6 +254,8 @@ fn an_image_has_a_driver_and_may_be_put_in_place_of_another() {
         let text = with_image(text, "new:2").expect("good");
         assert_eq!(image(&text).reference, "new:2", "{text}");
     }
+    let engine = errors("name='a'\nimage='hutong.local/x'\ndriver='docker'");
+    assert!(engine.contains("no engine has the images"), "{engine}");
     assert!(with_image("name='a'", "no image").is_err());
     assert_eq!(with_port("name='a'\nport=80\n", 90), None);
     let text = with_port("name='a'\nimage='x'\n", 90).expect("none was said");

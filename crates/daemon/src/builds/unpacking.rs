@@ -180,10 +180,12 @@ fn unpack(
     let why = how_it_ended(control, &instance, memory);
     if let Some(why) = why {
         let log = controller::last_words(control, app, deployment.id);
-        let why = match control.has_disk() {
-            Err(low) => low,
+        let said = log.last().and_then(|line| line.strip_prefix("failed: "));
+        let why = match (control.has_disk(), said) {
+            (Err(low), _) => low,
             // Its last line says what was wrong with the layer.
-            Ok(()) => log.last().cloned().unwrap_or(why),
+            (Ok(()), Some(said)) if why.starts_with("exited") => said.to_owned(),
+            _ => why,
         };
         let _ = control.warden.build_drop(&instance);
         return Err(Broken {

@@ -232,6 +232,20 @@ impl Client {
         self.finish(response, sender).await.map(drop)
     }
 
+    /// Uploads a stream, and reads the answer.
+    pub async fn put_stream_for<S, A>(&self, path: &str, stream: S) -> Result<A, ClientError>
+    where
+        S: futures_util::Stream<Item = std::io::Result<Bytes>> + Send + 'static,
+        A: DeserializeOwned,
+    {
+        use futures_util::StreamExt;
+        let frames = stream.map(|chunk| chunk.map(Frame::data));
+        let body = BodyExt::boxed_unsync(StreamBody::new(frames));
+        let (response, sender) = self.send(self.request(Method::PUT, path, body)?).await?;
+        let text = self.finish(response, sender).await?;
+        serde_json::from_slice(&text).map_err(nonsense)
+    }
+
     /// An answer that streams.
     pub async fn stream(&self, path: &str) -> Result<Incoming, ClientError> {
         let (response, _) = self.send(self.request(Method::GET, path, empty())?).await?;

@@ -382,6 +382,34 @@ pub struct DeployRequest {
     /// The folder of app files that it comes from, where they are applied as a whole: at most 500 printable characters.
     #[serde(default)]
     pub applied_from: Option<String>,
+    /// In place of the image that hutong.toml names.
+    #[serde(default)]
+    pub image: Option<String>,
+}
+
+/// A registry that the server has a name and a password for.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RegistryLogin {
+    pub host: String,
+    pub user: String,
+    /// Milliseconds since 1970.
+    pub updated_at: u64,
+}
+
+/// A name and a password for a registry; the password is stored encrypted and never given back.
+#[derive(Clone, Serialize, Deserialize, ToSchema)]
+pub struct RegistryPassword {
+    pub user: String,
+    pub password: String,
+}
+
+/// An image that was taken in.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TakenImage {
+    /// What it is called: the `image` of a deployment.
+    pub image: String,
+    /// Of its manifest.
+    pub digest: String,
 }
 
 /// What a deployment would do.

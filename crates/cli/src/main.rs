@@ -105,6 +105,9 @@ enum Command {
     Source(verbs::source::Verb),
     /// List the previews of an app's branches
     Previews(verbs::AppArg),
+    /// Store names and passwords for other registries of images
+    #[command(subcommand)]
+    Registry(verbs::registry::Verb),
     /// List certificates, bring your own, print the local authority's root
     #[command(subcommand)]
     Cert(verbs::cert::Verb),
@@ -227,6 +230,7 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Gateway => server.block_on(verbs::gateway::run(&server))?,
         Command::External => server.block_on(verbs::external::run(&server))?,
         Command::Ban(verb) => server.block_on(verbs::ban::run(verb, &server))?,
+        Command::Registry(verb) => server.block_on(verbs::registry::run(verb, &server))?,
         Command::Env(verb) => server.block_on(verbs::env::run(verb, &server))?,
         Command::Password(args) => verbs::password::run(&args, server.output)?,
         Command::Exec(args) => return server.block_on(verbs::exec::run(&args, &server)),

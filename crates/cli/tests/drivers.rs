@@ -1,8 +1,10 @@
-//! The same app and the same behaviour, in a sandbox of our own and in a container of a real Docker engine.
+//! The same app and the same behaviour, in a sandbox of our own, in one whose root is an image, and in a container of a
+//! real Docker engine.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use hutong_testkit::docker::{Docker, IMAGE, ROOT_IMAGE};
+use hutong_testkit::docker::{Docker, IMAGE, ROOT_IMAGE, root_archive};
+use hutong_testkit::oci;
 use hutong_testkit::server::{Server, app_folder, python_app};
 use hutong_testkit::trial::{begin, is_tried};
 use hutong_testkit::visitor::{ask, get};
@@ -11,7 +13,7 @@ use hutong_testkit::{eventually, is_root, kill};
 /// What runs the app: the file differs by these lines only.
 struct Driver {
     server: Server,
-    lines: &'static str,
+    lines: String,
     engine: Option<Docker>,
 }
 
@@ -21,7 +23,7 @@ impl Driver {
     fn sandbox() -> Option<Self> {
         is_root().then(|| Driver {
             server: Server::start(),
-            lines: "env.BIND = '0.0.0.0'\n",
+            lines: "env.BIND = '0.0.0.0'\n".into(),
             engine: None,
         })
     }
@@ -34,8 +36,34 @@ impl Driver {
         });
         Some(Driver {
             server,
-            lines: CONTAINER,
+            lines: CONTAINER.into(),
             engine: Some(engine),
+        })
+    }
+
+    /// A sandbox whose root is the image that containers have.
+    fn image() -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        let server = Server::start();
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = std::fs::read(root_archive(folder.path())).expect("an archive");
+        let archive = folder.path().join("image.tar");
+        let config = serde_json::json!({ "User": "1000" });
+        let parts = [oci::Part::plain(root)];
+        let digest = oci::write(&archive, &parts, &config, oci::architecture());
+        // Its release keeps the image, for others to name it.
+        let toml = "name = 'seed'\ncommand = ['python3', '-m', 'http.server', '8080']\n";
+        let seed = app_folder(&[("hutong.toml", toml)]);
+        let (seed, archive) = (seed.path().to_string_lossy(), archive.to_string_lossy());
+        server.ok(&["deploy", &seed, "--image", &archive]);
+        server.ok(&["stop", "seed"]);
+        let lines = format!("image = 'hutong.local/seed@{digest}'\nenv.BIND = '0.0.0.0'\n");
+        Some(Driver {
+            server,
+            lines,
+            engine: None,
         })
     }
 
@@ -46,9 +74,9 @@ impl Driver {
     }
 
     fn folder(&self, name: &str, more: &str, body: &str) -> tempfile::TempDir {
-        let table = match self.engine {
-            Some(_) => "\n[container]\nmount = '/app'\nuser = 'app'\n",
-            None => "",
+        let table = match self.lines.contains("image = ") {
+            true => "\n[container]\nmount = '/app'\nuser = 'app'\n",
+            false => "",
         };
         python_app(name, &format!("{}{more}{table}", self.lines), body)
     }
@@ -67,6 +95,9 @@ macro_rules! both {
     ($($(#[$doc:meta])* fn $name:ident($driver:ident: &Driver) $body:block)*) => {
         mod in_a_sandbox {
             $(#[test] fn $name() { if let Some(driver) = super::Driver::sandbox() { super::$name(&driver); } })*
+        }
+        mod in_an_image {
+            $(#[test] fn $name() { if let Some(driver) = super::Driver::image() { super::$name(&driver); } })*
         }
         mod in_a_container {
             $(#[test] fn $name() { if let Some(driver) = super::Driver::docker() { super::$name(&driver); } })*

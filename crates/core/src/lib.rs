@@ -8,6 +8,7 @@ pub mod backoff;
 pub mod canary;
 pub mod drift;
 pub mod hours;
+pub mod image;
 pub mod labels;
 pub mod leak;
 pub mod name;

@@ -29,7 +29,10 @@ use canary::RawCanary;
 use egress::RawEgress;
 pub use egress::{Egress, EgressRule};
 use image::RawContainer;
-pub use image::{Image, MAX_INSTANCES as MAX_CONTAINERS, Pull, User as ContainerUser};
+pub use image::{
+    Image, ImageDriver, LOCAL_REGISTRY, MAX_INSTANCES as MAX_CONTAINERS, Pull,
+    User as ContainerUser, with_image, with_port,
+};
 pub use preview::{Preview, PreviewData};
 use preview::{RawGit, RawPreview};
 pub use processes::{Caps, Cron, ReleaseCommand, Worker};
@@ -245,10 +248,13 @@ struct RawSpec {
     /// The program: a list of words, or one line that is split like a shell would (no shell runs).
     #[schemars(with = "Option<Words>")]
     command: Option<Spanned<Words>>,
-    /// An image to run, such as "ghcr.io/me/shop:1.4", in a container of the server's Docker engine; `command` then
-    /// stands in place of the image's own.
+    /// An image to run, such as "ghcr.io/me/shop:1.4"; `command` then stands in place of the image's own.
     #[schemars(with = "Option<String>")]
     image: Option<Spanned<String>>,
+    /// What runs the image: "sandbox" (the default on a server without an engine), or "docker", a container of the
+    /// server's Docker engine.
+    #[schemars(with = "Option<ImageDriver>")]
+    driver: Option<Spanned<ImageDriver>>,
     /// How the image is run.
     #[schemars(with = "Option<RawContainer>")]
     container: Option<Spanned<RawContainer>>,

@@ -1,11 +1,13 @@
 //! What is done before a release rolls out. Builds: what a folder needs before it can run, done in a sandbox of its own
 //! with the app's ids, capped, one at a time.  Then the release command, if there is one. The result is kept by what went in, so the same input is not built twice.
 
+mod unpacking;
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hutong_core::spec::{AppSpec, ContainerUser, Image, ReleaseCommand, Run};
+use hutong_core::spec::{AppSpec, ContainerUser, Image, ImageDriver, ReleaseCommand, Run};
 use hutong_core::tree::digest_of;
 use hutong_core::units::{show_size, show_time};
 use hutong_ipc::shim::Exit;
@@ -15,7 +17,7 @@ use hutong_runtime::client::{Driver, DriverError};
 
 use crate::launch::{NotStarted, What, launch};
 use crate::store::{Deployment, Release, StoreError};
-use crate::{Control, controller, ids, lock, memory};
+use crate::{Control, controller, ids, images, lock, memory};
 
 /// Caps of a build: it must not freeze a machine of 2 cores and 4 GB.
 const CPU_MILLIS: u32 = 1500;
@@ -212,7 +214,7 @@ fn fetch(
 }
 
 /// Why no app from an image runs here.
-pub const NO_ENGINE: &str = "this server has no Docker engine for apps from images: start it with --docker, or set [docker] in the server file";
+pub const NO_ENGINE: &str = "this server has no Docker engine: leave `driver` out or set it to \"sandbox\", start the server with --docker, or set [docker] in the server file";
 
 enum Outcome {
     /// The key that the result is kept by, if there was something to build.
@@ -232,7 +234,7 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> 
         .release(&deployment.app, deployment.release)
         .map_err(Broken::plain)?
         .ok_or_else(|| Broken::plain("its release is gone"))?;
-    let spec = release.parse().map_err(Broken::plain)?;
+    let mut spec = release.parse().map_err(Broken::plain)?;
     let tree = control.data_dir.join("trees").join(&release.digest);
     let steps = recipe(&spec, &tree);
     let mut ready = release;
@@ -242,7 +244,24 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> 
             None => return Ok(Outcome::Superseded),
         }
     }
-    if let Some(image) = &spec.image {
+    let driver = spec
+        .image
+        .as_ref()
+        .map(|image| images::driver(control, image));
+    if let (Some(image), Some(ImageDriver::Sandbox)) = (&spec.image, driver) {
+        let (built, text) = unpacking::prepare(control, deployment, &ready, &spec, image)?;
+        ready.built = Some(built);
+        if let Some(text) = text {
+            let number = ready.number;
+            let kept = control.store.set_spec(&ready.app, number, &text);
+            kept.map_err(Broken::plain)?;
+            ready.spec = text;
+            spec = ready.parse().map_err(Broken::plain)?;
+        }
+        if is_superseded(control, deployment.id) {
+            return Ok(Outcome::Superseded);
+        }
+    } else if let Some(image) = &spec.image {
         let found = fetch(control, deployment, image)?;
         let brings_nothing = !found.has_command && image.entrypoint.is_none();
         if brings_nothing && spec.run == Run::Command(Vec::new()) {

@@ -309,7 +309,7 @@ fn load(control: &Control) -> Result<Read, StoreError> {
                 let engine = lock(&control.observed).engine.clone();
                 match engine {
                     // What runs of it is not known: starting it once more would be wrong.
-                    Engine::Unknown(why) if loaded.is_from_image() => {
+                    Engine::Unknown(why) if loaded.needs_engine(control) => {
                         broken.insert(name, format!("the Docker engine does not answer: {why}"));
                         waiting.push(loaded);
                     }
@@ -375,9 +375,10 @@ impl Loaded {
         versions.map(|(_, _, spec)| &**spec)
     }
 
-    fn is_from_image(&self) -> bool {
+    /// Whether the container engine runs something of it.
+    fn needs_engine(&self, control: &Control) -> bool {
         let mut versions = self.rollout.iter().chain(&self.active);
-        versions.any(|(_, _, spec)| spec.image.is_some())
+        versions.any(|(_, release, spec)| crate::images::needs_engine(control, release, spec))
     }
 
     fn own(&self, deployment: u64) -> Option<publish::Own<'_>> {
@@ -484,7 +485,10 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
 /// What our probes say, and the image's own health check where it has one.
 fn health(observed: &Observed, instance: &Instance) -> plan::Health {
     let probed = observed.health_of(&instance.instance);
-    let own = instance.container.as_ref().and_then(|reach| reach.health);
+    let own = match &instance.container {
+        Some(reach) => reach.health,
+        None => observed.image_health.get(&instance.instance).copied(),
+    };
     match (probed, own) {
         (plan::Health::Healthy, Some(docker::Health::Starting)) => {
             plan::Health::Starting("the image's health check has not passed yet".into())
@@ -595,7 +599,7 @@ fn publish_all(
         let mut observed = lock(&control.observed);
         let mut warnings = warnings;
         warnings.extend(waiting);
-        if let (Engine::Silent(why), true) = (&observed.engine, loaded.is_from_image()) {
+        if let (Engine::Silent(why), true) = (&observed.engine, loaded.needs_engine(control)) {
             warnings.push(format!("the Docker engine does not answer: {why}"));
         }
         observed.warnings.insert(name.clone(), warnings);
@@ -874,7 +878,8 @@ fn is_web(instance: &Instance) -> bool {
 fn with_port_hint(control: &Control, loaded: &Loaded, deployment: u64, reason: &str) -> String {
     let rollout = loaded.rollout.as_ref();
     let port = rollout.map_or(0, |(_, _, spec)| spec.port);
-    let is_container = rollout.is_some_and(|(_, _, spec)| spec.image.is_some());
+    let is_container = rollout
+        .is_some_and(|(_, release, spec)| crate::images::needs_engine(control, release, spec));
     if is_container && reason.contains("refused") {
         return format!(
             "{reason}; the program must listen on port {port}, and on 0.0.0.0 instead of 127.0.0.1"

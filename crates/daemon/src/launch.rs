@@ -2,14 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use hutong_core::image::{ImageUser, find_user};
 use hutong_core::spec::{AppSpec, Caps, ContainerUser, Egress, Image};
 use hutong_ipc::docker;
-use hutong_ipc::warden::{Instance, Limits, Quota, Start, Tree};
+use hutong_ipc::warden::{ImageLayers, ImageRoot, Instance, Limits, Quota, Start, Tree};
+use hutong_registry::{ContainerConfig, Digest};
 use hutong_runtime::client::{Driver, DriverError};
 
 use crate::builds::NO_ENGINE;
+use crate::images::{self, program};
 use crate::store::Release;
-use crate::{Control, ids};
+use crate::{Control, ids, lock};
 
 /// What is to run.
 pub struct What<'a> {
@@ -86,7 +89,12 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
         guaranteed: what.caps.guaranteed_bytes,
     };
     let started = match &what.spec.image {
-        Some(image) => start_container(control, instance, what, image, env, limits),
+        Some(image) => match images::of_release(what.release) {
+            Some(digest) => {
+                start_from_image(control, instance, what, (image, &digest), env, limits)
+            }
+            None => start_container(control, instance, what, image, env, limits),
+        },
         None => control.warden.start(Start {
             instance: instance.to_owned(),
             app: app.to_owned(),
@@ -100,6 +108,7 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
             egress_list: what.spec.egress.list(),
             links: links(what),
             quota: quota(control, instance, what.spec),
+            image: None,
         }),
     };
     match started {
@@ -114,6 +123,7 @@ pub fn launch(control: &Control, instance: &str, what: &What<'_>) -> Result<(), 
         }
         Err(error @ DriverError::Refused(_)) => {
             control.give_back(instance);
+            lock(&control.observed).image_health.remove(instance);
             control.logs.forget_spool(instance);
             Err(NotStarted::Because(error.to_string()))
         }
@@ -158,6 +168,99 @@ pub fn container_env(spec: &AppSpec, instance: &str) -> Vec<(String, String)> {
         env.push(("DATA_DIR".into(), "/data".into()));
     }
     env
+}
+
+/// What a program of a sandbox from an image gets: the image's own variables, and `env` over them.
+pub fn image_env(
+    config: &ContainerConfig,
+    spec: &AppSpec,
+    instance: &str,
+    env: Vec<(String, String)>,
+) -> Vec<(String, String)> {
+    let mut own = container_env(spec, instance);
+    own.extend(env);
+    let image = spec.image.as_ref();
+    let user = image.and_then(|image| program::user(config, image).ok().flatten());
+    let root = matches!(user, Some(ImageUser::Number(0, _)));
+    let home = match (root, spec.data) {
+        (true, _) => "/root",
+        (false, true) => "/data",
+        (false, false) => "/tmp",
+    };
+    program::environment(config, home, own)
+}
+
+/// Whose number the image's user is, by the image's own /etc/passwd if it has a name.
+fn number_of(
+    control: &Control,
+    app: &str,
+    layers: &ImageLayers,
+    user: Option<ImageUser>,
+) -> Result<Option<(u32, u32)>, DriverError> {
+    let name = match user {
+        None => return Ok(None),
+        Some(ImageUser::Number(uid, gid)) => return Ok(Some((uid, gid))),
+        Some(ImageUser::Named(name)) => name,
+    };
+    let passwd = control.warden.passwd(app, layers.clone())?;
+    let found = passwd.and_then(|text| find_user(&text, &name));
+    found.map(Some).ok_or_else(|| {
+        DriverError::Refused(format!(
+            "the image's user `{name}` is not in its /etc/passwd, or not once; set `user = \"app\"`"
+        ))
+    })
+}
+
+fn start_from_image(
+    control: &Control,
+    instance: &str,
+    what: &What<'_>,
+    (image, digest): (&Image, &Digest),
+    env: Vec<(String, String)>,
+    limits: Limits,
+) -> Result<(), DriverError> {
+    let app = what.spec.name.as_str();
+    let found = control.images.image(digest).map_err(DriverError::Refused)?;
+    let config = found.config.config.clone().unwrap_or_default();
+    if what.kind == ids::Kind::Web && images::health::has_check(&config) {
+        // Before it runs: it is not healthy until its own check has passed.
+        let health = docker::Health::Starting;
+        let mut observed = lock(&control.observed);
+        observed.image_health.insert(instance.to_owned(), health);
+    }
+    let layers = images::layers(control.warden.can_stack()?, &found);
+    let user = program::user(&config, image).map_err(DriverError::Refused)?;
+    let user = number_of(control, app, &layers, user)?;
+    let argv = program::argv(&config, image, what.argv);
+    if argv.is_empty() {
+        let reason = "the image says no command to run: set `command`";
+        return Err(DriverError::Refused(reason.into()));
+    }
+    control.warden.start(Start {
+        instance: instance.to_owned(),
+        app: app.to_owned(),
+        deployment: what.deployment,
+        tree: Tree::Source {
+            digest: what.release.digest.clone(),
+        },
+        argv,
+        env: image_env(&config, what.spec, instance, env),
+        limits,
+        data: what.spec.data,
+        egress: what.spec.egress != Egress::None,
+        egress_list: what.spec.egress.list(),
+        links: links(what),
+        quota: quota(control, instance, what.spec),
+        image: Some(ImageRoot {
+            layers,
+            mount: image.mount.clone(),
+            writable: program::writable(&config, image, what.spec.data),
+            cwd: program::folder(&config, image),
+            user,
+            allow_root: image.allow_root,
+            stop_signal: program::signal(&config),
+        }),
+    })
 }
 
 fn start_container(

@@ -13,6 +13,7 @@ mod gateway_link;
 mod git;
 mod http;
 mod ids;
+mod images;
 mod jobs;
 mod launch;
 mod logs;
@@ -61,6 +62,7 @@ struct Control {
     specs: specs::Specs,
     warden: WardenClient,
     docker: docker::DockerClient,
+    images: images::Images,
     observed: Mutex<observed::Observed>,
     logs: logs::Logs,
     memory: Mutex<memory::Ledger>,
@@ -147,6 +149,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
         specs: specs::Specs::default(),
         warden: WardenClient::new(&run_dir),
         docker: docker::DockerClient::new(&run_dir),
+        images: images::Images::new(&own, setup.settings.ca_bundle.as_deref()),
         observed: Mutex::default(),
         logs: logs::Logs::new(&own),
         memory: Mutex::default(),
@@ -178,6 +181,8 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
     tokio::spawn(controller::run(control.clone()));
     tokio::spawn(docker::watch(control.clone()));
     tokio::spawn(disk::run(control.clone()));
+    tokio::spawn(images::run(control.clone()));
+    tokio::spawn(images::health::run(control.clone()));
     tokio::spawn(certs::issuer::run(control.clone()));
     let api_is_tcp = setup.api_is_tcp;
     tokio::select! {

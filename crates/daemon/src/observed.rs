@@ -11,6 +11,8 @@ pub struct Observed {
     pub instances: BTreeMap<String, Instance>,
     /// What the gateway said of each instance.
     pub health: HashMap<String, Health>,
+    /// What images' own health checks say of instances in sandboxes.
+    pub image_health: HashMap<String, hutong_ipc::docker::Health>,
     /// Instances that were told to stop, and when. Every time here is in milliseconds since boot.
     pub stopping: HashMap<String, u64>,
     /// When an instance's role became draining, and under which version.
@@ -175,6 +177,7 @@ impl Observed {
     pub fn forget(&mut self, instance: &str) {
         self.instances.remove(instance);
         self.health.remove(instance);
+        self.image_health.remove(instance);
         self.stopping.remove(instance);
         self.draining.remove(instance);
         self.drained.remove(instance);

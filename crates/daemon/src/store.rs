@@ -2,6 +2,7 @@
 
 mod canaries;
 mod git;
+mod registries;
 mod runs;
 
 use std::collections::BTreeMap;
@@ -24,11 +25,11 @@ pub use git::{MAX_TOKENS, Preview, Scope, Source, Token};
 pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 8;
+const VERSION: i64 = 9;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -84,6 +85,13 @@ const MIGRATIONS: [&str; 7] = [
      ) STRICT;
      ALTER TABLE apps ADD COLUMN warm INTEGER;
      ALTER TABLE apps ADD COLUMN warm_until_ms INTEGER NOT NULL DEFAULT 0;",
+    // Names and passwords for other registries.
+    "CREATE TABLE registries (
+       host TEXT PRIMARY KEY,
+       user TEXT NOT NULL,
+       sealed BLOB NOT NULL,
+       updated_ms INTEGER NOT NULL
+     ) STRICT;",
 ];
 
 /// A file that is given up when the disk is full, so that `remove --purge` can still be written down.
@@ -579,6 +587,17 @@ impl Store {
                 add_deployment(t, app, release, kind, "rolling")?;
             }
             Ok(as_seen.is_some())
+        })
+    }
+
+    /// A release's file says more than its owner wrote: what its image says of itself.
+    pub fn set_spec(&self, app: &str, number: u64, spec: &str) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "UPDATE releases SET spec = ?3 WHERE app = ?1 AND number = ?2",
+                params![app, number, spec],
+            )?;
+            Ok(())
         })
     }
 

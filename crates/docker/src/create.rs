@@ -10,6 +10,7 @@ use bollard::models::{
 };
 use bollard::query_parameters::{CreateContainerOptions, DownloadFromContainerOptions};
 use futures_util::StreamExt;
+use hutong_core::image::{ImageUser, find_user};
 use hutong_core::spec::links;
 use hutong_ipc::docker::{Ask, Prepared, Start, Told};
 
@@ -43,14 +44,6 @@ const PREPARE: std::time::Duration = std::time::Duration::from_secs(1800);
 /// Why a container cannot be made of whose name there is one: its making was answered, and the answer got lost.
 pub const IN_THE_WAY: &str = "a container of its name is in the way";
 
-/// What an image's own words say of whom it runs as.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum User {
-    Number(u32, u32),
-    /// Only the image's /etc/passwd says which number.
-    Named(String),
-}
-
 impl Engine {
     /// Makes the container of an instance; its id. Everything that keeps it in is settled before: the engine is told a
     /// number to run as, and resolves no name by itself.
@@ -73,9 +66,9 @@ impl Engine {
         let user = match start.own_user {
             true => None,
             false => Some(
-                match parse_user(config.user.as_deref().unwrap_or_default())? {
-                    User::Number(uid, gid) => (uid, gid),
-                    User::Named(name) => self.look_up(start, &image, &name).await?,
+                match ImageUser::parse(config.user.as_deref().unwrap_or_default())? {
+                    ImageUser::Number(uid, gid) => (uid, gid),
+                    ImageUser::Named(name) => self.look_up(start, &image, &name).await?,
                 },
             ),
         };
@@ -338,60 +331,6 @@ pub fn boot_id() -> String {
     text.trim().to_owned()
 }
 
-/// A decimal number, and nothing else: what the engine would make of anything odder is its own affair.
-fn number(text: &str) -> Option<u32> {
-    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    text.parse().ok().filter(|_| plain)
-}
-
-/// `USER` of an image: `""`, `1000`, `1000:1000`, `node`.
-fn parse_user(text: &str) -> Result<User, String> {
-    let (user, group) = text.split_once(':').unwrap_or((text, ""));
-    let odd = || format!("the image's user `{text}` is not understood; set `user = \"app\"`");
-    let group = match group {
-        "" => None,
-        text => Some(number(text).ok_or_else(odd)?),
-    };
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-    match (user, number(user)) {
-        ("", _) => Ok(User::Number(0, 0)),
-        (_, Some(uid)) => Ok(User::Number(uid, group.unwrap_or(0))),
-        (name, None)
-            if group.is_none()
-                && name.bytes().all(plain)
-                && name.as_bytes()[0].is_ascii_alphabetic() =>
-        {
-            Ok(User::Named(name.to_owned()))
-        }
-        _ => Err(odd()),
-    }
-}
-
-/// A line of passwd(5): user and group. Nothing if any line is odd or the name is there twice: the engine might read it
-/// another way.
-fn find_user(passwd: &str, name: &str) -> Option<(u32, u32)> {
-    let mut found = None;
-    for line in passwd.lines().filter(|line| !line.is_empty()) {
-        let fields: Vec<&str> = line.split(':').collect();
-        let [user, _, uid, gid, _, _, _] = fields[..] else {
-            return None;
-        };
-        if user.trim() != user {
-            return None;
-        }
-        let ids = number(uid).zip(number(gid))?;
-        if user == name && found.replace(ids).is_some() {
-            return None;
-        }
-    }
-    found
-}
-
-/// Whether an image's `USER` is root, or says nothing.
-pub fn is_root(user: &str) -> bool {
-    matches!(parse_user(user), Ok(User::Number(0, _)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -401,53 +340,5 @@ mod tests {
         assert_eq!(reservation(100 << 20, true), Some(94_371_840));
         assert_eq!(reservation(100 << 20, false), None);
         assert_eq!(reservation(4 << 20, true), None);
-    }
-
-    #[test]
-    fn users_of_images_are_read() {
-        for root in ["", "0", "0:0", "0:1000", "00"] {
-            assert!(is_root(root), "{root}");
-        }
-        assert_eq!(parse_user("1000"), Ok(User::Number(1000, 0)));
-        assert_eq!(parse_user("1000:20"), Ok(User::Number(1000, 20)));
-        assert_eq!(parse_user("node"), Ok(User::Named("node".into())));
-        for odd in [
-            "-0",
-            "+0",
-            "0x0",
-            "node:staff",
-            " 0",
-            "4294967296",
-            "a b",
-            "-a",
-            ":",
-            "1:",
-        ] {
-            let parsed = parse_user(odd);
-            assert!(
-                parsed.is_err() || matches!(parsed, Ok(User::Number(0 | 1, 0))),
-                "{odd}: {parsed:?}"
-            );
-        }
-        for odd in ["-0", "+0", "0x0", " 0"] {
-            assert!(parse_user(odd).is_err(), "{odd}");
-        }
-    }
-
-    #[test]
-    fn a_passwd_that_two_may_read_differently_is_not_read() {
-        let good =
-            "root:x:0:0:root:/root:/bin/sh\nnode:x:1000:1001::/:/bin/sh\ntoor:x:0:0::/:/bin/sh\n";
-        assert_eq!(find_user(good, "node"), Some((1000, 1001)));
-        assert_eq!(find_user(good, "toor"), Some((0, 0)));
-        assert_eq!(find_user(good, "nobody"), None);
-        for odd in [
-            "evil:x:x:0::/:/\n",
-            "evil\n",
-            " evil:x:0:0::/:/\n",
-            "node:x:0:0::/:/\n",
-        ] {
-            assert_eq!(find_user(&format!("{odd}{good}"), "node"), None, "{odd}");
-        }
     }
 }

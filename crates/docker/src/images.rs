@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use bollard::query_parameters::CreateImageOptions;
 use futures_util::StreamExt;
+use hutong_core::image::ImageUser;
 use hutong_core::name::is_digest;
 use hutong_ipc::docker::{Image, Pull};
 
-use crate::create;
 use crate::engine::Engine;
 
 /// How long an image may take to be fetched, and to say nothing.
@@ -61,7 +61,7 @@ impl Engine {
         let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
         Ok(Image {
             id,
-            is_root: create::is_root(config.user.as_deref().unwrap_or_default()),
+            is_root: ImageUser::is_root(config.user.as_deref().unwrap_or_default()),
             remapped: self.is_remapped().await,
             has_command: some(&config.cmd) || some(&config.entrypoint),
         })

@@ -21,7 +21,7 @@ pub const INIT_UID: u32 = 65533;
 pub const UID_RANGE: u32 = 65536;
 
 /// All a shim needs to build one sandbox and run one program in it.
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 pub struct Launch {
     /// Instance id, for messages.
     pub instance: String,
@@ -56,6 +56,17 @@ pub struct Launch {
     /// Other apps that this one calls: name and the address that the shim listens on for it.
     #[serde(default)]
     pub links: Vec<(String, [u8; 4])>,
+    /// An image is the root, in place of the allow-list.
+    #[serde(default)]
+    pub root: Option<Root>,
+    /// Folders in memory that may be written to, beside /tmp and /run; their places inside. They need `root`.
+    #[serde(default)]
+    pub writable: Vec<String>,
+    #[serde(default)]
+    pub user: RunAs,
+    /// What asks the program to end; SIGTERM if nothing is said.
+    #[serde(default)]
+    pub stop_signal: Option<i32>,
     /// Walls left out: by `doctor` to find the guilty one, and for builds in development mode.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub without: Vec<Wall>,
@@ -82,6 +93,39 @@ pub enum Wall {
 /// The oldest version (ABI) of Landlock that is used: under the first one nobody may rename or link across folders.
 pub const LANDLOCK_LEAST: i32 = 2;
 
+/// The layers of an image, unpacked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// Folders of the host from the bottom up, at least one; opened without following links.
+    pub layers: Vec<String>,
+    /// The first of the host's ids that their files have. They are shown with the app's ids; if `None`, as they are.
+    pub owner: Option<u32>,
+}
+
+/// Whom programs run as, inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunAs {
+    pub uid: u32,
+    pub gid: u32,
+    /// What is left of root's powers within the app's user namespace (capabilities(7)); a bit each.
+    pub capabilities: u64,
+}
+
+impl Default for RunAs {
+    fn default() -> Self {
+        RunAs {
+            uid: APP_UID,
+            gid: APP_UID,
+            capabilities: 0,
+        }
+    }
+}
+
+/// What root keeps of its powers where an app may be root: enough to change its user, own files and listen on low ports;
+/// not to make devices, send raw packets or trace. CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID and
+/// NET_BIND_SERVICE, as containers have it, too.
+pub const ROOT_CAPABILITIES: u64 = 0b100_1111_1011;
+
 /// A folder or file of the host that the app sees.
 #[derive(Serialize, Deserialize)]
 pub struct Mount {
@@ -92,6 +136,9 @@ pub struct Mount {
     pub writable: bool,
     /// A missing source is passed over.
     pub optional: bool,
+    /// Overlayfs' whiteouts, which are devices that stand for nothing, may be made in it.
+    #[serde(default)]
+    pub whiteouts: bool,
 }
 
 /// The instance's leg of the egress bridge.
@@ -138,7 +185,7 @@ pub enum Request {
     /// The listening sockets of the app's links.
     Links,
     Status,
-    /// SIGTERM now, SIGKILL after the time-out.
+    /// SIGTERM now, or what the image names; SIGKILL after the time-out.
     Stop {
         timeout_ms: u64,
     },

@@ -46,6 +46,57 @@ pub struct Start {
     /// With `egress`: all that it may reach, as `hutong.toml` has it; none: every public address.
     #[serde(default)]
     pub egress_list: Option<Vec<String>>,
+    /// An image is the root. `env` is then all that the program gets, and `tree` is seen only where this says.
+    #[serde(default)]
+    pub image: Option<ImageRoot>,
+}
+
+/// An image as the root of a sandbox.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRoot {
+    pub layers: ImageLayers,
+    /// Where the release's files appear.
+    pub mount: Option<String>,
+    /// Folders that may be written to, in memory.
+    pub writable: Vec<String>,
+    pub cwd: String,
+    /// User and group as the image says; the app's own if `None`.
+    pub user: Option<(u32, u32)>,
+    /// May run as root inside.
+    pub allow_root: bool,
+    pub stop_signal: Option<i32>,
+}
+
+/// Where an image's layers are, unpacked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageLayers {
+    /// By the digests of their archives (`sha256:HEX`), from the bottom up; shared between apps.
+    Stacked(Vec<String>),
+    /// All in one folder with the app's ids, by the digest of the image (64 hex digits).
+    Flat(String),
+}
+
+/// A layer to unpack: the digests (`sha256:HEX`) of what is in control's store, and of the archive in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PackedLayer {
+    pub blob: String,
+    pub diff_id: String,
+}
+
+/// Layers of an image to unpack, in a sandbox that sees them and nothing else.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Unpack {
+    /// A step of a deployment's build.
+    pub instance: String,
+    pub app: String,
+    /// One, or with `flat` all of an image, from the bottom up.
+    pub layers: Vec<PackedLayer>,
+    /// Over each other, in one folder with the app's ids.
+    pub flat: bool,
+    /// Of what comes out, in bytes.
+    pub bound: u64,
+    pub limits: Limits,
 }
 
 /// A bound of an app's `/data`.
@@ -99,6 +150,32 @@ pub enum Request {
     /// Throws away what a build left.
     BuildDrop {
         instance: String,
+    },
+    /// Starts to unpack; it shows up in `List` like a build and ends with an exit record.
+    Unpack(Box<Unpack>),
+    /// Keeps what was unpacked: a layer by its digest (`sha256:HEX`), or an image of the app by its own (64 hex digits).
+    UnpackKeep {
+        instance: String,
+        app: String,
+        flat: bool,
+        digest: String,
+    },
+    /// Whether layers can be stacked here; else each app gets images of its own.
+    CanStack,
+    /// Whether the layers of an image are all there.
+    HasLayers {
+        app: String,
+        layers: ImageLayers,
+    },
+    /// The image's /etc/passwd.
+    Passwd {
+        app: String,
+        layers: ImageLayers,
+    },
+    /// Throws away the layers (`sha256:HEX`) and the images of apps that are not among these.
+    ImagesSweep {
+        layers: Vec<String>,
+        flat: Vec<(String, String)>,
     },
     /// Ends builds and throws away what builds left, but for those in `keep` (ids without the step).
     BuildSweep {
@@ -154,6 +231,7 @@ pub enum Request {
 pub enum Answer {
     Done,
     Yes(bool),
+    Text(Option<String>),
     Instances(Vec<Instance>),
     Evidence(Vec<Evidence>),
     Disk(Vec<DiskUse>),

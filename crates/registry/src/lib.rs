@@ -14,6 +14,7 @@ mod disk;
 mod error;
 mod http;
 mod image;
+mod ingest;
 mod manifest;
 mod name;
 mod range;
@@ -34,7 +35,7 @@ pub use collect::{Pinned, Report};
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use error::{StoreError, Whose};
 pub use http::router;
-pub use image::{ContainerConfig, Image, ImageConfig, ImageError, Layer, RootFs};
+pub use image::{ContainerConfig, Healthcheck, Image, ImageConfig, ImageError, Layer, RootFs};
 pub use manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Kind, MAX_MANIFEST, Manifest, OCI_ARTIFACT,
     OCI_INDEX, OCI_MANIFEST, Platform,

@@ -10,7 +10,8 @@ use std::time::Duration;
 use hutong_ipc::channel;
 use hutong_ipc::shim;
 use hutong_ipc::warden::{
-    Answer, Build, DiskUse, Evidence, Instance, Leak, Process, Request, Start, Wanted,
+    Answer, Build, DiskUse, Evidence, ImageLayers, Instance, Leak, Process, Request, Start, Unpack,
+    Wanted,
 };
 use thiserror::Error;
 
@@ -158,6 +159,65 @@ impl WardenClient {
             app: app.into(),
             key: key.into(),
         })
+    }
+
+    /// Starts to unpack layers; it ends like a build.
+    pub fn unpack(&self, unpack: Unpack) -> Result<(), DriverError> {
+        self.done(&Request::Unpack(Box::new(unpack)))
+    }
+
+    /// Keeps what was unpacked: a layer by its digest, or an image of the app by its own.
+    pub fn unpack_keep(
+        &self,
+        instance: &str,
+        app: &str,
+        flat: bool,
+        digest: &str,
+    ) -> Result<(), DriverError> {
+        self.done(&Request::UnpackKeep {
+            instance: instance.into(),
+            app: app.into(),
+            flat,
+            digest: digest.into(),
+        })
+    }
+
+    /// Whether layers of images can be stacked on this host.
+    pub fn can_stack(&self) -> Result<bool, DriverError> {
+        match self.ask(&Request::CanStack)? {
+            Answer::Yes(stacks) => Ok(stacks),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    pub fn has_layers(&self, app: &str, layers: ImageLayers) -> Result<bool, DriverError> {
+        match self.ask(&Request::HasLayers {
+            app: app.into(),
+            layers,
+        })? {
+            Answer::Yes(there) => Ok(there),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    /// An image's /etc/passwd, if it has one.
+    pub fn passwd(&self, app: &str, layers: ImageLayers) -> Result<Option<String>, DriverError> {
+        match self.ask(&Request::Passwd {
+            app: app.into(),
+            layers,
+        })? {
+            Answer::Text(text) => Ok(text),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    /// Throws away the unpacked layers and images that are not among these.
+    pub fn images_sweep(
+        &self,
+        layers: Vec<String>,
+        flat: Vec<(String, String)>,
+    ) -> Result<(), DriverError> {
+        self.done(&Request::ImagesSweep { layers, flat })
     }
 
     pub fn drop_data(&self, app: &str) -> Result<(), DriverError> {

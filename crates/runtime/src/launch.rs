@@ -19,7 +19,7 @@ use crate::instances::{Instances, Record};
 use crate::paths::Layout;
 use crate::{processes, sys};
 
-static SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hutong-shim"));
+pub static SHIM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hutong-shim"));
 
 /// A launch may take this long, everything included.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -70,6 +70,21 @@ impl Layout {
     pub fn mounts(&self) -> PathBuf {
         self.data.join("mounts")
     }
+    /// Where control keeps what images are made of, packed; see the registry's `disk`.
+    pub fn registry(&self) -> PathBuf {
+        self.control().join("registry")
+    }
+    pub fn images(&self) -> PathBuf {
+        self.data.join("images")
+    }
+    /// Layers of images, unpacked, by the digests of their archives.
+    pub fn layers(&self) -> PathBuf {
+        self.images().join("layers")
+    }
+    /// Whole images of one app, unpacked, where layers cannot be stacked.
+    pub fn flat(&self) -> PathBuf {
+        self.images().join("flat")
+    }
     /// The Docker driver's own folder.
     pub fn docker(&self) -> PathBuf {
         self.data.join("docker")
@@ -117,6 +132,9 @@ impl Layout {
             (self.builds(), root, private(0), 0o700),
             (self.disks(), root, private(0), 0o700),
             (self.mounts(), root, private(0), 0o700),
+            (self.images(), root, private(0), 0o700),
+            (self.layers(), root, private(0), 0o700),
+            (self.flat(), root, private(0), 0o700),
             // The gateway may pass through to files of static apps, nobody else.
             (self.built(), root, gateway, 0o710),
             (self.trees(), control, gateway, 0o710),

@@ -41,6 +41,7 @@ pub fn mount(source: &Path, target: &str, writable: bool) -> Mount {
         target: target.to_owned(),
         writable,
         optional: false,
+        whiteouts: false,
     }
 }
 
@@ -76,6 +77,14 @@ pub fn files(app: &str, home: &str, resolver: Option<[u8; 4]>) -> Vec<(String, S
     ]
     .map(|(path, content)| (path.to_owned(), content))
     .to_vec()
+}
+
+/// What is made up for an app whose root is an image: the image has users of its own.
+pub fn files_of_image(app: &str) -> Vec<(String, String)> {
+    let ours = ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"];
+    let mut all = files(app, "/", None);
+    all.retain(|(path, _)| ours.contains(&path.as_str()));
+    all
 }
 
 /// The environment below the app's own variables.

@@ -10,10 +10,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use hutong_ipc::channel;
-use hutong_ipc::shim::{Go, Launch, Step, Wall};
+use hutong_ipc::shim::{Go, Launch, Root, Step, Wall};
 use hutong_ipc::spool::{self, Cursor, Kind};
 
 use crate::{launch, sandbox, seccomp};
+
+/// Ids that are nobody's.
+const TRIAL_IDS: u32 = 0x6fff_0000;
 
 /// A program that was started; it ends with this.
 pub struct Trial {
@@ -32,6 +35,29 @@ impl Trial {
     /// Starts a program without these walls. `app` is what it sees as `/app`. As root it gets ids that are nobody's: it
     /// is to live for a moment and own nothing.
     pub fn start(without: &[Wall], argv: &[&str], app: Option<&Path>) -> Result<Self, String> {
+        let mut mounts = sandbox::host_mounts();
+        mounts.extend(app.map(|folder| sandbox::mount(folder, "/app", false)));
+        Self::launch(Launch {
+            argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+            mounts,
+            files: sandbox::files("trial", "/tmp", None),
+            without: without.to_vec(),
+            ..Launch::default()
+        })
+    }
+
+    /// Starts a program of an image.
+    pub fn start_in(root: Root, argv: &[&str]) -> Result<Self, String> {
+        Self::launch(Launch {
+            argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+            files: sandbox::files_of_image("trial"),
+            root: Some(root),
+            ..Launch::default()
+        })
+    }
+
+    /// With what all of them have in common.
+    fn launch(launch: Launch) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
         let program = launch::shim_program().map_err(text)?;
         let (ours, theirs) = UnixStream::pair().map_err(text)?;
@@ -46,28 +72,16 @@ impl Trial {
             .spawn()
             .map_err(|error| format!("cannot start the shim: {error}"))?;
         let trial = Trial { shim, spool };
-        let mut mounts = sandbox::host_mounts();
-        mounts.extend(app.map(|folder| sandbox::mount(folder, "/app", false)));
         let is_root = crate::sys::effective_uid() == 0;
         let launch = Launch {
             instance: "trial".into(),
             hostname: "trial".into(),
-            uid_base: is_root.then_some(0x6fff_0000),
-            argv: argv.iter().map(|word| (*word).to_owned()).collect(),
-            env: Vec::new(),
+            uid_base: is_root.then_some(TRIAL_IDS),
             cwd: "/".into(),
-            mounts,
-            files: sandbox::files("trial", "/tmp", None),
             tmp_bytes: 64 << 20,
-            links: Vec::new(),
             seccomp: seccomp::program()?,
-            peers: Vec::new(),
-            socket_peers: Vec::new(),
             spool_bytes: 1 << 20,
-            cgroup: false,
-            tasks: 0,
-            egress: None,
-            without: without.to_vec(),
+            ..launch
         };
         // Nobody asks it anything.
         let socket = std::os::unix::net::UnixDatagram::unbound().map_err(text)?;

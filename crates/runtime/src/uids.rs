@@ -19,6 +19,9 @@ struct State {
     /// The range of our own processes.
     own: u32,
     apps: BTreeMap<String, u32>,
+    /// Whose the files of images' layers are: nobody's who runs.
+    #[serde(default)]
+    images: Option<u32>,
     /// A random number that tells this server from another at the same place.
     server: u64,
 }
@@ -45,6 +48,7 @@ impl Uids {
                 State {
                     own: (server % u64::from(RANGES)) as u32,
                     server,
+                    images: None,
                     apps: BTreeMap::new(),
                 }
             }
@@ -92,15 +96,33 @@ impl Uids {
         if let Some(range) = self.state.apps.get(app) {
             return Ok(Self::base(*range));
         }
-        let used = |range: u32| {
-            range == self.state.own || self.state.apps.values().any(|taken| *taken == range)
-        };
-        let free = (1..RANGES)
-            .map(|step| (self.state.own + step) % RANGES)
-            .find(|range| !used(*range))
-            .ok_or("no range of ids is left for another app")?;
+        let free = self.free()?;
         let mut state = self.state.clone();
         state.apps.insert(app.to_owned(), free);
+        self.keep(state)?;
+        Ok(Self::base(free))
+    }
+
+    fn free(&self) -> Result<u32, String> {
+        let used = |range: u32| {
+            range == self.state.own
+                || self.state.images == Some(range)
+                || self.state.apps.values().any(|taken| *taken == range)
+        };
+        (1..RANGES)
+            .map(|step| (self.state.own + step) % RANGES)
+            .find(|range| !used(*range))
+            .ok_or_else(|| "no range of ids is left for another app".to_owned())
+    }
+
+    /// The first id of the range that files of images' layers have, taken now if there is none.
+    pub fn images(&mut self) -> Result<u32, String> {
+        if let Some(range) = self.state.images {
+            return Ok(Self::base(range));
+        }
+        let free = self.free()?;
+        let mut state = self.state.clone();
+        state.images = Some(free);
         self.keep(state)?;
         Ok(Self::base(free))
     }
@@ -135,6 +157,9 @@ mod tests {
         assert!(a >= FIRST && a.checked_add(UID_RANGE).is_some_and(|end| end <= 1 << 31));
         let mut again = Uids::open(folder.path()).expect("open");
         assert_eq!(again.of_app("a"), Ok(a));
+        let images = again.images().expect("a range");
+        assert!(images.abs_diff(a) >= UID_RANGE && images.abs_diff(b) >= UID_RANGE);
+        assert_eq!(again.images(), Ok(images));
         again.forget("a").expect("forget");
         assert_eq!(again.of_app("b"), Ok(b));
         // What could not be written was not given out.

@@ -6,6 +6,7 @@ mod adopt;
 mod children;
 mod docker;
 mod evidence;
+mod images;
 mod leaks;
 mod lists;
 mod requests;
@@ -73,6 +74,8 @@ struct Warden {
     launching: Mutex<Vec<hutong_ipc::warden::Instance>>,
     /// Read by whoever makes something of an app's, written by who looks for leaks.
     making: std::sync::RwLock<()>,
+    /// Whether images' layers can be stacked here, once it was tried.
+    stacks: Mutex<Option<bool>>,
     /// Held while a build's folder is made.
     preparing: Mutex<()>,
     /// Instances being started: their address on the egress network is taken.
@@ -141,6 +144,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         shims: Mutex::new(Vec::new()),
         launching: Mutex::new(Vec::new()),
         making: std::sync::RwLock::new(()),
+        stacks: Mutex::new(None),
         preparing: Mutex::new(()),
         starting: Mutex::new(Vec::new()),
         root,

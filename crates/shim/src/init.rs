@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use hutong_ipc::channel;
-use hutong_ipc::shim::{APP_UID, Exec, Exit, INIT_UID, Launch, Wall};
+use hutong_ipc::shim::{Exec, Exit, INIT_UID, Launch, Wall};
 use serde::{Deserialize, Serialize};
 
 use crate::{Context, landlock, sandbox, sys};
@@ -57,12 +57,12 @@ pub fn heard(line: &UnixStream) -> Result<News, String> {
 pub fn run(
     launch: &Launch,
     tasks: Vec<File>,
+    mapping: Option<OwnedFd>,
     line: UnixStream,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+    outputs: [OwnedFd; 2],
 ) -> ! {
-    let started = start(launch, tasks, &line, &stdout, &stderr);
-    drop((stdout, stderr));
+    let started = start(launch, tasks, mapping, &line, &outputs);
+    drop(outputs);
     let program = match started {
         Ok(pid) => pid,
         Err(reason) => {
@@ -91,9 +91,9 @@ fn await_go(line: &UnixStream) -> Result<(), String> {
 fn start(
     launch: &Launch,
     tasks: Vec<File>,
+    mapping: Option<OwnedFd>,
     line: &UnixStream,
-    stdout: &OwnedFd,
-    stderr: &OwnedFd,
+    [stdout, stderr]: &[OwnedFd; 2],
 ) -> Result<i32, String> {
     await_go(line)?;
     for mut tasks in tasks {
@@ -113,9 +113,14 @@ fn start(
         app.map_or("/", |mount| mount.source.as_str())
     } else {
         hutong_ipc::fail::point("mount namespace");
-        sandbox::enter(launch)?;
-        launch.cwd.as_str()
+        sandbox::enter(launch, mapping.as_ref())?;
+        // An image's folders may be closed to init; its programs go there themselves.
+        match &launch.root {
+            Some(_) => "/",
+            None => launch.cwd.as_str(),
+        }
     };
+    drop(mapping);
     // While this process may still open everything.
     let rules = landlock::rules(launch)?;
     if !launch.without.contains(&Wall::User) {
@@ -125,7 +130,7 @@ fn start(
             sys::unshare(libc::CLONE_NEWUSER).during("cannot make the user namespace")?;
             channel::send(line, &News::WantsIds, &[]).during("the shim went away")?;
             await_go(line)?;
-            sys::set_ids(INIT_UID).during("cannot take on init's id")?;
+            sys::set_ids(INIT_UID, INIT_UID).during("cannot take on init's id")?;
         }
         let keep = [
             sys::CAP_KILL,
@@ -133,7 +138,9 @@ fn start(
             sys::CAP_SETUID,
             sys::CAP_SETPCAP,
         ];
-        let mask = keep.iter().fold(0, |mask, cap| mask | 1u64 << cap);
+        // What it gives on to programs it must have.
+        let more = launch.uid_base.map_or(0, |_| launch.user.capabilities);
+        let mask = keep.iter().fold(more, |mask, cap| mask | 1u64 << cap);
         sys::set_capabilities(mask).during("cannot drop capabilities")?;
     }
     sys::not_dumpable();
@@ -155,6 +162,10 @@ fn start(
     spawn(launch, &launch.argv, &launch.env, stdio, false)
 }
 
+/// What a child could not do, beside the number of the error.
+const NOT_EXECUTED: i32 = 0;
+const NOT_ENTERED: i32 = 1 << 16;
+
 /// Forks and executes a program as the app's user; an error is the exec's own.
 fn spawn(
     launch: &Launch,
@@ -166,15 +177,27 @@ fn spawn(
     let (report, report_end) = sys::pipe().during("cannot make a pipe")?;
     let child = sys::fork().during("cannot fork (are the pids used up?)")?;
     if child == 0 {
-        let failure = become_app(launch, stdio, terminal)
-            .err()
-            .unwrap_or_else(|| sys::execute(argv, env));
-        let errno = failure.raw_os_error().unwrap_or(0);
-        let _ = File::from(report_end).write_all(&errno.to_le_bytes());
+        let (what, failure) = match become_app(launch, stdio, terminal) {
+            Err(error) => (NOT_EXECUTED, error),
+            Ok(()) => match enter_folder(launch) {
+                Err(error) => (NOT_ENTERED, error),
+                Ok(()) => (NOT_EXECUTED, sys::execute(argv, env)),
+            },
+        };
+        let report = what | failure.raw_os_error().unwrap_or(0);
+        let _ = File::from(report_end).write_all(&report.to_le_bytes());
         sys::exit(127);
     }
     drop(report_end);
     let mut errno = [0; 4];
+    let failed = |report: i32| match report & NOT_ENTERED {
+        0 => why_not_executed(launch, &argv[0], env, report),
+        _ => format!(
+            "cannot enter {}: {}",
+            launch.cwd,
+            sys::describe(report & !NOT_ENTERED)
+        ),
+    };
     // The descriptor does not block, so wait for data or for the end.
     // The child has the app's id by now, so the app may stop it: not for long.
     if sys::poll(&[(report.as_raw_fd(), sys::READABLE)], 5000)[0] == 0 {
@@ -183,7 +206,7 @@ fn spawn(
     }
     match File::from(report).read_exact(&mut errno) {
         Err(_) => Ok(child),
-        Ok(()) => Err(why_not_executed(&argv[0], env, i32::from_le_bytes(errno))),
+        Ok(()) => Err(failed(i32::from_le_bytes(errno))),
     }
 }
 
@@ -199,17 +222,39 @@ fn become_app(
     if launch.without.contains(&Wall::User) {
         return Ok(());
     }
-    sys::drop_bounding_set();
-    if launch.uid_base.is_some() {
-        sys::set_ids(APP_UID)?;
+    if launch.uid_base.is_none() {
+        sys::drop_bounding_set(0);
+        return sys::set_capabilities(0);
     }
-    sys::set_capabilities(0)
+    let user = launch.user;
+    sys::drop_bounding_set(user.capabilities);
+    sys::set_ids(user.uid, user.gid)?;
+    sys::set_capabilities(user.capabilities)
 }
 
-fn why_not_executed(program: &str, env: &[(String, String)], errno: i32) -> String {
+/// Of an image; elsewhere init is there already.
+fn enter_folder(launch: &Launch) -> std::io::Result<()> {
+    match &launch.root {
+        Some(_) => sys::chdir(&launch.cwd),
+        None => Ok(()),
+    }
+}
+
+fn why_not_executed(
+    launch: &Launch,
+    program: &str,
+    env: &[(String, String)],
+    errno: i32,
+) -> String {
     let found = sys::candidates(program, env)
         .into_iter()
         .find(|path| sys::exists(path));
+    if let (Some(_), libc::ENOENT, None) = (&launch.root, errno, &found) {
+        return match program.contains('/') {
+            true => format!("there is no file `{program}` in the image"),
+            false => format!("the program `{program}` was not found in the image's PATH"),
+        };
+    }
     match (errno, found) {
         (libc::ENOENT, None) if program.contains('/') => {
             format!("there is no file `{program}` in the app's folder")

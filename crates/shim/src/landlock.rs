@@ -27,7 +27,9 @@ const READ_FILE: u64 = 1 << 2;
 const READ_DIR: u64 = 1 << 3;
 const REMOVE_DIR: u64 = 1 << 4;
 const REMOVE_FILE: u64 = 1 << 5;
-// 6 and 11 make device nodes: nobody gets these.
+// 6 and 11 make device nodes: nobody gets these, but for whiteouts where layers are unpacked, which are devices that
+// stand for nothing; real ones need what no app has.
+const MAKE_CHAR: u64 = 1 << 6;
 const MAKE_DIR: u64 = 1 << 7;
 const MAKE_REG: u64 = 1 << 8;
 const MAKE_SOCK: u64 = 1 << 9;
@@ -89,7 +91,12 @@ pub fn rules(launch: &Launch) -> Result<Option<OwnedFd>, String> {
     let scopes = if abi >= 6 { SCOPES } else { 0 };
     let rules = sys::landlock_rules(handled, scopes).during("cannot make rules of Landlock")?;
     for (path, rights) in allowed(launch) {
-        let opened = match sys::open_without_links(path) {
+        // We are in the image already: its links lead to places in it.
+        let opened = match &launch.root {
+            Some(_) => sys::open_in_new_root(path),
+            None => sys::open_without_links(path),
+        };
+        let opened = match opened {
             Ok(opened) => File::from(opened),
             // What is not there needs no rule; what has none is denied.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -123,12 +130,19 @@ fn allowed(launch: &Launch) -> Vec<(&str, u64)> {
         } else {
             &mount.source
         };
-        (path.as_str(), if mount.writable { CHANGE } else { USE })
+        let whiteouts = if mount.whiteouts { MAKE_CHAR } else { 0 };
+        let rights = if mount.writable { CHANGE } else { USE };
+        (path.as_str(), rights | whiteouts)
     });
     let mut rules: Vec<(&str, u64)> = mounts.collect();
     rules.extend(ALWAYS);
     if our_root {
         rules.extend(OF_OUR_ROOT);
+    }
+    if launch.root.is_some() {
+        rules.push(("/", USE));
+        let writable = launch.writable.iter();
+        rules.extend(writable.map(|path| (path.as_str(), CHANGE)));
     }
     rules
 }

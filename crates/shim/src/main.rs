@@ -5,6 +5,7 @@
 //! Static, single-threaded, and freshly executed by the warden, so that forking and unsharing are safe.
 //! Start at [`main`], then [`supervise`]. It must not open a path that the app can influence.
 
+mod image;
 mod init;
 mod landlock;
 mod net;
@@ -65,6 +66,14 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
     let spool = Writer::new(spool, launch.spool_bytes).during("cannot use the spool")?;
 
     fail::point("begin");
+    // While this process has the host's /proc and pids.
+    let owner = launch.root.as_ref().and_then(|root| root.owner);
+    let mapping = match (owner, launch.uid_base) {
+        (Some(owner), Some(base)) => {
+            Some(sys::id_mapping(owner, base).during("cannot map the image's ids")?)
+        }
+        _ => None,
+    };
     make_namespaces(&launch)?;
     fail::point("namespaces");
     if !launch.without.contains(&Wall::Net) {
@@ -92,12 +101,12 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
         0 => {
             fail::set_role("init");
             drop((ours, stdout, stderr, listener, spool, cgroup, links));
-            init::run(&launch, tasks, theirs, app_stdout, app_stderr)
+            init::run(&launch, tasks, mapping, theirs, [app_stdout, app_stderr])
         }
         child => child,
     };
     fail::point("forked");
-    drop((theirs, app_stdout, app_stderr, cgroup, tasks));
+    drop((theirs, app_stdout, app_stderr, cgroup, tasks, mapping));
     channel::send(warden, &Step::Child(child), &[]).during("the warden went away")?;
     wait_go(warden)?;
     init::tell(&ours, &init::Order::Go)?;
@@ -119,6 +128,7 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
     fail::point("running");
     channel::send(warden, &Step::Running, &[]).during("the warden went away")?;
     let (peers, socket_peers) = (launch.peers.clone(), launch.socket_peers.clone());
+    let stop_signal = launch.stop_signal.unwrap_or(libc::SIGTERM);
     drop(launch);
     sys::release_memory();
     supervise::run(supervise::Instance {
@@ -130,6 +140,7 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
         links,
         peers,
         socket_peers,
+        stop_signal,
     })
 }
 

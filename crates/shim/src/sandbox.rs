@@ -1,5 +1,5 @@
-//! The root that an app sees: an allow-list, built in a mount namespace of its own and then pivoted
-//! into. Runs in the child that becomes pid 1, before it gives its privileges up.
+//! The root that an app sees: an allow-list of the host, or an image ([`image`]), built in a mount namespace of its own
+//! and then pivoted into. Runs in the child that becomes pid 1, before it gives its privileges up.
 
 use std::fs;
 use std::io;
@@ -8,15 +8,15 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use hutong_ipc::shim::{Launch, Mount};
 
-use crate::{Context, sys};
+use crate::{Context, image, sys};
 
-const READ_ONLY: u64 = 1;
-const NO_SETUID: u64 = 2;
-const NO_DEVICES: u64 = 4;
+pub const READ_ONLY: u64 = 1;
+pub const NO_SETUID: u64 = 2;
+pub const NO_DEVICES: u64 = 4;
 
 /// Where the new root is put together; any folder that every Linux has. It is covered only in the
 /// new mount namespace.
-const STAGING: &str = "/tmp";
+pub const STAGING: &str = "/tmp";
 
 /// What /proc shows of the host and must not (as Docker masks it, and more), and what must not be written. There is no
 /// /sys at all.
@@ -36,8 +36,8 @@ const MASKED: [&str; 11] = [
 const MASKED_FOLDERS: [&str; 4] = ["acpi", "asound", "scsi", "driver"];
 const READ_ONLY_PROC: [&str; 5] = ["bus", "fs", "irq", "sys", "sysrq-trigger"];
 
-/// Builds the root and makes it `/`.
-pub fn enter(launch: &Launch) -> Result<(), String> {
+/// Builds the root and makes it `/`. `mapping` shows an image's files with the app's ids.
+pub fn enter(launch: &Launch, mapping: Option<&OwnedFd>) -> Result<(), String> {
     sys::mount("", "/", "", libc::MS_REC | libc::MS_PRIVATE, "").during("cannot unshare mounts")?;
     // Opened before anything is covered, each without following a link.
     let mut sources = Vec::new();
@@ -52,15 +52,35 @@ pub fn enter(launch: &Launch) -> Result<(), String> {
         .into_iter()
         .filter_map(|name| Some((sys::open_without_links(&format!("/dev/{name}")).ok()?, name)))
         .collect();
+    let root = match &launch.root {
+        Some(root) => image::build(launch, root, &sources, mapping)?,
+        None => allow_list(launch, &sources)?,
+    };
+    drop(sources);
+    make_devices(&root, &devices).during("cannot make /dev")?;
+    mount_proc(&root)?;
+    if launch.root.is_some() {
+        // A file system of its own there.
+        sys::restrict_mount(&at(&root, "dev"), READ_ONLY | NO_SETUID, false)
+            .during("cannot seal /dev")?;
+    }
+    sys::chdir(&root).during("cannot enter the new root")?;
+    sys::pivot_into_current_folder().during("cannot pivot into the new root")?;
+    sys::restrict_mount("/", READ_ONLY | NO_SETUID, false).during("cannot seal the new root")?;
+    sys::set_hostname(&launch.hostname).during("cannot set the host name")
+}
+
+/// The allow-list of the host, at [`STAGING`].
+fn allow_list(launch: &Launch, sources: &[(OwnedFd, &Mount)]) -> Result<String, String> {
     tmpfs("", "size=2m,nr_inodes=4k,mode=755")?;
     for folder in ["proc", "dev", "etc", "tmp", "run", "var"] {
-        fs::create_dir(at(folder)).during("cannot make a folder of the new root")?;
+        fs::create_dir(at(STAGING, folder)).during("cannot make a folder of the new root")?;
     }
-    for (fd, mount) in &sources {
+    for (fd, mount) in sources {
         attach(fd, mount).during(&format!("cannot mount {}", mount.target))?;
     }
     for (path, content) in &launch.files {
-        let path = at(path.trim_start_matches('/'));
+        let path = at(STAGING, path.trim_start_matches('/'));
         fs::write(&path, content)
             .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644)))
             .during("cannot write a file of the new root")?;
@@ -68,13 +88,8 @@ pub fn enter(launch: &Launch) -> Result<(), String> {
     system_links().during("cannot link the system's folders")?;
     tmpfs("tmp", &format!("size={},mode=1777", launch.tmp_bytes))?;
     tmpfs("run", "size=1m,mode=1777")?;
-    symlink("/tmp", at("var/tmp")).during("cannot link /var/tmp")?;
-    make_devices(&devices).during("cannot make /dev")?;
-    mount_proc()?;
-    sys::chdir(STAGING).during("cannot enter the new root")?;
-    sys::pivot_into_current_folder().during("cannot pivot into the new root")?;
-    sys::restrict_mount("/", READ_ONLY | NO_SETUID, false).during("cannot seal the new root")?;
-    sys::set_hostname(&launch.hostname).during("cannot set the host name")
+    symlink("/tmp", at(STAGING, "var/tmp")).during("cannot link /var/tmp")?;
+    Ok(STAGING.to_owned())
 }
 
 /// Where the host's root is kept: its /proc shows the host's processes, those of this pid namespace are mounted over it.
@@ -83,18 +98,18 @@ pub fn own_proc() -> Result<(), String> {
     sys::mount("proc", "/proc", "proc", libc::MS_NOSUID, "").during("cannot mount /proc")
 }
 
-fn at(path: &str) -> String {
-    format!("{STAGING}/{path}")
+fn at(root: &str, path: &str) -> String {
+    format!("{root}/{path}")
 }
 
 fn tmpfs(path: &str, options: &str) -> Result<(), String> {
     let flags = libc::MS_NOSUID | libc::MS_NODEV;
-    sys::mount("tmpfs", &at(path), "tmpfs", flags, options)
+    sys::mount("tmpfs", &at(STAGING, path), "tmpfs", flags, options)
         .during(&format!("cannot mount a tmpfs on /{path}"))
 }
 
 fn attach(fd: &OwnedFd, mount: &Mount) -> io::Result<()> {
-    let target = at(mount.target.trim_start_matches('/'));
+    let target = at(STAGING, mount.target.trim_start_matches('/'));
     let source = format!("/proc/self/fd/{}", fd.as_raw_fd());
     if fs::metadata(&source)?.is_dir() {
         fs::create_dir_all(&target)?;
@@ -114,15 +129,15 @@ fn system_links() -> io::Result<()> {
     for name in ["bin", "sbin", "lib", "lib64", "lib32", "libx32"] {
         // The host's own link, read through our still unpivoted root.
         if let Ok(link) = fs::read_link(format!("/{name}")) {
-            symlink(link, at(name))?;
+            symlink(link, at(STAGING, name))?;
         }
     }
     Ok(())
 }
 
-fn make_devices(devices: &[(OwnedFd, &str)]) -> io::Result<()> {
+fn make_devices(root: &str, devices: &[(OwnedFd, &str)]) -> io::Result<()> {
     for (fd, name) in devices {
-        let target = at(&format!("dev/{name}"));
+        let target = at(root, &format!("dev/{name}"));
         fs::write(&target, "")?;
         let source = format!("/proc/self/fd/{}", fd.as_raw_fd());
         sys::mount(&source, &target, "", libc::MS_BIND, "")?;
@@ -134,47 +149,47 @@ fn make_devices(devices: &[(OwnedFd, &str)]) -> io::Result<()> {
         ("stderr", "/proc/self/fd/2"),
         ("ptmx", "pts/ptmx"),
     ] {
-        symlink(to, at(&format!("dev/{link}")))?;
+        symlink(to, at(root, &format!("dev/{link}")))?;
     }
-    fs::create_dir(at("dev/shm"))?;
+    fs::create_dir(at(root, "dev/shm"))?;
     let flags = libc::MS_NOSUID | libc::MS_NODEV;
     sys::mount(
         "tmpfs",
-        &at("dev/shm"),
+        &at(root, "dev/shm"),
         "tmpfs",
         flags,
         "size=64m,mode=1777",
     )?;
-    fs::create_dir(at("dev/pts"))?;
+    fs::create_dir(at(root, "dev/pts"))?;
     let options = "newinstance,ptmxmode=0666,mode=0620,max=64";
     // A terminal of its own is a convenience; some outer containers forbid it.
     let _ = sys::mount(
         "devpts",
-        &at("dev/pts"),
+        &at(root, "dev/pts"),
         "devpts",
         libc::MS_NOSUID | libc::MS_NOEXEC,
         options,
     );
     // The queues of mq_open(3) are there either way; Landlock can allow them only where they can be seen.
-    fs::create_dir(at("dev/mqueue"))?;
+    fs::create_dir(at(root, "dev/mqueue"))?;
     let flags = flags | libc::MS_NOEXEC;
-    let _ = sys::mount("mqueue", &at("dev/mqueue"), "mqueue", flags, "");
+    let _ = sys::mount("mqueue", &at(root, "dev/mqueue"), "mqueue", flags, "");
     Ok(())
 }
 
-fn mount_proc() -> Result<(), String> {
+fn mount_proc(root: &str) -> Result<(), String> {
     let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    sys::mount("proc", &at("proc"), "proc", flags, "")
+    sys::mount("proc", &at(root, "proc"), "proc", flags, "")
         .during("cannot mount /proc (inside another container it may be masked)")?;
     for name in MASKED {
-        let target = at(&format!("proc/{name}"));
+        let target = at(root, &format!("proc/{name}"));
         if sys::exists(&target) {
-            sys::mount(&at("dev/null"), &target, "", libc::MS_BIND, "")
+            sys::mount(&at(root, "dev/null"), &target, "", libc::MS_BIND, "")
                 .during(&format!("cannot mask /proc/{name}"))?;
         }
     }
     for name in MASKED_FOLDERS {
-        let target = at(&format!("proc/{name}"));
+        let target = at(root, &format!("proc/{name}"));
         if sys::exists(&target) {
             sys::mount(
                 "tmpfs",
@@ -187,7 +202,7 @@ fn mount_proc() -> Result<(), String> {
         }
     }
     for name in READ_ONLY_PROC {
-        let target = at(&format!("proc/{name}"));
+        let target = at(root, &format!("proc/{name}"));
         if sys::exists(&target) {
             sys::mount(&target, &target, "", libc::MS_BIND | libc::MS_REC, "")
                 .and_then(|()| sys::restrict_mount(&target, READ_ONLY, false))

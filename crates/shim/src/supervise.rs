@@ -33,6 +33,8 @@ pub struct Instance {
     pub links: Vec<(String, std::net::TcpListener)>,
     pub peers: Vec<u32>,
     pub socket_peers: Vec<u32>,
+    /// What asks the program to end.
+    pub stop_signal: i32,
 }
 
 struct Connection {
@@ -285,7 +287,8 @@ impl Shim {
                 self.told = true;
                 let at = Instant::now() + Duration::from_millis(timeout_ms.min(3_600_000));
                 self.kill_at = Some(self.kill_at.map_or(at, |already| already.min(at)));
-                let _ = init::tell(&self.instance.line, &Order::Signal(libc::SIGTERM));
+                let order = Order::Signal(self.instance.stop_signal);
+                let _ = init::tell(&self.instance.line, &order);
                 self.reply(index, &Answer::Stopping, &[])
             }
             // One program for each connection: its end is the program's.

@@ -171,14 +171,55 @@ pub fn map_only_own_ids(uid: u32, gid: u32) -> io::Result<()> {
     std::fs::write("/proc/self/gid_map", format!("{app} {gid} 1\n"))
 }
 
-/// All ids become `id`; supplementary groups go.
-pub fn set_ids(id: u32) -> io::Result<()> {
+/// All ids become these; supplementary groups go.
+pub fn set_ids(uid: u32, gid: u32) -> io::Result<()> {
     // SAFETY: no memory is involved.
     unsafe {
         check(libc::setgroups(0, std::ptr::null()))?;
-        check(libc::setresgid(id, id, id))?;
-        check(libc::setresuid(id, id, id)).map(drop)
+        check(libc::setresgid(gid, gid, gid))?;
+        check(libc::setresuid(uid, uid, uid)).map(drop)
     }
+}
+
+/// A user namespace that nobody is in, in which the host's ids from `base` on stand for those from `owner` on: mounts
+/// that are made with it show files of the one range as the other's (mount_setattr(2), "ID-mapped mounts").
+pub fn id_mapping(owner: u32, base: u32) -> io::Result<OwnedFd> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    let child = fork()?;
+    if child == 0 {
+        drop(ours);
+        hold_namespace(theirs);
+    }
+    drop(theirs);
+    let made = map_namespace(&ours, child, owner, base);
+    // It ends when nobody holds the other end.
+    drop(ours);
+    // SAFETY: the child is ours, and no memory is involved.
+    unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+    made
+}
+
+/// The child's side: a namespace for as long as somebody is at the other end.
+fn hold_namespace(mut line: std::os::unix::net::UnixStream) -> ! {
+    use std::io::{Read, Write};
+    if unshare(libc::CLONE_NEWUSER).is_ok() && line.write_all(b"m").is_ok() {
+        let _ = line.read(&mut [0]);
+    }
+    exit(0)
+}
+
+fn map_namespace(
+    mut line: &std::os::unix::net::UnixStream,
+    child: i32,
+    owner: u32,
+    base: u32,
+) -> io::Result<OwnedFd> {
+    use std::io::Read;
+    line.read_exact(&mut [0])?;
+    let map = format!("{owner} {base} {}\n", hutong_ipc::shim::UID_RANGE);
+    std::fs::write(format!("/proc/{child}/uid_map"), &map)?;
+    std::fs::write(format!("/proc/{child}/gid_map"), &map)?;
+    Ok(std::fs::File::open(format!("/proc/{child}/ns/user"))?.into())
 }
 
 /// Makes `id` the owner of the user namespace that is made next, so that what the kernel counts by user
@@ -195,7 +236,7 @@ pub fn own_next_namespace(id: u32) -> io::Result<()> {
 
 /// Becomes an unprivileged user for good.
 pub fn become_plain_user(id: u32) -> io::Result<()> {
-    set_ids(id)?;
+    set_ids(id, id)?;
     set_capabilities(0)?;
     no_new_privileges()
 }
@@ -211,9 +252,9 @@ pub fn not_dumpable() {
     unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
 }
 
-/// Takes every capability out of the bounding set.
-pub fn drop_bounding_set() {
-    for capability in 0..64 {
+/// Takes every capability but those of `keep` out of the bounding set.
+pub fn drop_bounding_set(keep: u64) {
+    for capability in (0..64).filter(|capability| keep & 1 << capability == 0) {
         // SAFETY: no memory is involved; EINVAL behind the kernel's last capability is expected.
         if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } < 0 {
             break;
@@ -362,32 +403,86 @@ pub fn mount(
     .map(drop)
 }
 
+/// struct mount_attr, version 0.
+#[repr(C)]
+struct MountAttr {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    userns: u64,
+}
+
+fn set_mount_attr(at: RawFd, path: &CStr, flags: libc::c_int, attr: &MountAttr) -> io::Result<()> {
+    // SAFETY: the path is NUL-terminated, and `attr` has the layout that its size stands for.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            at,
+            path.as_ptr(),
+            flags,
+            attr as *const MountAttr,
+            size_of::<MountAttr>(),
+        )
+    };
+    check(result as i32).map(drop)
+}
+
 /// Adds attributes to a mount and, where asked, to those below it (mount_setattr(2)).
 pub fn restrict_mount(target: &str, attributes: u64, recursive: bool) -> io::Result<()> {
-    #[repr(C)]
-    struct Attr {
-        set: u64,
-        clear: u64,
-        propagation: u64,
-        userns: u64,
-    }
-    let attr = Attr {
+    let attr = MountAttr {
         set: attributes,
         clear: 0,
         propagation: 0,
         userns: 0,
     };
-    let target = c(target)?;
     let flags = if recursive { libc::AT_RECURSIVE } else { 0 };
-    // SAFETY: `attr` has the layout of struct mount_attr, version 0.
+    set_mount_attr(libc::AT_FDCWD, &c(target)?, flags, &attr)
+}
+
+/// A mount of its own of what is opened, attached nowhere (open_tree(2)).
+pub fn detached_mount(opened: &OwnedFd, recursive: bool) -> io::Result<OwnedFd> {
+    const CLONE: libc::c_uint = 1;
+    let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = CLONE | (libc::O_CLOEXEC | libc::AT_EMPTY_PATH | recursive) as libc::c_uint;
+    // SAFETY: the path is empty and NUL-terminated; the descriptor is ours.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_open_tree, opened.as_raw_fd(), c"".as_ptr(), flags);
+        Ok(OwnedFd::from_raw_fd(check(fd as i32)?))
+    }
+}
+
+/// Adds attributes to a mount of [`detached_mount`], and shows its files as a mapping of ids says.
+pub fn restrict_detached(
+    mount: &OwnedFd,
+    attributes: u64,
+    recursive: bool,
+    mapping: Option<&OwnedFd>,
+) -> io::Result<()> {
+    const IDMAP: u64 = 0x0010_0000;
+    let attr = MountAttr {
+        set: attributes | mapping.map_or(0, |_| IDMAP),
+        clear: 0,
+        propagation: 0,
+        userns: mapping.map_or(0, |mapping| mapping.as_raw_fd() as u64),
+    };
+    let recursive = if recursive { libc::AT_RECURSIVE } else { 0 };
+    let flags = libc::AT_EMPTY_PATH | recursive;
+    set_mount_attr(mount.as_raw_fd(), c"", flags, &attr)
+}
+
+/// Attaches a mount of [`detached_mount`] at what is opened (move_mount(2)).
+pub fn attach_mount(mount: &OwnedFd, target: &OwnedFd) -> io::Result<()> {
+    const FROM_EMPTY_PATH: libc::c_uint = 0x04;
+    const TO_EMPTY_PATH: libc::c_uint = 0x40;
+    // SAFETY: both paths are empty and NUL-terminated.
     let result = unsafe {
         libc::syscall(
-            libc::SYS_mount_setattr,
-            libc::AT_FDCWD,
-            target.as_ptr(),
-            flags,
-            &attr,
-            size_of::<Attr>(),
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            target.as_raw_fd(),
+            c"".as_ptr(),
+            FROM_EMPTY_PATH | TO_EMPTY_PATH,
         )
     };
     check(result as i32).map(drop)
@@ -417,6 +512,78 @@ pub fn open_without_links(path: &str) -> io::Result<OwnedFd> {
         OFlags::PATH | OFlags::CLOEXEC,
         Mode::empty(),
         ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS,
+    )?)
+}
+
+/// Opens a path below `root`, which no link and no `..` leads out of (openat2(2), `RESOLVE_IN_ROOT`). `flags`:
+/// `O_DIRECTORY`, or 0.
+pub fn open_inside(root: &OwnedFd, path: &str, flags: i32) -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags, ResolveFlags};
+    let path = match path {
+        "" => "/",
+        path => path,
+    };
+    let flags = OFlags::from_bits_retain(flags as u32) | OFlags::PATH | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat2(
+        root,
+        path,
+        flags,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    )?)
+}
+
+/// Opens a path of the current root, which may lead through links, but not through those of /proc.
+pub fn open_in_new_root(path: &str) -> io::Result<OwnedFd> {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
+    Ok(rustix::fs::openat2(
+        CWD,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::NO_MAGICLINKS,
+    )?)
+}
+
+/// Whether a name in a folder is a folder itself, and no link to one.
+pub fn is_folder(folder: &OwnedFd, name: &str) -> io::Result<bool> {
+    use rustix::fs::{AtFlags, FileType};
+    match rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory),
+        Err(rustix::io::Errno::NOENT) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Removes a file or a link; a missing one is fine.
+pub fn unlink_at(folder: &OwnedFd, name: &str) -> io::Result<()> {
+    match rustix::fs::unlinkat(folder, name, rustix::fs::AtFlags::empty()) {
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Makes a folder, 0755, of `owner`.
+pub fn make_folder_at(folder: &OwnedFd, name: &str, owner: Option<u32>) -> io::Result<()> {
+    use rustix::fs::{AtFlags, Gid, Mode, Uid};
+    rustix::fs::mkdirat(folder, name, Mode::from_raw_mode(0o755))?;
+    if let Some(id) = owner {
+        let (uid, gid) = (Uid::from_raw(id), Gid::from_raw(id));
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        rustix::fs::chownat(folder, name, Some(uid), Some(gid), flags)?;
+    }
+    Ok(())
+}
+
+/// Makes a file that is not there, and opens it for writing.
+pub fn create_at(folder: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(rustix::fs::openat(
+        folder,
+        name,
+        flags,
+        Mode::from_raw_mode(0o644),
     )?)
 }
 

@@ -174,46 +174,54 @@ impl Docker {
     }
 
     fn import(&self) {
-        let list = self.folder.path().join("list");
-        let mut file = File::create(&list).expect("a list");
-        for path in image_files() {
-            writeln!(file, "{}", path.trim_start_matches('/')).expect("written");
-        }
-        let archive = self.folder.path().join("root.tar");
+        let archive = root_archive(self.folder.path());
         let archive = archive.to_string_lossy();
-        let done = Command::new("tar")
-            .args([
-                "-C",
-                "/",
-                "--exclude=__pycache__",
-                "--exclude=test",
-                "-cf",
-                &archive,
-                "-T",
-            ])
-            .arg(&list)
-            .output()
-            .expect("tar runs");
-        assert!(
-            done.status.success(),
-            "{}",
-            String::from_utf8_lossy(&done.stderr)
-        );
-        // An empty /tmp, as images have.
-        let tmp = self.folder.path().join("extra/tmp");
-        std::fs::create_dir_all(&tmp).expect("a folder");
-        let open = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
-        std::fs::set_permissions(&tmp, open).expect("chmod");
-        let done = Command::new("tar")
-            .args(["-rf", &archive, "-C"])
-            .arg(tmp.parent().expect("its folder"))
-            .arg("tmp")
-            .status();
-        assert!(done.expect("tar runs").success());
         self.ok(&["import", "-c", "USER 1000", &archive, IMAGE]);
         self.ok(&["import", &archive, ROOT_IMAGE]);
         let _ = std::fs::remove_file(&*archive);
     }
+}
+
+/// The root of the tests' image as an archive, in `folder`.
+pub fn root_archive(folder: &Path) -> std::path::PathBuf {
+    let list = folder.join("list");
+    let mut file = File::create(&list).expect("a list");
+    for path in image_files() {
+        writeln!(file, "{}", path.trim_start_matches('/')).expect("written");
+    }
+    let path = folder.join("root.tar");
+    let archive = path.to_string_lossy();
+    let done = Command::new("tar")
+        .args([
+            "-C",
+            "/",
+            "--exclude=__pycache__",
+            "--exclude=test",
+            "-cf",
+            &archive,
+            "-T",
+        ])
+        .arg(&list)
+        .output()
+        .expect("tar runs");
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+    // An empty /tmp, as images have.
+    let tmp = folder.join("extra/tmp");
+    std::fs::create_dir_all(&tmp).expect("a folder");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o1777);
+    std::fs::set_permissions(&tmp, open).expect("chmod");
+    let done = Command::new("tar")
+        .args(["-rf", &archive, "-C"])
+        .arg(tmp.parent().expect("its folder"))
+        .arg("tmp")
+        .status();
+    assert!(done.expect("tar runs").success());
+    drop(archive);
+    path
 }
 
 /// What the image has: the programs with their libraries, and Python's own.

@@ -4,6 +4,7 @@
 pub mod corpus;
 pub mod crash;
 pub mod docker;
+pub mod oci;
 pub mod server;
 pub mod ssh;
 pub mod traffic;

@@ -155,7 +155,18 @@ async fn deploy_one(
     output: Output,
 ) -> Result<String, String> {
     let words = |error: CliError| error.cause().to_owned();
-    let begun = deploy::begin(client, &files.spec, &files.pack, Some(origin), true, output).await;
+    let begun = deploy::begin(
+        client,
+        &files.spec,
+        &files.pack,
+        deploy::Origin {
+            folder: Some(origin),
+            image: None,
+        },
+        true,
+        output,
+    )
+    .await;
     let over: Deployment = deploy::watch(client, begun.map_err(words)?)
         .await
         .map_err(words)?;
@@ -168,7 +179,7 @@ async fn deploy_one(
 
 /// The server's own check, without the upload.
 async fn rehearse(client: &Client, files: &AppFiles) -> Result<String, String> {
-    let asked = deploy::outline(client, &files.spec, files.text.clone(), &files.pack).await;
+    let asked = deploy::outline(client, &files.spec, files.text.clone(), &files.pack, None).await;
     let answer: PlanAnswer = asked.map_err(|error| error.cause().to_owned())?;
     let lines = [answer.steps, answer.warnings].concat();
     Ok(format!("would {}", lines.join("; ")))

@@ -66,6 +66,11 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
 
 /// Reads `hutong.toml` of a folder; also its text.
 pub fn load(folder: &Path) -> Result<(AppSpec, String), CliError> {
+    load_with(folder, None)
+}
+
+/// The same, as it is with another image.
+pub fn load_with(folder: &Path, image: Option<&str>) -> Result<(AppSpec, String), CliError> {
     let path = folder.join("hutong.toml");
     let text = std::fs::read_to_string(&path).map_err(|error| {
         let wrong = CliError::bad_file(format!("{}: {error}", path.display()));
@@ -76,6 +81,11 @@ pub fn load(folder: &Path) -> Result<(AppSpec, String), CliError> {
         }
         wrong
     })?;
-    let spec = spec::parse(&path.to_string_lossy(), &text).map_err(CliError::bad_file)?;
+    let with = match image {
+        Some(image) => spec::with_image(&text, image)
+            .map_err(|error| CliError::bad_file(format!("{}: {error}", path.display())))?,
+        None => text.clone(),
+    };
+    let spec = spec::parse(&path.to_string_lossy(), &with).map_err(CliError::bad_file)?;
     Ok((spec, text))
 }

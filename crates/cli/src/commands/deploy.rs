@@ -1,6 +1,7 @@
 //! `hutong deploy`: check, pack, upload what the server lacks, deploy, watch until it serves or failed. `rounds`: once
 //! more after each change.
 
+mod image;
 mod rounds;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use crate::pack::Pack;
 #[command(after_help = "Examples:
   hutong deploy                 the current folder
   hutong deploy ./shop --dry-run
+  hutong deploy --image app.tar an image that `docker save` or `skopeo copy … oci-archive:` wrote
   hutong deploy --watch         again after each change, while you work on it")]
 pub struct Args {
     /// The app's folder
@@ -32,6 +34,10 @@ pub struct Args {
     /// Do not wait until it serves: a canary may take hours
     #[arg(long, conflicts_with_all = ["dry_run", "watch"])]
     detach: bool,
+    /// An image to run in place of the one that hutong.toml names: an archive or a folder, an OCI layout or what
+    /// `docker save` writes
+    #[arg(long, value_name = "FILE", conflicts_with = "watch")]
+    image: Option<PathBuf>,
     /// For development: deploy again after each change, and show what the app says, until Ctrl-C
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
@@ -50,7 +56,7 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         return rounds::run(&client, &args.folder, output).await;
     }
     if args.dry_run {
-        let answer = plan(&client, &args.folder).await?;
+        let answer = plan(&client, &args.folder, args.image.is_some()).await?;
         for warning in &answer.warnings {
             output.warn(warning);
         }
@@ -61,24 +67,27 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    let deployment = start(&client, &args.folder, args.image.as_deref(), output).await?;
     if args.detach {
-        let (spec, _) = check::load(&args.folder)?;
-        let pack = Pack::new(&args.folder, &spec)?;
-        let deployment = begin(&client, &spec, &pack, None, true, output).await?;
         let (id, app) = (deployment.id, &deployment.app);
         let text = format!("deployment {id} has begun; `hutong status {app}` shows how it goes");
         output.result(&deployment, &text);
         return Ok(ExitCode::SUCCESS);
     }
-    let deployment = deploy(&client, &args.folder, output).await?;
+    let deployment = watch(&client, deployment).await?;
     show_result(&client, &deployment, output).await?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn plan(client: &Client, folder: &std::path::Path) -> Result<PlanAnswer, CliError> {
-    let (spec, text) = check::load(folder)?;
+async fn plan(
+    client: &Client,
+    folder: &std::path::Path,
+    has_image: bool,
+) -> Result<PlanAnswer, CliError> {
+    let reference = has_image.then_some(image::HANDED_OVER);
+    let (spec, text) = check::load_with(folder, reference)?;
     let pack = Pack::new(folder, &spec)?;
-    outline(client, &spec, text, &pack).await
+    outline(client, &spec, text, &pack, reference).await
 }
 
 /// What a deployment would do, in the server's words; nothing is uploaded.
@@ -87,12 +96,14 @@ pub async fn outline(
     spec: &AppSpec,
     text: String,
     pack: &Pack,
+    image: Option<&str>,
 ) -> Result<PlanAnswer, CliError> {
     let request = DeployRequest {
         digest: pack.digest.clone(),
         spec: Some(text),
         dry_run: true,
         applied_from: None,
+        image: image.map(str::to_owned),
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
     Ok(client.post(&path, &request).await?)
@@ -104,19 +115,43 @@ pub async fn deploy(
     folder: &std::path::Path,
     output: Output,
 ) -> Result<Deployment, CliError> {
-    let (spec, _) = check::load(folder)?;
-    let pack = Pack::new(folder, &spec)?;
-    let deployment = begin(client, &spec, &pack, None, true, output).await?;
+    let deployment = start(client, folder, None, output).await?;
     watch(client, deployment).await
 }
 
-/// Uploads what the server lacks, with a bar on a terminal where `shows`, and has it deployed; `origin` is the folder of
-/// app files that it belongs to, if that is applied as a whole.
+/// Begins to deploy a folder, with an image that is handed over first, if one is given.
+async fn start(
+    client: &Client,
+    folder: &std::path::Path,
+    image: Option<&std::path::Path>,
+    output: Output,
+) -> Result<Deployment, CliError> {
+    // Mistakes first: an image is large.
+    let (spec, _) = check::load_with(folder, image.map(|_| image::HANDED_OVER))?;
+    let pack = Pack::new(folder, &spec)?;
+    let mut origin = Origin::default();
+    if let Some(image) = image {
+        let taken = image::hand_over(client, spec.name.as_str(), image).await?;
+        origin.image = Some(taken.image);
+    }
+    begin(client, &spec, &pack, origin, true, output).await
+}
+
+/// What a deployment comes from, beside its folder.
+#[derive(Default)]
+pub struct Origin<'a> {
+    /// The folder of app files that it belongs to, if that is applied as a whole.
+    pub folder: Option<&'a str>,
+    /// In place of the image that hutong.toml names.
+    pub image: Option<String>,
+}
+
+/// Uploads what the server lacks, with a bar on a terminal where `shows`, and has it deployed.
 pub async fn begin(
     client: &Client,
     spec: &AppSpec,
     pack: &Pack,
-    origin: Option<&str>,
+    origin: Origin<'_>,
     shows: bool,
     output: Output,
 ) -> Result<Deployment, CliError> {
@@ -125,7 +160,8 @@ pub async fn begin(
         digest: pack.digest.clone(),
         spec: None,
         dry_run: false,
-        applied_from: origin.map(str::to_owned),
+        applied_from: origin.folder.map(str::to_owned),
+        image: origin.image,
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
     let answer: PlanAnswer = client.post(&path, &request).await?;

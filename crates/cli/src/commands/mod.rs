@@ -24,6 +24,7 @@ pub mod login;
 pub mod logs;
 pub mod password;
 pub mod promote;
+pub mod registry;
 pub mod releases;
 pub mod remove;
 pub mod restart;
@@ -36,6 +37,7 @@ pub mod start;
 pub mod status;
 pub mod system;
 pub mod token;
+pub mod unpack;
 pub mod upgrade;
 pub mod version;
 

@@ -1,4 +1,5 @@
-//! Apps that come as an image, and run in a container of the engine that the server's owner configured.
+//! Apps that come as an image. It is the root of a sandbox, or runs in a container of the engine that the server's owner
+//! configured.
 
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -12,6 +13,8 @@ use super::{Check, RawSpec};
 pub struct Image {
     /// `NAME[:TAG]` or `NAME@sha256:…`, as the engine understands it.
     pub reference: String,
+    /// What runs it; what the server has, if nothing is said.
+    pub driver: Option<ImageDriver>,
     /// In place of the image's own entry point.
     pub entrypoint: Option<Vec<String>>,
     /// Where the app's folder appears inside; nowhere if `None`.
@@ -21,6 +24,36 @@ pub struct Image {
     /// Folders in memory that may be written to, beside /tmp and /run.
     pub writable: Vec<String>,
     pub pull: Pull,
+}
+
+/// What runs an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageDriver {
+    /// A sandbox of our own whose root the image is.
+    Sandbox,
+    /// A container of the server's Docker engine.
+    Docker,
+}
+
+/// Images that the server itself holds are called by this name instead of a registry's.
+pub const LOCAL_REGISTRY: &str = "hutong.local";
+
+impl Image {
+    /// Who runs it on a server with an engine or without one. No engine has the images that only the server holds.
+    pub fn runs_on(&self, has_engine: bool) -> ImageDriver {
+        match self.driver {
+            Some(driver) => driver,
+            None if has_engine && self.local().is_none() => ImageDriver::Docker,
+            None => ImageDriver::Sandbox,
+        }
+    }
+
+    /// What the server itself holds, without the registry's name.
+    pub fn local(&self) -> Option<&str> {
+        let rest = self.reference.strip_prefix(LOCAL_REGISTRY)?;
+        rest.strip_prefix('/')
+    }
 }
 
 /// Whom the program runs as.
@@ -72,9 +105,13 @@ const MAX_WRITABLE: usize = 16;
 
 impl Check<'_> {
     pub(super) fn image(&mut self, raw: &RawSpec, instances: u32) -> Option<Image> {
+        let driver = raw.driver.as_ref().map(|driver| *driver.get_ref());
         let Some(reference) = &raw.image else {
             if let Some(container) = &raw.container {
                 self.wrong(container.span().start, "`container` goes with `image`");
+            }
+            if let Some(driver) = &raw.driver {
+                self.wrong(driver.span().start, "`driver` goes with `image`");
             }
             return None;
         };
@@ -84,6 +121,17 @@ impl Check<'_> {
             self.wrong(
                 at,
                 format!("`{text}` is no image such as \"python:3.12\" or \"registry.example.com/shop@sha256:…\""),
+            );
+        }
+        let is_ours = reference
+            .get_ref()
+            .starts_with(&format!("{LOCAL_REGISTRY}/"));
+        if let Some(driver) = raw.driver.as_ref().filter(|_| is_ours)
+            && *driver.get_ref() == ImageDriver::Docker
+        {
+            self.wrong(
+                driver.span().start,
+                "no engine has the images that the server itself holds; they run with driver = \"sandbox\"",
             );
         }
         if raw.folder.is_some() || raw.upstream.is_some() {
@@ -100,7 +148,8 @@ impl Check<'_> {
         }
         let workers = raw.workers.values().map(RawWorker::count);
         let all = workers.fold(i64::from(instances), i64::saturating_add);
-        if all > i64::from(MAX_INSTANCES) {
+        // Sandboxes share no network of sixteen addresses.
+        if all > i64::from(MAX_INSTANCES) && driver != Some(ImageDriver::Sandbox) {
             let message = format!(
                 "an app from an image has at most {MAX_INSTANCES} instances, workers among them, not {all}"
             );
@@ -136,6 +185,7 @@ impl Check<'_> {
         }
         Some(Image {
             reference: reference.get_ref().clone(),
+            driver,
             entrypoint: entrypoint.map(|list| list.get_ref().clone()),
             mount,
             user: container.user.unwrap_or_default(),
@@ -144,6 +194,37 @@ impl Check<'_> {
             pull: container.pull.unwrap_or_default(),
         })
     }
+}
+
+/// The text of a `hutong.toml` with another image: for one that was handed over with it.
+pub fn with_image(text: &str, reference: &str) -> Result<String, String> {
+    #[derive(Deserialize)]
+    struct Named {
+        image: Option<Spanned<String>>,
+    }
+    if !is_reference(reference) {
+        return Err(format!("`{reference}` is no image"));
+    }
+    let named: Named = toml::from_str(text).map_err(|error| error.message().to_owned())?;
+    Ok(match named.image {
+        Some(image) => {
+            let mut text = text.to_owned();
+            text.replace_range(image.span(), &format!("\"{reference}\""));
+            text
+        }
+        None => format!("image = \"{reference}\"\n{text}"),
+    })
+}
+
+/// The text of a `hutong.toml` with the port that its image names, unless it says one.
+pub fn with_port(text: &str, port: u16) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Said {
+        port: Option<serde::de::IgnoredAny>,
+    }
+    let said: Said = toml::from_str(text).ok()?;
+    let none = said.port.is_none();
+    none.then(|| format!("port = {port}\n{text}"))
 }
 
 /// As the distribution specification has it, but for its finer points, which the engine checks.

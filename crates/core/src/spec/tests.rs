@@ -230,3 +230,34 @@ fn hours_are_read() {
     insta::assert_snapshot!(errors(&with("zone='UTC'")), @"hutong.toml:6:6: `zone` goes with `wake` or `down`");
     insta::assert_snapshot!(errors(&with("zone='Peking'\nwake=['x']")), @"hutong.toml:6:6: `Peking` is no time zone; write for instance Asia/Shanghai or UTC");
 }
+
+#[test]
+fn an_image_has_a_driver_and_may_be_put_in_place_of_another() {
+    let image = |text: &str| parse("t", text).expect("good").image.expect("an image");
+    let silent = image("name='a'\nimage='x:1'");
+    assert_eq!(silent.runs_on(true), ImageDriver::Docker);
+    assert_eq!(silent.runs_on(false), ImageDriver::Sandbox);
+    let said = image("name='a'\nimage='x:1'\ndriver='sandbox'\ninstances=20");
+    assert_eq!(said.runs_on(true), ImageDriver::Sandbox);
+    let ours = image("name='a'\nimage='hutong.local/team/x:1'");
+    assert_eq!(
+        (ours.local(), ours.runs_on(true)),
+        (Some("team/x:1"), ImageDriver::Sandbox)
+    );
+    assert!(
+        errors("name='a'\ncommand='x'\ndriver='docker'").contains("`driver` goes with `image`")
+    );
+    for text in [
+        "name='a'\nimage='old:1'\nport=80\n",
+        "name='a'\n[env]\nA='1'\n",
+    ] {
+        let text = with_image(text, "new:2").expect("good");
+        assert_eq!(image(&text).reference, "new:2", "{text}");
+    }
+    let engine = errors("name='a'\nimage='hutong.local/x'\ndriver='docker'");
+    assert!(engine.contains("no engine has the images"), "{engine}");
+    assert!(with_image("name='a'", "no image").is_err());
+    assert_eq!(with_port("name='a'\nport=80\n", 90), None);
+    let text = with_port("name='a'\nimage='x'\n", 90).expect("none was said");
+    assert_eq!(parse("t", &text).expect("good").port, 90);
+}

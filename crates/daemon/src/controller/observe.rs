@@ -102,7 +102,7 @@ pub fn is_known(control: &Control, instance: &str) -> bool {
     }
     let deployment = ids::parse(instance).map(|(_, deployment)| deployment);
     match version_of(control, deployment) {
-        Ok(Some((_, _, spec))) => spec.image.is_none(),
+        Ok(Some((_, release, spec))) => !crate::images::needs_engine(control, &release, &spec),
         _ => true,
     }
 }

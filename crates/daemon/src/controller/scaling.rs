@@ -111,7 +111,7 @@ pub(super) fn look(control: &Control, loaded: &Loaded, now: u64) {
     };
     // While its engine is silent, what its instances use is old. Two releases at once say little about either; but a
     // canary may be under way for hours, and what serves most visitors must keep up with them.
-    let is_silent = loaded.is_from_image() && matches!(observed.engine, Engine::Silent(_));
+    let is_silent = loaded.needs_engine(control) && matches!(observed.engine, Engine::Silent(_));
     if is_silent || (loaded.rollout.is_some() && loaded.begun.is_none()) {
         scaling.begin(used, now);
         return;

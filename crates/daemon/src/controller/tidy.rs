@@ -169,8 +169,11 @@ fn retain(control: &Control, loaded: &Loaded) {
     drop_unused_trees(control);
 }
 
-/// Trees that no release uses; recent ones may be about to be deployed.
+/// Trees that no release uses; recent ones may be about to be deployed. And images.
 fn drop_unused_trees(control: &Control) {
+    if let Err(error) = crate::images::sweep(control) {
+        tracing::warn!("images that nobody needs stay for now: {error}");
+    }
     let Ok(used) = control.store.digests() else {
         return;
     };

@@ -11,17 +11,18 @@ use axum::extract::{Path, Query, State};
 use futures_util::TryStreamExt;
 use hutong_api::{
     DeployRequest, Deployment, DeploymentState, PlanAnswer, Problem, Release, ReleaseState,
-    RollbackRequest,
+    RollbackRequest, TakenImage,
 };
 use hutong_core::canary::Canary;
+use hutong_core::name::AppName;
 use hutong_core::name::is_digest;
 use hutong_core::spec::egress::no_consent;
-use hutong_core::spec::{self, AppSpec, Egress, Run, Strategy};
+use hutong_core::spec::{self, AppSpec, Egress, ImageDriver, LOCAL_REGISTRY, Run, Strategy};
 use hutong_core::{route, units};
 
 use super::{ApiError, Result, apps, canary};
 use crate::store::{self, Goal};
-use crate::{Control, builds, controller, lock, memory, platform, publish, unpack};
+use crate::{Control, builds, controller, images, lock, memory, platform, publish, unpack};
 
 pub fn tree(control: &Control, digest: &str) -> Result<PathBuf> {
     if !is_digest(digest) {
@@ -69,13 +70,57 @@ pub async fn upload(
         .acquire()
         .await
         .map_err(|error| ApiError::new(503, error.to_string()))?;
-    let stream = body.into_data_stream().map_err(std::io::Error::other);
-    let (sender, receiver) = std::sync::mpsc::sync_channel(8);
     let trees = control.data_dir.join("trees");
     let (bound, group) = (control.settings.upload_bytes, control.gateway_gid);
-    let work = tokio::task::spawn_blocking(move || {
-        unpack::unpack(Received::new(receiver), &trees, &digest, bound, group)
-    });
+    let take = move |archive: Received| unpack::unpack(archive, &trees, &digest, bound, group);
+    taken_in(body, take).await??;
+    Ok(())
+}
+
+/// Takes an image in, an OCI layout or what `docker save` writes, as an archive (tar, gzipped or not), for the app to run
+/// it: how the image is called then.
+#[utoipa::path(put, path = "/v1/apps/{app}/image", request_body(content = Vec<u8>, content_type = "application/x-tar"), responses((status = 200, body = TakenImage), (status = 400, body = Problem), (status = 413, body = Problem), (status = 422, body = Problem)))]
+pub async fn take_image(
+    State(control): State<Arc<Control>>,
+    Path(name): Path<String>,
+    body: Body,
+) -> Result<Json<TakenImage>> {
+    AppName::new(&name).map_err(ApiError::bad)?;
+    control.has_disk().map_err(ApiError::no_room)?;
+    let _place = UPLOADS
+        .acquire()
+        .await
+        .map_err(|error| ApiError::new(503, error.to_string()))?;
+    let bound = control.settings.upload_bytes.max(IMAGE_BYTES);
+    let app = name.clone();
+    let take = move |archive: Received| -> Result<String> {
+        let failed = |reason: String| ApiError::new(500, reason);
+        let repository = images::repository_of(&app).map_err(ApiError::bad)?;
+        let registry = control.images.registry().map_err(failed)?;
+        let staging = control.images.incoming();
+        let digest = images::archive::take_in(&registry, &repository, &staging, archive, bound)?;
+        // Whether it is for this machine, before anybody deploys it.
+        control.images.image(&digest).map_err(ApiError::bad)?;
+        Ok(digest.to_string())
+    };
+    let digest = taken_in(body, take).await??;
+    Ok(Json(TakenImage {
+        image: format!("{LOCAL_REGISTRY}/{name}@{digest}"),
+        digest,
+    }))
+}
+
+/// What an image's archive may have at least, in bytes.
+const IMAGE_BYTES: u64 = 8 << 30;
+
+/// Has `take` read a body, on a thread that may wait.
+async fn taken_in<T: Send + 'static>(
+    body: Body,
+    take: impl FnOnce(Received) -> T + Send + 'static,
+) -> Result<T> {
+    let stream = body.into_data_stream().map_err(std::io::Error::other);
+    let (sender, receiver) = std::sync::mpsc::sync_channel(8);
+    let work = tokio::task::spawn_blocking(move || take(Received::new(receiver)));
     let feed = async {
         let mut stream = std::pin::pin!(stream);
         loop {
@@ -94,9 +139,7 @@ pub async fn upload(
     };
     feed.await;
     drop(sender);
-    work.await
-        .map_err(|e| ApiError::new(500, e.to_string()))??;
-    Ok(())
+    work.await.map_err(|e| ApiError::new(500, e.to_string()))
 }
 
 /// Chunks of an upload as a reader.
@@ -151,6 +194,10 @@ pub async fn deploy(
             }
         }
     };
+    let text = match &request.image {
+        Some(reference) => spec::with_image(&text, reference).map_err(ApiError::bad)?,
+        None => text,
+    };
     decide(&control, &name, &request, &text).map(Json)
 }
 
@@ -161,6 +208,7 @@ pub fn begin(control: &Arc<Control>, name: &str, digest: &str, text: &str) -> Re
         spec: None,
         dry_run: false,
         applied_from: None,
+        image: None,
     };
     decide(control, name, &request, text)
 }
@@ -183,7 +231,10 @@ fn decide(
     }
     check_upstreams(control, &spec)?;
     check_egress(control, &spec)?;
-    if spec.image.is_some() && control.settings.docker.is_none() {
+    if let Some(image) = &spec.image
+        && images::driver(control, image) == ImageDriver::Docker
+        && control.settings.docker.is_none()
+    {
         return Err(ApiError::conflict(builds::NO_ENGINE));
     }
     if let Some(domain) = platform::taken(control, &spec) {

@@ -6,6 +6,9 @@ use axum::response::{IntoResponse, Response};
 use hutong_api::Problem;
 use hutong_runtime::client::DriverError;
 
+use hutong_registry::StoreError as StoreFailure;
+
+use crate::images::archive::ArchiveError;
 use crate::store::StoreError;
 use crate::unpack::UnpackError;
 
@@ -107,6 +110,24 @@ impl From<DriverError> for ApiError {
             _ => ApiError::new(503, error.to_string())
                 .hint("the warden restarts by itself; try again"),
         }
+    }
+}
+
+impl From<ArchiveError> for ApiError {
+    fn from(error: ArchiveError) -> Self {
+        let status = match &error {
+            ArchiveError::Bad(_) => 422,
+            ArchiveError::Broken(_) => 400,
+            ArchiveError::TooLarge(_) => 413,
+            ArchiveError::Disk(error) if is_full(error) => 507,
+            ArchiveError::Disk(_) => 500,
+            ArchiveError::Store(StoreFailure::OverQuota { .. }) => 413,
+            ArchiveError::Store(StoreFailure::Disk { source, .. }) if is_full(source) => 507,
+            ArchiveError::Store(StoreFailure::Disk { .. } | StoreFailure::Locked) => 500,
+            ArchiveError::Store(_) => 422,
+        };
+        let api = ApiError::new(status, error.to_string());
+        if status == 507 { api.hint(ROOM) } else { api }
     }
 }
 

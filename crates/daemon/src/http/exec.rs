@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::{ApiError, Result, apps};
-use crate::{Control, ids, launch, lock};
+use crate::{Control, ids, images, launch, lock};
 
 /// What a connection becomes (RFC 9110 §7.8).
 const PROTOCOL: &str = "hutong-exec";
@@ -153,9 +153,18 @@ fn environment(
         false => hutong_runtime::base_env(&app.name, instance, home),
     };
     let kind = ids::kind(instance);
-    env.extend(
-        launch::environment(control, &spec, release, kind).map_err(|e| ApiError::new(500, e))?,
-    );
+    let own =
+        launch::environment(control, &spec, release, kind).map_err(|e| ApiError::new(500, e))?;
+    let kept = control.store.release(&app.name, release)?;
+    match kept.and_then(|release| images::of_release(&release)) {
+        Some(digest) => {
+            let failed = |reason: String| ApiError::new(500, reason);
+            let image = control.images.image(&digest).map_err(failed)?;
+            let config = image.config.config.unwrap_or_default();
+            env = launch::image_env(&config, &spec, instance, own);
+        }
+        None => env.extend(own),
+    }
     if spec.data {
         env.push(("DATA_DIR".into(), "/data".into()));
     }

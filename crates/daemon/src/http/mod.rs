@@ -13,6 +13,7 @@ mod files;
 mod gateway;
 mod isolate;
 mod logs;
+mod registries;
 mod runs;
 mod server;
 mod source;
@@ -51,6 +52,7 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(apps::scale))
         .routes(routes!(apps::env, apps::change_env))
         .routes(routes!(deploy::has_tree, deploy::upload))
+        .routes(routes!(deploy::take_image))
         .routes(routes!(deploy::deploy))
         .routes(routes!(deploy::watch))
         .routes(routes!(deploy::releases))
@@ -75,6 +77,8 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(tokens::revoke))
         .routes(routes!(source::show, source::set, source::forget))
         .routes(routes!(source::previews))
+        .routes(routes!(registries::list))
+        .routes(routes!(registries::set, registries::forget))
         .routes(routes!(gateway::status))
         .routes(routes!(external::list))
         .routes(routes!(gateway::bans, gateway::ban))

@@ -77,7 +77,12 @@ fn serve(warden: &Warden, line: &UnixStream) {
 fn makes(request: &Request) -> bool {
     matches!(
         request,
-        Request::Start(_) | Request::Build(_) | Request::BuildStep(_) | Request::BuildKeep { .. }
+        Request::Start(_)
+            | Request::Build(_)
+            | Request::BuildStep(_)
+            | Request::BuildKeep { .. }
+            | Request::Unpack(_)
+            | Request::UnpackKeep { .. }
     )
 }
 
@@ -139,16 +144,16 @@ fn add_to_hosts(launch: &mut Launch, links: Vec<(String, [u8; 4])>) {
 }
 
 /// What one launch needs beside the program.
-struct Sandbox<'a> {
-    instance: &'a str,
-    app: &'a str,
-    deployment: u64,
-    build: bool,
-    limits: &'a Limits,
-    egress: bool,
+pub(super) struct Sandbox<'a> {
+    pub instance: &'a str,
+    pub app: &'a str,
+    pub deployment: u64,
+    pub build: bool,
+    pub limits: &'a Limits,
+    pub egress: bool,
     /// All that it may reach.
-    list: Option<&'a [EgressRule]>,
-    without: &'a [Wall],
+    pub list: Option<&'a [EgressRule]>,
+    pub without: &'a [Wall],
 }
 
 impl Warden {
@@ -161,6 +166,20 @@ impl Warden {
             Request::BuildStep(build) => self.build(&build, true),
             Request::BuildKeep { instance, app, key } => self.build_keep(&instance, &app, &key),
             Request::BuildSweep { keep } => self.build_sweep(&keep),
+            Request::Unpack(unpack) => self.unpack(&unpack),
+            Request::UnpackKeep {
+                instance,
+                app,
+                flat,
+                digest,
+            } => self.unpack_keep(&instance, &app, flat, &digest),
+            Request::CanStack => Ok(Answer::Yes(self.can_stack()?)),
+            Request::HasLayers { app, layers } => {
+                let places = self.places_of(&app, &layers)?;
+                Ok(Answer::Yes(places.iter().all(|place| place.is_dir())))
+            }
+            Request::Passwd { app, layers } => Ok(Answer::Text(self.passwd(&app, &layers)?)),
+            Request::ImagesSweep { layers, flat } => self.images_sweep(&layers, &flat),
             Request::BuildDrop { instance } => {
                 checked_instance(&instance)?;
                 delete(&self.layout.builds().join(build_folder(&instance)))
@@ -223,6 +242,7 @@ impl Warden {
                 delete(&self.layout.built().join(&app))?;
                 disks::drop_image(&self.layout, &app)?;
                 delete(&self.layout.app_data().join(&app))?;
+                delete(&self.layout.flat().join(&app))?;
                 lock(&self.uids).forget(&app)?;
                 Ok(Answer::Done)
             }
@@ -245,9 +265,22 @@ impl Warden {
         let tree = trees::locate(&self.layout, &start.app, &start.tree)?;
         let base = self.uid_base(&start.app)?;
         let home = if start.data { "/data" } else { "/tmp" };
-        let mut mounts = host_mounts();
-        mounts.push(mount(&tree, "/app", false));
-        let mut env = base_env(&start.app, &start.instance, home);
+        let inside = match &start.image {
+            Some(image) => Some(self.inside(start, image)?),
+            None => None,
+        };
+        let user = inside.as_ref().map_or(APP_UID, |inside| inside.user.uid);
+        let (mut mounts, mut env) = match &start.image {
+            Some(image) => {
+                let tree = image.mount.as_ref().map(|at| mount(&tree, at, false));
+                (tree.into_iter().collect(), Vec::new())
+            }
+            None => {
+                let mut mounts = host_mounts();
+                mounts.push(mount(&tree, "/app", false));
+                (mounts, base_env(&start.app, &start.instance, home))
+            }
+        };
         if start.data {
             let data = self.layout.app_data().join(&start.app);
             match self.ensure_disk(&start.app, start.quota) {
@@ -256,7 +289,7 @@ impl Warden {
                 Err(Unready::Later(why)) => return Ok(Answer::Later(why)),
                 Err(Unready::Failed(why)) => return Err(why),
             }
-            let owner = base.map(|base| base + APP_UID);
+            let owner = base.map(|base| base + user);
             trees::make_owned(&data, owner, 0o700)
                 .map_err(|error| format!("cannot make /data: {error}"))?;
             mounts.push(mount(&data, "/data", true));
@@ -267,6 +300,9 @@ impl Warden {
             env: merge_env(env, &start.env),
             ..self.blank(&start.instance, &start.app, base, home, mounts)?
         };
+        if let (Some(inside), Some(image)) = (inside, &start.image) {
+            inside.apply(&mut launch, image, &start.app);
+        }
         add_to_hosts(&mut launch, links);
         self.launch(
             launch,
@@ -382,7 +418,7 @@ impl Warden {
         .to_vec()
     }
 
-    fn blank(
+    pub(super) fn blank(
         &self,
         instance: &str,
         app: &str,
@@ -400,25 +436,23 @@ impl Warden {
             instance: instance.to_owned(),
             hostname: app.to_owned(),
             uid_base: base,
-            argv: Vec::new(),
-            env: Vec::new(),
             cwd: "/app".into(),
             mounts,
             files: files(app, home, None),
-            links: Vec::new(),
             tmp_bytes: 64 << 20,
             seccomp: self.seccomp.clone(),
             peers,
             socket_peers: self.ids().map(|(_, gateway)| gateway).into_iter().collect(),
             spool_bytes: SPOOL_BYTES,
-            cgroup: false,
-            tasks: 0,
-            egress: None,
-            without: Vec::new(),
+            ..Launch::default()
         })
     }
 
-    fn launch(&self, mut launch: Launch, sandbox: &Sandbox<'_>) -> Result<Answer, String> {
+    pub(super) fn launch(
+        &self,
+        mut launch: Launch,
+        sandbox: &Sandbox<'_>,
+    ) -> Result<Answer, String> {
         let shares_network = !self.root && sandbox.without == [Wall::Net];
         // Looked at again: what came before it may have taken long.
         if self.ending.load(Ordering::Relaxed) {
@@ -617,7 +651,7 @@ impl Warden {
     }
 
     /// SIGKILL to the steps of these builds.
-    fn end_builds(&self, which: impl Fn(&str) -> bool) {
+    pub(super) fn end_builds(&self, which: impl Fn(&str) -> bool) {
         for record in self.instances.all() {
             if record.build && which(build_folder(&record.instance)) {
                 self.instances.kill(&record.instance);
@@ -728,7 +762,7 @@ impl Drop for Launching<'_> {
 }
 
 /// The steps of one build share a folder: its id without the step's number.
-fn build_folder(instance: &str) -> &str {
+pub(super) fn build_folder(instance: &str) -> &str {
     instance
         .rsplit_once("-s")
         .map_or(instance, |(build, _)| build)
@@ -742,7 +776,7 @@ fn set_file(launch: &mut Launch, path: &str, content: String) {
     }
 }
 
-fn delete(path: &std::path::Path) -> Result<Answer, String> {
+pub(super) fn delete(path: &std::path::Path) -> Result<Answer, String> {
     trees::delete(path)
         .map(|()| Answer::Done)
         .map_err(|error| format!("cannot delete {}: {error}", path.display()))

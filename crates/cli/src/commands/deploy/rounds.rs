@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-use super::{begin, outcome, served, wait};
+use super::{Origin, begin, outcome, served, wait};
 use crate::commands::{check, logs, path, stop_signals};
 use crate::error::CliError;
 use crate::output::{Output, printable};
@@ -194,7 +194,15 @@ impl Rounds<'_> {
 
     /// Without bars: the app's lines come meanwhile.
     async fn deploy(&mut self, spec: &AppSpec, pack: &Pack) -> Result<Deployment, CliError> {
-        let deployment = begin(self.client, spec, pack, None, false, self.output).await?;
+        let deployment = begin(
+            self.client,
+            spec,
+            pack,
+            Origin::default(),
+            false,
+            self.output,
+        )
+        .await?;
         self.follow(&deployment);
         wait(self.client, deployment, &ProgressBar::hidden()).await
     }

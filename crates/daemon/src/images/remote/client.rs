@@ -1,0 +1,595 @@
+//! Asks another registry (distribution spec, "Pull"): over HTTPS, or plainly on this machine. Bounded in time and size. A
+//! blob goes to a file as it comes, and on from there when the line breaks. Errors name hosts, and neither passwords
+//! nor tokens nor the addresses that blobs are redirected to, which are keys to them.
+
+use std::io::Write;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use http_body_util::{BodyExt, Empty, Limited};
+use hutong_registry::{DOCKER_LIST, DOCKER_MANIFEST, MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
+    WWW_AUTHENTICATE,
+};
+use hyper::{Request, Response, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::crypto::aws_lc_rs;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use serde::Deserialize;
+use tokio::time::{sleep, timeout};
+
+const AGENT: &str = concat!("hutong/", env!("CARGO_PKG_VERSION"));
+const CONNECT: Duration = Duration::from_secs(10);
+/// Until an answer begins, and between two parts of it.
+const ANSWER: Duration = Duration::from_secs(30);
+const STALL: Duration = Duration::from_secs(60);
+const MAX_TOKEN: usize = 64 << 10;
+const MAX_REDIRECTS: usize = 5;
+/// Tries of one thing, if the line or the registry fails; each waits twice as long as the one before.
+const TRIES: u32 = 6;
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// A repository of another registry, and what opens it.
+pub struct Source {
+    /// What images call the registry, and where it is.
+    name: String,
+    address: String,
+    path: String,
+    login: Option<(String, String)>,
+    /// What it wanted to see, once it said so.
+    authorization: Option<HeaderValue>,
+}
+
+impl Source {
+    pub fn new(name: &str, address: &str, path: &str, login: Option<(String, String)>) -> Self {
+        Source {
+            name: name.to_owned(),
+            address: address.to_owned(),
+            path: path.to_owned(),
+            login,
+            authorization: None,
+        }
+    }
+
+    fn url(&self, rest: &str) -> String {
+        let scheme = match is_this_machine(&self.address) {
+            true => "http",
+            false => "https",
+        };
+        format!("{scheme}://{}/v2/{}/{rest}", self.address, self.path)
+    }
+}
+
+/// Why something was not had.
+enum Failure {
+    /// Another try may have it, after so long.
+    Again(String, Option<Duration>),
+    Final(String),
+}
+
+use Failure::{Again, Final};
+
+pub struct Client(legacy::Client<HttpsConnector<HttpConnector>, Empty<Bytes>>);
+
+impl Client {
+    /// Trusts the machine's roots, and those of `extra`.
+    pub fn new(extra: Option<&Path>) -> Result<Self, String> {
+        let tls = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| format!("TLS cannot be set up: {error}"))?
+            .with_root_certificates(roots(extra)?)
+            .with_no_client_auth();
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_connect_timeout(Some(CONNECT));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            // Plain only to this machine, see `checked`.
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        Ok(Client(
+            legacy::Client::builder(TokioExecutor::new()).build(connector),
+        ))
+    }
+
+    /// A manifest by tag or digest, with its media type.
+    pub async fn manifest(
+        &self,
+        source: &mut Source,
+        reference: &str,
+    ) -> Result<(Vec<u8>, Option<String>), String> {
+        let url = source.url(&format!("manifests/{reference}"));
+        let kinds = [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].join(", ");
+        let mut pauses = Pauses::default();
+        loop {
+            let got = self.try_manifest(source, &url, &kinds).await;
+            match got {
+                Ok(got) => return Ok(got),
+                Err(failure) => pauses.take(failure).await?,
+            }
+        }
+    }
+
+    async fn try_manifest(
+        &self,
+        source: &mut Source,
+        url: &str,
+        kinds: &str,
+    ) -> Result<(Vec<u8>, Option<String>), Failure> {
+        let (response, host) = self.get(source, url, Some(kinds), None).await?;
+        let response = expect(response, &host, &source.name, &[StatusCode::OK])?;
+        let media_type = response.headers().get(CONTENT_TYPE);
+        let media_type = media_type.and_then(|value| value.to_str().ok());
+        let media_type = media_type.map(str::to_owned);
+        let bytes = read(response.into_body(), MAX_MANIFEST as usize, &host).await?;
+        Ok((bytes.to_vec(), media_type))
+    }
+
+    /// A blob into a file, from where that ends.
+    pub async fn blob(
+        &self,
+        source: &mut Source,
+        digest: &str,
+        size: u64,
+        path: &Path,
+    ) -> Result<(), String> {
+        let url = source.url(&format!("blobs/{digest}"));
+        let mut pauses = Pauses::default();
+        loop {
+            let before = length(path);
+            if before == size && path.exists() {
+                return Ok(());
+            }
+            if let Err(failure) = self.try_blob(source, &url, size, path).await {
+                // A line that breaks again and again, and brings something each time, gets there.
+                if length(path) > before {
+                    pauses = Pauses::default();
+                }
+                pauses.take(failure).await?;
+            }
+        }
+    }
+
+    async fn try_blob(
+        &self,
+        source: &mut Source,
+        url: &str,
+        size: u64,
+        path: &Path,
+    ) -> Result<(), Failure> {
+        let disk = |error: std::io::Error| Final(format!("a part cannot be written: {error}"));
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .map_err(disk)?;
+        let mut have = file.metadata().map_err(disk)?.len();
+        if have > size {
+            file.set_len(0).map_err(disk)?;
+            have = 0;
+        }
+        let range = (have > 0).then(|| format!("bytes={have}-"));
+        let (response, host) = self.get(source, url, None, range.as_deref()).await?;
+        if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
+            file.set_len(0).map_err(disk)?;
+            return Err(Again(format!("{host} does not go on where it broke"), None));
+        }
+        let good = [StatusCode::OK, StatusCode::PARTIAL_CONTENT];
+        let response = expect(response, &host, &source.name, &good)?;
+        if response.status() == StatusCode::OK && have > 0 {
+            // It begins anew.
+            file.set_len(0).map_err(disk)?;
+            have = 0;
+        }
+        let mut body = response.into_body();
+        loop {
+            let frame = match timeout(STALL, body.frame()).await {
+                Err(_) => return Err(Again(format!("{host} is too slow"), None)),
+                Ok(None) => break,
+                Ok(Some(Err(error))) => {
+                    return Err(Again(format!("the line to {host} broke: {error}"), None));
+                }
+                Ok(Some(Ok(frame))) => frame,
+            };
+            let Some(bytes) = frame.data_ref() else {
+                continue;
+            };
+            have += bytes.len() as u64;
+            if have > size {
+                let _ = file.set_len(0);
+                return Err(Final(format!(
+                    "{host} gives more than the {size} bytes it said"
+                )));
+            }
+            file.write_all(bytes).map_err(disk)?;
+        }
+        match have == size {
+            true => Ok(()),
+            false => Err(Again(
+                format!("{host} ended after {have} of {size} bytes"),
+                None,
+            )),
+        }
+    }
+
+    /// Asks; shows who we are where that is wanted, and goes where it is sent. Any other status is an answer.
+    async fn get(
+        &self,
+        source: &mut Source,
+        url: &str,
+        accept: Option<&str>,
+        range: Option<&str>,
+    ) -> Result<(Response<Incoming>, String), Failure> {
+        let mut refused = false;
+        loop {
+            let authorization = source.authorization.clone();
+            let (response, host) = self
+                .follow(url, authorization.as_ref(), accept, range)
+                .await?;
+            if response.status() != StatusCode::UNAUTHORIZED || refused {
+                return Ok((response, host));
+            }
+            refused = true;
+            let challenge = Challenge::of(&response);
+            source.authorization = self.answer(source, challenge, &host).await?;
+            if source.authorization.is_none() {
+                return Ok((response, host));
+            }
+        }
+    }
+
+    async fn follow(
+        &self,
+        url: &str,
+        authorization: Option<&HeaderValue>,
+        accept: Option<&str>,
+        range: Option<&str>,
+    ) -> Result<(Response<Incoming>, String), Failure> {
+        let mut url = url.to_owned();
+        let first = checked(&url)?;
+        for _ in 0..=MAX_REDIRECTS {
+            let host = checked(&url)?;
+            // Who is sent to another host needs nothing of ours there.
+            let authorization = authorization.filter(|_| host == first);
+            let response = self.ask(&url, &host, authorization, accept, range).await?;
+            if !response.status().is_redirection() {
+                return Ok((response, host));
+            }
+            let to = response.headers().get(LOCATION);
+            let to = to.and_then(|value| value.to_str().ok()).unwrap_or_default();
+            url = match to.starts_with('/') {
+                true => {
+                    let scheme = url.split("://").next().unwrap_or("https");
+                    format!("{scheme}://{host}{to}")
+                }
+                false => to.to_owned(),
+            };
+        }
+        Err(Final(format!("{first} sends us from one place to another")))
+    }
+
+    async fn ask(
+        &self,
+        url: &str,
+        host: &str,
+        authorization: Option<&HeaderValue>,
+        accept: Option<&str>,
+        range: Option<&str>,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut request = Request::get(url).header(USER_AGENT, AGENT);
+        if let Some(value) = authorization {
+            request = request.header(AUTHORIZATION, value.clone());
+        }
+        if let Some(kinds) = accept {
+            request = request.header(ACCEPT, kinds);
+        }
+        if let Some(range) = range {
+            request = request.header(RANGE, range);
+        }
+        let odd = |_| Final(format!("{host} gave an address that is none"));
+        let request = request.body(Empty::new()).map_err(odd)?;
+        match timeout(ANSWER, self.0.request(request)).await {
+            Err(_) => Err(Again(format!("{host} does not answer"), None)),
+            Ok(Err(error)) => {
+                let why = super::causes(&error);
+                Err(Again(format!("{host} cannot be reached: {why}"), None))
+            }
+            Ok(Ok(response)) => Ok(response),
+        }
+    }
+
+    /// What is shown to who wants to know who we are: name and password, or a token that they are changed for.
+    async fn answer(
+        &self,
+        source: &Source,
+        challenge: Option<Challenge>,
+        host: &str,
+    ) -> Result<Option<HeaderValue>, Failure> {
+        let basic = source
+            .login
+            .as_ref()
+            .map(|(user, password)| basic(user, password));
+        let (realm, service) = match challenge {
+            None => return Ok(None),
+            Some(Challenge::Basic) => return basic.transpose(),
+            Some(Challenge::Bearer { realm, service }) => (realm, service),
+        };
+        let mut url = format!("{realm}{}", if realm.contains('?') { '&' } else { '?' });
+        if let Some(service) = service {
+            url.push_str(&format!("service={}&", escaped(&service)));
+        }
+        let scope = format!("repository:{}:pull", source.path);
+        url.push_str(&format!("scope={}", escaped(&scope)));
+        let at = checked(&url)?;
+        let basic = basic.transpose()?;
+        let response = self.ask(&url, &at, basic.as_ref(), None, None).await?;
+        let response = expect(response, &at, &source.name, &[StatusCode::OK])?;
+        let bytes = read(response.into_body(), MAX_TOKEN, &at).await?;
+        let token: Token = serde_json::from_slice(&bytes)
+            .map_err(|_| Final(format!("{at} gives no token for {host}")))?;
+        let token = token.token.or(token.access_token);
+        let token = token.ok_or_else(|| Final(format!("{at} gives no token for {host}")))?;
+        sensitive(&format!("Bearer {token}")).map(Some)
+    }
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+/// How a registry asks who we are (RFC 9110, 11.6.1; the distribution's "Token Authentication").
+#[derive(Debug, PartialEq, Eq)]
+enum Challenge {
+    Basic,
+    Bearer {
+        realm: String,
+        service: Option<String>,
+    },
+}
+
+impl Challenge {
+    fn of<T>(response: &Response<T>) -> Option<Self> {
+        let values = response.headers().get_all(WWW_AUTHENTICATE);
+        let texts = values.iter().filter_map(|value| value.to_str().ok());
+        let mut all: Vec<Self> = texts.filter_map(Self::parse).collect();
+        // A token is worth less to who steals it.
+        all.sort_by_key(|one| *one == Challenge::Basic);
+        all.into_iter().next()
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Some(Challenge::Basic);
+        }
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let (mut realm, mut service) = (None, None);
+        let mut rest = rest.trim_start();
+        while let Some((key, after)) = rest.split_once("=\"") {
+            let (value, more) = after.split_once('"')?;
+            match key.trim_start_matches([',', ' ']) {
+                "realm" => realm = Some(value.to_owned()),
+                "service" => service = Some(value.to_owned()),
+                _ => {}
+            }
+            rest = more;
+        }
+        realm.map(|realm| Challenge::Bearer { realm, service })
+    }
+}
+
+/// How long is waited between tries.
+#[derive(Default)]
+struct Pauses(u32);
+
+impl Pauses {
+    /// Waits, if there is to be another try.
+    async fn take(&mut self, failure: Failure) -> Result<(), String> {
+        let (reason, wanted) = match failure {
+            Final(reason) => return Err(reason),
+            Again(reason, wanted) => (reason, wanted),
+        };
+        self.0 += 1;
+        if self.0 >= TRIES {
+            return Err(reason);
+        }
+        let own = FIRST_PAUSE * 2u32.pow(self.0 - 1);
+        sleep(wanted.unwrap_or(own).clamp(own, LONGEST_PAUSE)).await;
+        Ok(())
+    }
+}
+
+fn length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |found| found.len())
+}
+
+fn expect(
+    response: Response<Incoming>,
+    host: &str,
+    name: &str,
+    good: &[StatusCode],
+) -> Result<Response<Incoming>, Failure> {
+    let status = response.status();
+    if good.contains(&status) {
+        return Ok(response);
+    }
+    let later = response.headers().get(RETRY_AFTER);
+    let later = later.and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok());
+    let later = later.map(Duration::from_secs);
+    Err(match status {
+        StatusCode::TOO_MANY_REQUESTS => Again(format!("{host} is asked too often"), later),
+        status if status.is_server_error() => Again(format!("{host} answers with {status}"), later),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Final(format!(
+            "{host} does not let us have it ({status}): `hutong registry login {name}` stores a name and a password"
+        )),
+        StatusCode::NOT_FOUND => Final(format!(
+            "{host} has no such image, or does not show it to whoever asks"
+        )),
+        status => Final(format!("{host} answers with {status}")),
+    })
+}
+
+async fn read(body: Incoming, bound: usize, host: &str) -> Result<Bytes, Failure> {
+    match timeout(STALL, Limited::new(body, bound).collect()).await {
+        Err(_) => Err(Again(format!("{host} is too slow"), None)),
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Final(format!(
+            "{host} answers with more than {bound} bytes"
+        ))),
+        Ok(Err(error)) => Err(Again(format!("the line to {host} broke: {error}"), None)),
+    }
+}
+
+fn sensitive(text: &str) -> Result<HeaderValue, Failure> {
+    let value = HeaderValue::from_str(text);
+    let mut value = value.map_err(|_| Final("a token has characters that none may have".into()))?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+fn basic(user: &str, password: &str) -> Result<HeaderValue, Failure> {
+    sensitive(&format!(
+        "Basic {}",
+        STANDARD.encode(format!("{user}:{password}"))
+    ))
+}
+
+/// Host and port of an address that may be asked: passwords and tokens travel there, so plain HTTP stays on this machine.
+fn checked(url: &str) -> Result<String, Failure> {
+    let odd = || Final("a registry gave an address that is none".into());
+    let uri: Uri = url.parse().map_err(|_| odd())?;
+    let authority = uri.authority().ok_or_else(odd)?;
+    if authority.as_str().contains('@') {
+        return Err(odd());
+    }
+    let host = authority.as_str().to_owned();
+    match uri.scheme_str() {
+        Some("https") => Ok(host),
+        Some("http") if is_this_machine(&host) => Ok(host),
+        _ => Err(Final(format!("{host} is to be asked over HTTPS"))),
+    }
+}
+
+fn is_this_machine(address: &str) -> bool {
+    let host = match address.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => address,
+    };
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
+fn escaped(text: &str) -> String {
+    let mut escaped = String::new();
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                escaped.push(byte as char);
+            }
+            _ => escaped.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    escaped
+}
+
+fn roots(extra: Option<&Path>) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    roots.add_parsable_certificates(native.certs);
+    if let Some(path) = extra {
+        let failed = |why: String| format!("{}: {why}", path.display());
+        let pem = std::fs::read(path).map_err(|error| failed(error.to_string()))?;
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|error| failed(error.to_string()))?;
+            roots
+                .add(certificate)
+                .map_err(|error| failed(error.to_string()))?;
+        }
+    }
+    Ok(roots)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn challenges_are_read() {
+        let bearer = Challenge::parse(
+            "Bearer realm=\"https://auth.example.com/token\",service=\"registry\",scope=\"a,b\"",
+        );
+        assert_eq!(
+            bearer,
+            Some(Challenge::Bearer {
+                realm: "https://auth.example.com/token".into(),
+                service: Some("registry".into()),
+            })
+        );
+        assert_eq!(
+            Challenge::parse("Basic realm=\"x\""),
+            Some(Challenge::Basic)
+        );
+        for odd in [
+            "",
+            "Bearer",
+            "Bearer realm=x",
+            "Bearer service=\"a\"",
+            "Digest x",
+        ] {
+            assert_eq!(Challenge::parse(odd), None, "{odd}");
+        }
+    }
+
+    #[test]
+    fn plain_http_stays_on_this_machine() {
+        for good in [
+            "https://example.com/x",
+            "http://127.0.0.1:5000/v2/",
+            "http://localhost:5000/",
+            "http://[::1]:5000/",
+        ] {
+            assert!(checked(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "http://example.com/",
+            "http://localhost.example.com/",
+            "http://me:pw@127.0.0.1/",
+            "ftp://127.0.0.1/",
+            "/x",
+            "",
+        ] {
+            assert!(checked(bad).is_err(), "{bad}");
+        }
+        let url = Source::new("ghcr.io", "ghcr.io", "me/x", None).url("manifests/1");
+        assert_eq!(url, "https://ghcr.io/v2/me/x/manifests/1");
+        let url = Source::new("here", "localhost:5000", "x", None).url("blobs/y");
+        assert_eq!(url, "http://localhost:5000/v2/x/blobs/y");
+    }
+
+    #[test]
+    fn passwords_are_not_shown() {
+        let Ok(value) = basic("me", "hush") else {
+            panic!("plain words");
+        };
+        assert_eq!(value, "Basic bWU6aHVzaA==");
+        assert!(!format!("{value:?}").contains("bWU6"));
+        assert_eq!(escaped("repository:a/b:pull"), "repository%3Aa%2Fb%3Apull");
+    }
+}

@@ -2,9 +2,11 @@
 //!
 //! [`spec`] reads `hutong.toml`; [`plan`] turns (desired, observed, now) into steps;
 //! [`route`] says who owns a host; [`labels`] what containers of others ask for; [`retention`] what may go; [`scale`] how
-//! many instances there are to be.
+//! many instances there are to be; [`detect`] what a folder is when its `hutong.toml` does not say.
 
 pub mod backoff;
+pub mod detect;
+pub mod dockerignore;
 pub mod hours;
 pub mod labels;
 pub mod leak;

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::build::Dockerfile;
 use super::processes::RawWorker;
 use super::{Check, RawSpec};
 
@@ -12,6 +13,8 @@ use super::{Check, RawSpec};
 pub struct Image {
     /// `NAME[:TAG]` or `NAME@sha256:…`, as the engine understands it.
     pub reference: String,
+    /// The engine builds it of the app's folder; `reference` is this file's path then.
+    pub dockerfile: Option<Dockerfile>,
     /// In place of the image's own entry point.
     pub entrypoint: Option<Vec<String>>,
     /// Where the app's folder appears inside; nowhere if `None`.
@@ -72,14 +75,22 @@ const MAX_WRITABLE: usize = 16;
 
 impl Check<'_> {
     pub(super) fn image(&mut self, raw: &RawSpec, instances: u32) -> Option<Image> {
-        let Some(reference) = &raw.image else {
+        let dockerfile = self.dockerfile(raw);
+        let named = match &dockerfile {
+            Some((_, name)) => Some(*name),
+            None => raw.image.as_ref(),
+        };
+        let Some(reference) = named else {
             if let Some(container) = &raw.container {
-                self.wrong(container.span().start, "`container` goes with `image`");
+                self.wrong(
+                    container.span().start,
+                    "`container` goes with `image` or `build.dockerfile`",
+                );
             }
             return None;
         };
         let at = reference.span().start;
-        if !is_reference(reference.get_ref()) {
+        if dockerfile.is_none() && !is_reference(reference.get_ref()) {
             let text = reference.get_ref();
             self.wrong(
                 at,
@@ -92,9 +103,9 @@ impl Check<'_> {
                 "an app has `image`, `static` or `upstream`, one of them",
             );
         }
-        if let Some(build) = &raw.build {
+        if let Some(build) = raw.build.as_ref().filter(|_| raw.image.is_some()) {
             self.wrong(
-                build.command.span().start,
+                build.span().start,
                 "`build` makes the app's folder; an image is there already",
             );
         }
@@ -136,6 +147,7 @@ impl Check<'_> {
         }
         Some(Image {
             reference: reference.get_ref().clone(),
+            dockerfile: dockerfile.map(|(found, _)| found),
             entrypoint: entrypoint.map(|list| list.get_ref().clone()),
             mount,
             user: container.user.unwrap_or_default(),

@@ -52,10 +52,15 @@ enum Command {
     Doctor(verbs::doctor::Args),
     /// Check an app's hutong.toml
     Check(verbs::check::Args),
+    /// Show what a folder is recognised as, and how it would be built and run
+    Detect(verbs::detect::Args),
     /// Print the JSON Schema of hutong.toml
     Schema,
     /// Deploy a folder
     Deploy(verbs::deploy::Args),
+    /// Cancel a build, forget what builds keep, give builds secrets
+    #[command(subcommand)]
+    Build(verbs::build::Verb),
     /// List the apps
     Apps,
     /// Show one app, with its instances
@@ -154,6 +159,8 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Demo(args) => return verbs::demo::run(args, server.output),
         Command::Schema => verbs::check::schema(server.output)?,
         Command::Check(args) => verbs::check::run(&args, server.output)?,
+        Command::Detect(args) => verbs::detect::run(&args, server.output)?,
+        Command::Build(verb) => server.block_on(verbs::build::run(verb, &server))?,
         Command::Openapi => server.output.text(&hutong_daemon::openapi()),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -39,25 +39,26 @@ pub fn recipe(spec: &AppSpec, tree: &Path) -> Vec<Recipe> {
     let mut steps = Vec::new();
     // An image brings what it needs.
     let is_program = spec.has_programs() && spec.image.is_none();
-    if is_program && tree.join("requirements.txt").is_file() {
+    let installs = spec.build.as_ref().is_none_or(|build| build.installs);
+    if installs && is_program && tree.join("requirements.txt").is_file() {
         steps.push(step(words("python3 -m venv /app/.venv"), false));
         steps.push(step(words(
-            "/app/.venv/bin/python -m pip install --no-input --no-cache-dir --disable-pip-version-check --no-warn-script-location -r requirements.txt",
+            "/app/.venv/bin/python -m pip install --no-input --disable-pip-version-check --no-warn-script-location -r requirements.txt",
         ), true));
     }
     let locked = ["package-lock.json", "npm-shrinkwrap.json"]
         .iter()
         .any(|lock| tree.join(lock).is_file());
     let needs_node = is_program || spec.build.is_some();
-    if needs_node && locked && tree.join("package.json").is_file() {
+    if installs && needs_node && locked && tree.join("package.json").is_file() {
         let mut install = words("npm ci --no-audit --no-fund --no-update-notifier");
         if spec.build.is_none() {
             install.push("--omit=dev".into());
         }
         steps.push(step(install, true));
     }
-    let own = spec.build.as_ref();
-    steps.extend(own.map(|build| step(build.command.clone(), build.network)));
+    let own = spec.build.iter().flat_map(|build| &build.steps);
+    steps.extend(own.map(|own| step(own.command.clone(), own.network)));
     steps
 }
 

@@ -59,15 +59,13 @@ pub fn enter(launch: &Launch) -> Result<(), String> {
     for (fd, mount) in &sources {
         attach(fd, mount).during(&format!("cannot mount {}", mount.target))?;
     }
-    for (path, content) in &launch.files {
-        let path = at(path.trim_start_matches('/'));
-        fs::write(&path, content)
-            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644)))
-            .during("cannot write a file of the new root")?;
-    }
+    let below_run = |path: &str| path.starts_with("/run/");
+    write_files(launch, |path| !below_run(path))?;
     system_links().during("cannot link the system's folders")?;
     tmpfs("tmp", &format!("size={},mode=1777", launch.tmp_bytes))?;
     tmpfs("run", "size=1m,mode=1777")?;
+    // Behind the tmpfs, which would hide them.
+    write_files(launch, below_run)?;
     symlink("/tmp", at("var/tmp")).during("cannot link /var/tmp")?;
     make_devices(&devices).during("cannot make /dev")?;
     mount_proc()?;
@@ -75,6 +73,19 @@ pub fn enter(launch: &Launch) -> Result<(), String> {
     sys::pivot_into_current_folder().during("cannot pivot into the new root")?;
     sys::restrict_mount("/", READ_ONLY | NO_SETUID, false).during("cannot seal the new root")?;
     sys::set_hostname(&launch.hostname).during("cannot set the host name")
+}
+
+fn write_files(launch: &Launch, which: impl Fn(&str) -> bool) -> Result<(), String> {
+    for (path, content) in launch.files.iter().filter(|(path, _)| which(path)) {
+        let path = at(path.trim_start_matches('/'));
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            fs::create_dir_all(parent).during("cannot make a folder of the new root")?;
+        }
+        fs::write(&path, content)
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644)))
+            .during("cannot write a file of the new root")?;
+    }
+    Ok(())
 }
 
 /// Where the host's root is kept: its /proc shows the host's processes, those of this pid namespace are mounted over it.

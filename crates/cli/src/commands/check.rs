@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use hutong_core::detect::Completed;
 use hutong_core::spec::{self, AppSpec, Run};
 use hutong_core::units::{show_size, show_time};
 
+use super::detect;
 use crate::error::CliError;
 use crate::output::Output;
 
@@ -21,9 +23,15 @@ pub fn schema(output: Output) -> Result<(), CliError> {
 }
 
 pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
-    let (spec, _) = load(&args.folder)?;
+    let (spec, plan) = load_with(&args.folder).map(|done| (done.spec, done.plan))?;
+    for line in plan.iter().flat_map(detect::describe) {
+        output.say(&line);
+    }
     let run = match &spec.run {
         Run::Command(words) => match &spec.image {
+            Some(image) if image.dockerfile.is_some() => {
+                format!("runs the image that {} makes", image.reference)
+            }
             Some(image) => format!("runs the image {} {}", image.reference, words.join(" ")),
             None => format!("runs {}", words.join(" ")),
         },
@@ -61,18 +69,21 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Reads `hutong.toml` of a folder; also its text.
+/// Reads `hutong.toml` of a folder, with what is recognised where it does not say what runs; also its text.
 pub fn load(folder: &Path) -> Result<(AppSpec, String), CliError> {
+    load_with(folder).map(|done| (done.spec, done.text))
+}
+
+fn load_with(folder: &Path) -> Result<Completed, CliError> {
     let path = folder.join("hutong.toml");
     let text = std::fs::read_to_string(&path).map_err(|error| {
         let wrong = CliError::bad_file(format!("{}: {error}", path.display()));
         if error.kind() == std::io::ErrorKind::NotFound {
             return wrong.hint(
-                "an app's folder has a file hutong.toml with at least: name = \"my-app\", domains = [\"my-app.example.com\"], command = [\"python3\", \"app.py\"] (or static = \"dist\")",
+                "an app's folder has a file hutong.toml with at least: name = \"my-app\", domains = [\"my-app.example.com\"], command = [\"python3\", \"app.py\"] (or static = \"dist\"); `hutong detect --write` writes one",
             );
         }
         wrong
     })?;
-    let spec = spec::parse(&path.to_string_lossy(), &text).map_err(CliError::bad_file)?;
-    Ok((spec, text))
+    detect::complete(folder, &text)
 }

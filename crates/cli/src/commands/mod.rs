@@ -2,10 +2,12 @@
 
 pub mod apps;
 pub mod ban;
+pub mod build;
 pub mod cert;
 pub mod check;
 pub mod demo;
 pub mod deploy;
+pub mod detect;
 pub mod doctor;
 pub mod env;
 pub mod exec;

@@ -15,7 +15,8 @@ use hutong_api::{
 };
 use hutong_core::name::is_digest;
 use hutong_core::spec::egress::no_consent;
-use hutong_core::spec::{self, AppSpec, Egress, Run, Strategy};
+use hutong_core::detect;
+use hutong_core::spec::{AppSpec, Egress, Run, Strategy};
 use hutong_core::{route, units};
 
 use super::{ApiError, Result, apps};
@@ -149,8 +150,14 @@ pub async fn deploy(
             }
         }
     };
-    let spec = spec::parse("hutong.toml", &text)
-        .map_err(|problems| ApiError::bad(problems.to_string()))?;
+    let engine = control.settings.docker.is_some();
+    let completed = detect::complete("hutong.toml", &text, engine, || match there {
+        true => crate::folder::listing(&folder),
+        false => detect::Listing::default(),
+    });
+    // Written down: what a release is does not depend on what a later version would recognise.
+    let detect::Completed { spec, text, plan } =
+        completed.map_err(|problems| ApiError::bad(problems.to_string()))?;
     if spec.name.as_str() != name {
         return Err(ApiError::bad(format!(
             "hutong.toml names the app {}, the request {name}",
@@ -167,6 +174,7 @@ pub async fn deploy(
         return Err(ApiError::conflict(conflict));
     }
     let mut warnings = waiting_routes(&others[0], &spec);
+    let recognised = plan.map(|plan| format!("it is {}: {}", plan.language, plan.because.join("; ")));
     let before = control.store.app(&name)?;
     if before.as_ref().is_some_and(|app| app.isolated) {
         apps::find_free(&control, &name)?;
@@ -186,6 +194,7 @@ pub async fn deploy(
         there,
         &steps,
     )?;
+    let plan: Vec<String> = recognised.into_iter().chain(plan).collect();
     let instances = match &before {
         Some(app) => controller::wanted_instances(&lock(&control.observed), app, &spec),
         None => spec.instances,
@@ -331,11 +340,15 @@ fn outline(
             .iter()
             .map(|step| format!("build: {}", step.argv.join(" "))),
     );
-    if !there && spec.build.is_some() {
-        steps.push("build as [build] says".into());
+    if !there && let Some(build) = &spec.build {
+        let lines = build.steps.iter();
+        steps.extend(lines.map(|step| format!("build: {}", step.command.join(" "))));
     }
     if let Some(image) = &spec.image {
-        steps.push(format!("use the image {}", image.reference));
+        steps.push(match &image.dockerfile {
+            Some(file) => format!("build the image of {}", file.path),
+            None => format!("use the image {}", image.reference),
+        });
     }
     if let Some(release) = &spec.release {
         steps.push(format!(

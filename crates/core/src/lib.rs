@@ -6,6 +6,7 @@
 
 pub mod backoff;
 pub mod detect;
+pub mod dockerfile;
 pub mod dockerignore;
 pub mod hours;
 pub mod labels;

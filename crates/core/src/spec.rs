@@ -24,7 +24,7 @@ use crate::schedule::Schedule;
 use crate::units;
 
 use build::RawBuild;
-pub use build::{Build, BuildStep, Dockerfile, Missing, missing};
+pub use build::{Build, BuildStep, Dockerfile, Missing, TIMEOUT as BUILD_TIMEOUT, missing};
 use egress::RawEgress;
 pub use egress::{Egress, EgressRule};
 use image::RawContainer;

@@ -436,7 +436,8 @@ impl Engine {
             Request::Sweep { apps, wait } => self.sweep(apps, wait).await,
             Request::About => self.about().await,
             Request::Foreign => self.foreign_answer(),
-            Request::Exec { .. } | Request::Watch => Answer::Refused("not here".into()),
+            Request::SweepImages { keep } => self.sweep_images(&keep).await,
+            Request::Exec { .. } | Request::Watch | Request::Build(_) => Answer::Refused("not here".into()),
         }
     }
 

@@ -74,7 +74,7 @@ impl Look<'_> {
                 Err(rustix::io::Errno::LOOP) => {
                     let target = readlinkat(folder, name, Vec::new())?;
                     let target = target.to_string_lossy();
-                    let content = digest_of(&["link", target.as_ref()]);
+                    let content = digest_of(&["link", &*target]);
                     self.digest.add(&path, false, hash(content.as_bytes()));
                     continue;
                 }

@@ -71,7 +71,11 @@ pub fn complete(folder: &Path, text: &str) -> Result<Completed, CliError> {
 /// What a plan comes to, for a person.
 pub fn describe(plan: &Plan) -> Vec<String> {
     let mut lines = vec![format!("{}:", plan.language)];
-    lines.extend(plan.because.iter().map(|why| format!("  {}", printable(why))));
+    lines.extend(
+        plan.because
+            .iter()
+            .map(|why| format!("  {}", printable(why))),
+    );
     for step in &plan.steps {
         let network = if step.network { "  (network)" } else { "" };
         let line = printable(&step.command.join(" "));
@@ -95,9 +99,10 @@ fn value(plan: &Plan) -> serde_json::Value {
         port: 8080,
     };
     let (before, after) = detect::written(plan, none);
-    let steps = plan.steps.iter().map(|step| {
-        serde_json::json!({ "command": step.command, "network": step.network })
-    });
+    let steps = plan
+        .steps
+        .iter()
+        .map(|step| serde_json::json!({ "command": step.command, "network": step.network }));
     serde_json::json!({
         "language": plan.language,
         "because": plan.because,
@@ -139,8 +144,10 @@ fn name_of(folder: &Path) -> Result<String, CliError> {
         .take(40)
         .collect();
     let name = plain.trim_matches('-');
-    AppName::new(name).map(|_| name.to_owned()).map_err(|problem| {
-        CliError::bad_file(format!("the folder's name makes no app's name: {problem}"))
-            .hint("write a hutong.toml with `name = \"my-app\"`")
-    })
+    AppName::new(name)
+        .map(|_| name.to_owned())
+        .map_err(|problem| {
+            CliError::bad_file(format!("the folder's name makes no app's name: {problem}"))
+                .hint("write a hutong.toml with `name = \"my-app\"`")
+        })
 }

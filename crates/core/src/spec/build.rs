@@ -1,5 +1,7 @@
 //! `[build]`: what is done with an app's folder before it runs.
 
+use std::time::Duration;
+
 use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
@@ -14,6 +16,8 @@ pub struct Build {
     pub steps: Vec<BuildStep>,
     /// What a lock file lists is installed before.
     pub installs: bool,
+    /// Of all steps together.
+    pub timeout: Duration,
 }
 
 /// One program of a build.
@@ -31,6 +35,7 @@ pub struct Dockerfile {
     pub path: String,
     /// What it runs may reach the internet.
     pub network: bool,
+    pub timeout: Duration,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -49,6 +54,9 @@ pub(super) struct RawBuild {
     /// before, without this.
     #[serde(default)]
     network: bool,
+    /// How long the build may take in all; default "15m".
+    #[schemars(with = "Option<String>")]
+    timeout: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -63,6 +71,8 @@ struct RawStep {
 }
 
 const MAX_STEPS: usize = 32;
+/// How long a build may take, if nothing else is said.
+pub const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
 /// What a `hutong.toml` leaves to be detected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +116,7 @@ impl Check<'_> {
         if build.dockerfile.is_some() {
             return None;
         }
+        let timeout = self.build_time(build);
         if let (Some(_), Some(step)) = (&build.command, build.steps.first()) {
             let message = "a build has `command` or `steps`, one of them";
             self.wrong(step.command.span().start, message);
@@ -121,6 +132,7 @@ impl Check<'_> {
                     network: build.network,
                 }],
                 installs: true,
+                timeout,
             });
         }
         if build.steps.is_empty() {
@@ -140,7 +152,13 @@ impl Check<'_> {
         Some(Build {
             steps,
             installs: false,
+            timeout,
         })
+    }
+
+    fn build_time(&mut self, build: &RawBuild) -> Duration {
+        let (least, most) = (Duration::from_secs(1), Duration::from_secs(4 * 3600));
+        self.time(&build.timeout, TIMEOUT, least, most)
     }
 
     /// The Dockerfile, with the place where it is named.
@@ -165,7 +183,11 @@ impl Check<'_> {
                 String::new()
             }
         };
-        let network = build.network;
-        Some((Dockerfile { path, network }, named))
+        let file = Dockerfile {
+            path,
+            network: build.network,
+            timeout: self.build_time(build),
+        };
+        Some((file, named))
     }
 }

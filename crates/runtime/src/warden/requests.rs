@@ -19,8 +19,8 @@ use crate::disks::{self, Unready};
 use crate::egress::{Containers, Kind, Network};
 use crate::instances::Record;
 use crate::launch::Launcher;
-use crate::sandbox::{base_env, files, host_mounts, merge_env, mount};
 use crate::result::{self, Looked};
+use crate::sandbox::{base_env, files, host_mounts, merge_env, mount};
 use crate::{processes, sys, trees};
 
 const MAX_CONNECTIONS: usize = 16;
@@ -372,7 +372,10 @@ impl Warden {
         let cache = self.layout.caches().join(&build.app);
         // Looked at before a build, so that what one build adds is all that it may be over.
         if !goes_on && disks::measure(&cache).unwrap_or(0) > MAX_CACHE {
-            tracing::warn!("the build cache of {} is over its bound and begins anew", build.app);
+            tracing::warn!(
+                "the build cache of {} is over its bound and begins anew",
+                build.app
+            );
             trees::delete(&cache).map_err(failed)?;
         }
         trees::make_owned(&cache, owner, 0o700).map_err(failed)?;
@@ -391,7 +394,8 @@ impl Warden {
         };
         // In memory, and in this sandbox only.
         let secrets = build.secrets.iter();
-        let secrets = secrets.map(|(name, value)| (format!("/run/secrets/{name}"), value.0.clone()));
+        let secrets =
+            secrets.map(|(name, value)| (format!("/run/secrets/{name}"), value.0.clone()));
         launch.files.extend(secrets);
         self.launch(
             launch,

@@ -223,16 +223,16 @@ impl Engine {
         if !hosts.is_some_and(|hosts| hosts.iter().any(|host| host == mark)) {
             return Ok(());
         }
-        step.container.replace(found.id.clone());
+        let runs = found.state.and_then(|state| state.running) == Some(true);
+        step.container.replace(found.id);
         let change = ContainerUpdateBody {
             pids_limit: Some(i64::from(pids)),
             ..Default::default()
         };
         let bounded = docker.update_container(id, change).await;
-        let runs = || found.state.and_then(|state| state.running) == Some(true);
         match bounded {
             // One that ended meanwhile needs no bound.
-            Err(error) if runs() => Err(format!("the build cannot be bounded: {error}")),
+            Err(error) if runs => Err(format!("the build cannot be bounded: {error}")),
             _ => Ok(()),
         }
     }
@@ -335,7 +335,7 @@ impl Engine {
 fn chunks(
     context: UnixStream,
 ) -> impl futures_util::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
-    futures_util::stream::unfold(Some(context), |context| async {
+    futures_util::stream::unfold(Some(context), |context| async move {
         let mut context = context?;
         let mut buffer = vec![0; 64 << 10];
         match context.read(&mut buffer).await {

@@ -65,6 +65,9 @@ pub struct Disk {
     pub is_enforced: bool,
     /// Built releases.
     pub releases_bytes: u64,
+    /// What builds keep for the next one.
+    #[serde(default)]
+    pub caches_bytes: u64,
     pub logs_bytes: u64,
 }
 
@@ -297,6 +300,16 @@ pub struct DeployRequest {
     /// Only say what would be done.
     #[serde(default)]
     pub dry_run: bool,
+    /// The build uses nothing of earlier ones, and what they kept for it is thrown away.
+    #[serde(default)]
+    pub no_cache: bool,
+}
+
+/// What builds of an app are given: names, each a file in `/run/secrets` while a build runs.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct BuildSecret {
+    pub name: String,
+    pub updated_at: u64,
 }
 
 /// What a deployment would do.

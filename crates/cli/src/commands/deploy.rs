@@ -1,6 +1,7 @@
 //! `hutong deploy`: check, pack, upload what the server lacks, deploy, watch until it serves or failed. `rounds`: once
 //! more after each change.
 
+mod building;
 mod rounds;
 
 use std::path::PathBuf;
@@ -32,6 +33,9 @@ pub struct Args {
     /// For development: deploy again after each change, and show what the app says, until Ctrl-C
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
+    /// Build anew, with nothing that earlier builds kept
+    #[arg(long, conflicts_with_all = ["dry_run", "watch"])]
+    no_cache: bool,
 }
 
 pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
@@ -58,7 +62,7 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let deployment = deploy(&client, &args.folder, output).await?;
+    let deployment = deploy_anew(&client, &args.folder, args.no_cache, output).await?;
     show_result(&client, &deployment, output).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -70,6 +74,7 @@ async fn plan(client: &Client, folder: &std::path::Path) -> Result<PlanAnswer, C
         digest: pack.digest,
         spec: Some(text),
         dry_run: true,
+        no_cache: false,
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
     Ok(client.post(&path, &request).await?)
@@ -81,10 +86,20 @@ pub async fn deploy(
     folder: &std::path::Path,
     output: Output,
 ) -> Result<Deployment, CliError> {
+    deploy_anew(client, folder, false, output).await
+}
+
+/// The same; with `no_cache` nothing of earlier builds is used.
+async fn deploy_anew(
+    client: &Client,
+    folder: &std::path::Path,
+    no_cache: bool,
+    output: Output,
+) -> Result<Deployment, CliError> {
     let (spec, _) = check::load(folder)?;
     let pack = Pack::new(folder, &spec)?;
-    let deployment = begin(client, &spec, &pack, true, output).await?;
-    watch(client, deployment).await
+    let deployment = begin_with(client, &spec, &pack, (true, no_cache), output).await?;
+    building::run(client, deployment, output).await
 }
 
 /// Uploads what the server lacks, with a bar on a terminal where `shows`, and has it deployed.
@@ -95,11 +110,22 @@ async fn begin(
     shows: bool,
     output: Output,
 ) -> Result<Deployment, CliError> {
+    begin_with(client, spec, pack, (shows, false), output).await
+}
+
+async fn begin_with(
+    client: &Client,
+    spec: &AppSpec,
+    pack: &Pack,
+    (shows, no_cache): (bool, bool),
+    output: Output,
+) -> Result<Deployment, CliError> {
     upload(client, pack, shows).await?;
     let request = DeployRequest {
         digest: pack.digest.clone(),
         spec: None,
         dry_run: false,
+        no_cache,
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
     let answer: PlanAnswer = client.post(&path, &request).await?;
@@ -150,13 +176,17 @@ async fn upload(client: &Client, pack: &Pack, shows: bool) -> Result<(), CliErro
 
 /// Waits until a deployment is over, saying what it waits for.
 pub async fn watch(client: &Client, deployment: Deployment) -> Result<Deployment, CliError> {
+    wait(client, deployment, &spinner()).await
+}
+
+fn spinner() -> ProgressBar {
     let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     spinner.set_style(
         ProgressStyle::with_template("{spinner} {msg} ({elapsed})")
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),
     );
     spinner.enable_steady_tick(Duration::from_millis(120));
-    wait(client, deployment, &spinner).await
+    spinner
 }
 
 async fn wait(

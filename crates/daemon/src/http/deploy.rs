@@ -15,8 +15,8 @@ use hutong_api::{
 };
 use hutong_core::name::is_digest;
 use hutong_core::spec::egress::no_consent;
-use hutong_core::detect;
 use hutong_core::spec::{AppSpec, Egress, Run, Strategy};
+use hutong_core::{detect, dockerfile};
 use hutong_core::{route, units};
 
 use super::{ApiError, Result, apps};
@@ -174,7 +174,8 @@ pub async fn deploy(
         return Err(ApiError::conflict(conflict));
     }
     let mut warnings = waiting_routes(&others[0], &spec);
-    let recognised = plan.map(|plan| format!("it is {}: {}", plan.language, plan.because.join("; ")));
+    let recognised =
+        plan.map(|plan| format!("it is {}: {}", plan.language, plan.because.join("; ")));
     let before = control.store.app(&name)?;
     if before.as_ref().is_some_and(|app| app.isolated) {
         apps::find_free(&control, &name)?;
@@ -215,6 +216,9 @@ pub async fn deploy(
     let state = if prepares { "building" } else { "rolling" };
     let deployment = control.store.deploy(&name, &request.digest, &text, state)?;
     if prepares {
+        if request.no_cache {
+            lock(&control.observed).fresh.insert(deployment.id);
+        }
         builds::start(&control, deployment.clone());
     } else {
         control.wake.notify_one();
@@ -257,8 +261,19 @@ fn check_egress(control: &Control, spec: &AppSpec) -> Result<()> {
     Ok(())
 }
 
-/// A static app without a build must bring its folder.
+/// A static app without a build must bring its folder, and an app of a Dockerfile that.
 fn check_tree(spec: &AppSpec, tree: &std::path::Path) -> Result<()> {
+    let image = spec.image.as_ref();
+    if let Some(file) = image.and_then(|image| image.dockerfile.as_ref()) {
+        let text = std::fs::read_to_string(tree.join(&file.path)).map_err(|_| {
+            ApiError::bad(format!(
+                "the file `{}` that `build.dockerfile` names is not there, or is no text",
+                file.path
+            ))
+        })?;
+        dockerfile::bases(&file.path, &text)
+            .map_err(|problems| ApiError::bad(problems.to_string()))?;
+    }
     let Run::Static { folder, .. } = &spec.run else {
         return Ok(());
     };
@@ -483,7 +498,11 @@ pub fn wire_deployment(control: &Control, deployment: &store::Deployment) -> Dep
         DeploymentState::Building | DeploymentState::Rolling if trouble.is_some() => trouble,
         DeploymentState::Building => {
             let at_work = observed.building.get(&deployment.id).cloned();
-            Some(at_work.unwrap_or_else(|| "waiting for the build before it".into()))
+            let before = observed.queue.iter().position(|id| *id == deployment.id);
+            Some(at_work.unwrap_or_else(|| match before {
+                None | Some(0) => "waiting for the build before it".into(),
+                Some(place) => format!("waiting for {} builds before it", place + 1),
+            }))
         }
         DeploymentState::Rolling => observed
             .doing

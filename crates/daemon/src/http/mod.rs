@@ -3,6 +3,7 @@
 
 mod apps;
 mod auth;
+mod builds;
 mod certs;
 mod deploy;
 mod error;
@@ -47,6 +48,9 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(deploy::has_tree, deploy::upload))
         .routes(routes!(deploy::deploy))
         .routes(routes!(deploy::watch))
+        .routes(routes!(builds::cancel))
+        .routes(routes!(builds::drop_cache))
+        .routes(routes!(builds::secrets, builds::change_secrets))
         .routes(routes!(deploy::releases))
         .routes(routes!(deploy::rollback))
         .routes(routes!(isolate::isolate))

@@ -7,7 +7,7 @@ use hutong_api::{Deployment, LogLine};
 use indicatif::ProgressBar;
 
 use super::{spinner, wait};
-use crate::commands::{path, stop_signals};
+use crate::commands::path;
 use crate::error::CliError;
 use crate::output::{Output, printable};
 
@@ -17,7 +17,6 @@ pub async fn run(
     deployment: Deployment,
     output: Output,
 ) -> Result<Deployment, CliError> {
-    let mut stop = stop_signals()?;
     let bar = spinner();
     let (app, id) = (deployment.app.clone(), deployment.id);
     let shown = (!output.json).then(|| {
@@ -29,7 +28,7 @@ pub async fn run(
     let ended = loop {
         tokio::select! {
             ended = &mut waits => break ended,
-            Some(()) = stop.recv(), if !told => {
+            Ok(()) = tokio::signal::ctrl_c(), if !told => {
                 told = true;
                 let place = path(&["apps", &app, "build", "cancel"]);
                 let cancelled: Result<Deployment, _> = client.post(&place, &()).await;

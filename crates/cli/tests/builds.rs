@@ -390,7 +390,7 @@ RUN [\"/usr/bin/python3\", \"-c\", \"import os, time\\nwhile True:\\n try: os.fo
         engine.ok(&["ps", "-q"]).lines().count() == 1
     });
     // With the app its images go.
-    server.ok(&["remove", "boxed", "--purge", "--yes"]);
+    server.ok(&["remove", "boxed", "--purge"]);
     eventually("its image is gone", 60, || {
         engine.ok(&images).trim().is_empty()
     });

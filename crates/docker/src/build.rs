@@ -300,21 +300,15 @@ impl Engine {
     }
 
     /// Removes images that were built here and that no release uses. One that a container uses stays until the next time.
-    pub async fn sweep_images(&self, keep: &[String]) -> Answer {
+    pub async fn sweep_images(&self, keep: &[String]) -> Result<(), String> {
         let label = format!("{LABEL_SERVER}={}", self.setup.server);
         let options = ListImagesOptions {
             filters: Some(HashMap::from([("label".to_owned(), vec![label])])),
             ..Default::default()
         };
-        let docker = match self.connect().await {
-            Ok(docker) => docker,
-            Err(reason) => return Answer::Later(reason),
-        };
-        let found = match docker.list_images(Some(options)).await {
-            Ok(found) => found,
-            Err(error) => return Answer::Later(error.to_string()),
-        };
-        for image in found {
+        let docker = self.connect().await?;
+        let found = docker.list_images(Some(options)).await;
+        for image in found.map_err(|error| error.to_string())? {
             let id = image.id.strip_prefix("sha256:").unwrap_or(&image.id);
             if keep.iter().any(|kept| kept == id) {
                 continue;
@@ -327,7 +321,7 @@ impl Engine {
                 }
             }
         }
-        Answer::Done
+        Ok(())
     }
 }
 

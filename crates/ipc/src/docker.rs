@@ -21,7 +21,7 @@ pub enum Request {
     /// Has the engine build an image of a Dockerfile. A socket comes along by which the context (a tar archive) can be
     /// read. Answered by any number of [`Answer::Output`], then by `Resolved` or `Refused`. Who hangs up has ended it.
     Build(Box<Build>),
-    /// Removes images that were built here, but for these (SHA-256 in hex).
+    /// Removes images that were built here, but for these (SHA-256 in hex); answered at once.
     SweepImages {
         keep: Vec<String>,
     },

@@ -389,7 +389,8 @@ pub fn complete(
             plan: None,
         });
     };
-    let mut plan = detect(&files(), missing.port, engine).map_err(Refusal::problems)?;
+    let mut plan =
+        detect(&files(), missing.port, engine && missing.build).map_err(Refusal::problems)?;
     if !missing.build {
         // Its owner says how it is built.
         plan.steps.clear();

@@ -46,8 +46,8 @@ pub fn bases(path: &str, text: &str) -> Result<Vec<String>, Problems> {
                     .filter(|word| !word.starts_with("--"))
                     .collect();
                 let image = expand(words.first().unwrap_or(&""), &defaults);
-                if let [_, r#as, stage] = words[..]
-                    && r#as.eq_ignore_ascii_case("as")
+                if let [_, between, stage] = words[..]
+                    && between.eq_ignore_ascii_case("as")
                 {
                     stages.push(stage.to_ascii_lowercase());
                 }

@@ -295,8 +295,7 @@ struct RawSpec {
     #[serde(default)]
     callers: Vec<Spanned<String>>,
     /// Runs in a sandbox of its own when the app is deployed.
-    #[schemars(with = "Option<RawBuild>")]
-    build: Option<Spanned<RawBuild>>,
+    build: Option<RawBuild>,
     #[serde(default)]
     https: RawHttps,
     sleep: Option<RawSleep>,

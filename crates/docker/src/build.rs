@@ -18,7 +18,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use hutong_core::dockerfile;
 use hutong_core::name::{AppName, is_digest};
-use hutong_core::tree::check_path;
+use hutong_core::tree::{check_path, digest_of};
 use hutong_core::units::show_size;
 use hutong_ipc::channel;
 use hutong_ipc::docker::{Answer, Build, Image, Pull, Start};
@@ -143,8 +143,10 @@ impl Engine {
         };
         let root = docker.info().await.map_err(|error| error.to_string())?;
         let root = root.docker_root_dir;
-        // Told from every other container by a name that nobody else could have given it.
-        let mark = format!("hutong-build-{}:127.0.0.1", self.setup.server);
+        // Told from every other container by a name that nobody else could have given it. What runs in it sees the name,
+        // so it is made of the server's own and does not say it.
+        let mark = digest_of(&["build", &self.setup.server, &build.key]);
+        let mark = format!("hutong-build-{}:127.0.0.1", &mark[..24]);
         let small = |number: u64| i32::try_from(number).unwrap_or(i32::MAX);
         let options = BuildImageOptions {
             dockerfile: build.dockerfile.clone(),

@@ -70,6 +70,16 @@ struct RawStep {
     network: bool,
 }
 
+impl RawBuild {
+    /// Where it says something, as far as that is known.
+    pub(super) fn place(&self) -> Option<usize> {
+        let step = self.steps.first().map(|step| step.command.span().start);
+        let command = self.command.as_ref().map(|command| command.span().start);
+        let dockerfile = self.dockerfile.as_ref().map(|named| named.span().start);
+        command.or(step).or(dockerfile)
+    }
+}
+
 const MAX_STEPS: usize = 32;
 /// How long a build may take, if nothing else is said.
 pub const TIMEOUT: Duration = Duration::from_secs(15 * 60);
@@ -105,14 +115,13 @@ impl RawSpec {
     /// Whether its programs run in containers.
     pub(super) fn has_image(&self) -> bool {
         let build = self.build.as_ref();
-        self.image.is_some() || build.is_some_and(|build| build.get_ref().dockerfile.is_some())
+        self.image.is_some() || build.is_some_and(|build| build.dockerfile.is_some())
     }
 }
 
 impl Check<'_> {
     pub(super) fn build(&mut self, raw: &RawSpec) -> Option<Build> {
-        let at = raw.build.as_ref()?.span().start;
-        let build = raw.build.as_ref()?.get_ref();
+        let build = raw.build.as_ref()?;
         if build.dockerfile.is_some() {
             return None;
         }
@@ -137,7 +146,7 @@ impl Check<'_> {
         }
         if build.steps.is_empty() {
             self.wrong(
-                at,
+                raw.name.span().start,
                 "[build] says nothing to do: add `command = \"npm run build\"`, `steps` or `dockerfile = \"Dockerfile\"`",
             );
             return None;
@@ -166,7 +175,7 @@ impl Check<'_> {
         &mut self,
         raw: &'a RawSpec,
     ) -> Option<(Dockerfile, &'a Spanned<String>)> {
-        let build = raw.build.as_ref()?.get_ref();
+        let build = raw.build.as_ref()?;
         let named = build.dockerfile.as_ref()?;
         let at = named.span().start;
         if build.command.is_some() || !build.steps.is_empty() {

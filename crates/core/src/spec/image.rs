@@ -105,7 +105,7 @@ impl Check<'_> {
         }
         if let Some(build) = raw.build.as_ref().filter(|_| raw.image.is_some()) {
             self.wrong(
-                build.span().start,
+                build.place().unwrap_or(at),
                 "`build` makes the app's folder; an image is there already",
             );
         }

@@ -59,10 +59,12 @@ impl Store {
                 .query_map([app], |row| Ok((row.get(0)?, row.get(1)?)))?
                 .collect()
         })?;
-        let open = |(name, value): (String, Vec<u8>)| {
-            let value = self.cipher.open_value(app, &place(&name), &value);
-            Ok((name, value.map_err(StoreError::Cipher)?))
-        };
-        sealed.into_iter().map(open).collect()
+        sealed
+            .into_iter()
+            .map(|(name, value)| {
+                let value = self.cipher.open_value(app, &place(&name), &value);
+                Ok((name, value.map_err(StoreError::Cipher)?))
+            })
+            .collect()
     }
 }

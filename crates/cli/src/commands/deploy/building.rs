@@ -1,15 +1,20 @@
 //! A deployment that is waited for, with what its build prints as it comes. Ctrl-C cancels the build; what rolls out
 //! already goes on.
 
+use std::time::Duration;
+
 use http_body_util::BodyExt;
 use hutong_api::client::Client;
-use hutong_api::{Deployment, LogLine};
+use hutong_api::{Deployment, DeploymentState, LogLine};
 use indicatif::ProgressBar;
 
 use super::{spinner, wait};
 use crate::commands::path;
 use crate::error::CliError;
 use crate::output::{Output, printable};
+
+/// How long lines may take that were printed before the end.
+const LAST: Duration = Duration::from_millis(400);
 
 /// Waits until a deployment is over.
 pub async fn run(
@@ -19,7 +24,8 @@ pub async fn run(
 ) -> Result<Deployment, CliError> {
     let bar = spinner();
     let (app, id) = (deployment.app.clone(), deployment.id);
-    let shown = (!output.json).then(|| {
+    let builds = deployment.state == DeploymentState::Building && !output.json;
+    let shown = builds.then(|| {
         let lines = show(client.clone(), deployment.clone(), bar.clone(), output);
         tokio::spawn(lines)
     });
@@ -41,7 +47,9 @@ pub async fn run(
             }
         }
     };
-    if let Some(shown) = shown {
+    if let Some(mut shown) = shown {
+        // The last lines may still be on their way.
+        let _ = tokio::time::timeout(LAST, &mut shown).await;
         shown.abort();
     }
     ended

@@ -64,7 +64,7 @@ pub(super) fn lone_script(seen: &Seen<'_>) -> Option<Plan> {
     })
 }
 
-fn script<'a>(seen: &Seen<'_>) -> Option<&'a str> {
+fn script(seen: &Seen<'_>) -> Option<&'static str> {
     ["main.py", "app.py", "server.py", "run.py"]
         .into_iter()
         .find(|name| seen.files.has(name))
@@ -246,7 +246,7 @@ fn program(
     ))
 }
 
-fn listed_in<'a>(seen: &Seen<'_>) -> &'a str {
+fn listed_in(seen: &Seen<'_>) -> &'static str {
     match seen.files.has("requirements.txt") {
         true => "requirements.txt",
         false => "pyproject.toml",
@@ -393,7 +393,7 @@ fn modules<'a>(seen: &'a Seen<'_>) -> impl Iterator<Item = (String, &'a str)> {
         })
         .collect();
     paths.sort_by_key(|path| likely(path));
-    paths.into_iter().filter_map(|path| {
+    paths.into_iter().filter_map(move |path| {
         let text = seen.files.text(path)?;
         let module = path.trim_end_matches(".py").trim_end_matches("/__init__");
         Some((module.replace('/', "."), text))

@@ -7,18 +7,16 @@ pub(super) fn detect(seen: &Seen<'_>) -> Result<Plan, Refusal> {
     let files = seen.files;
     let manifest = toml_of("Cargo.toml", files.needed("Cargo.toml")?)?;
     let mut because = Vec::new();
-    let (path, manifest) = match (manifest.contains_key("package"), manifest.get("workspace")) {
-        (true, _) => ("Cargo.toml".to_owned(), manifest),
-        (false, Some(_)) => {
-            because.push("Cargo.toml: a workspace".to_owned());
-            member(seen)?
-        }
-        (false, None) => {
-            return Err(Refusal::at(
-                "Cargo.toml",
-                "has neither [package] nor [workspace]",
-            ));
-        }
+    let (path, manifest) = if manifest.contains_key("package") {
+        ("Cargo.toml".to_owned(), manifest)
+    } else if manifest.contains_key("workspace") {
+        because.push("Cargo.toml: a workspace".to_owned());
+        member(seen)?
+    } else {
+        return Err(Refusal::at(
+            "Cargo.toml",
+            "has neither [package] nor [workspace]",
+        ));
     };
     let binary = only_binary(seen, &path, &manifest)?;
     because.push(format!("{path}: the program {binary}"));

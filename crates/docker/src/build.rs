@@ -27,7 +27,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
-use crate::engine::Engine;
+use crate::engine::{Engine, is_missing};
 use crate::serve;
 
 /// Labels of images are others than those of containers: a container has its image's, too.
@@ -41,6 +41,9 @@ const LINES: usize = 64;
 const MAX_LINE: usize = 8 << 10;
 /// How often the engine's disk is looked at.
 const LOOK: Duration = Duration::from_millis(500);
+/// How often an image is tried to be removed that something may still use, and how long after each other.
+const REMOVALS: usize = 10;
+const REMOVE_AGAIN: Duration = Duration::from_secs(2);
 /// What the engine says when it has made the container of a step.
 const RUNNING: &str = "---> Running in ";
 
@@ -316,14 +319,31 @@ impl Engine {
                 continue;
             }
             let own = format!("hutong-{}/", self.setup.tag);
-            for tag in image.repo_tags.iter().filter(|tag| tag.starts_with(&own)) {
-                let options = None::<RemoveImageOptions>;
-                if let Err(error) = docker.remove_image(tag, options, None).await {
-                    tracing::debug!("{tag} stays: {error}");
-                }
+            let tags = image.repo_tags.iter().filter(|tag| tag.starts_with(&own));
+            let mut names: Vec<String> = tags.cloned().collect();
+            if image.repo_tags.is_empty() {
+                // It was built anew under the same name.
+                names.push(image.id.clone());
+            }
+            for name in names {
+                self.remove_image(&name).await;
             }
         }
         Ok(())
+    }
+
+    /// The last container of it may be on its way out.
+    async fn remove_image(&self, name: &str) {
+        for _ in 0..REMOVALS {
+            let Ok(docker) = self.docker() else { return };
+            let options = None::<RemoveImageOptions>;
+            match docker.remove_image(name, options, None).await {
+                Ok(_) => return,
+                Err(error) if is_missing(&error) => return,
+                Err(error) => tracing::debug!("the image {name} stays for now: {error}"),
+            }
+            tokio::time::sleep(REMOVE_AGAIN).await;
+        }
     }
 }
 

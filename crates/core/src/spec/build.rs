@@ -200,3 +200,51 @@ impl Check<'_> {
         Some((file, named))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse;
+    use super::*;
+
+    fn wrong(text: &str) -> String {
+        parse("t", text).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn a_build_is_a_command_steps_or_a_dockerfile() {
+        let text = "name='a'\nstatic='out'\n[build]\nsteps=[{command='a b'},{command=['c'],network=true}]\ntimeout='30s'\n";
+        let build = parse("t", text).expect("good").build.expect("a build");
+        assert_eq!(build.steps.len(), 2);
+        assert!(!build.steps[0].network && build.steps[1].network && !build.installs);
+        assert_eq!(build.timeout, Duration::from_secs(30));
+        let text = "name='a'\nbuild.dockerfile='./docker/Dockerfile'\n";
+        let spec = parse("t", text).expect("good");
+        let file = spec.image.and_then(|image| image.dockerfile);
+        let file = file.expect("a Dockerfile");
+        assert_eq!(
+            (file.path.as_str(), file.timeout),
+            ("docker/Dockerfile", TIMEOUT)
+        );
+        assert!(spec.build.is_none());
+        let both = "name='a'\nstatic='x'\n[build]\ncommand='a'\nsteps=[{command='b'}]\n";
+        assert!(wrong(both).contains("`command` or `steps`, one of them"));
+        let three = "name='a'\n[build]\ncommand='a'\ndockerfile='D'\n";
+        assert!(wrong(three).contains("one of them"));
+        let empty = "name='a'\nstatic='x'\n[build]\nnetwork=true\n";
+        assert!(wrong(empty).contains("[build] says nothing to do"));
+        let out = "name='a'\nbuild.dockerfile='../D'\n";
+        assert!(
+            wrong(out).starts_with("t:2:18: `dockerfile` names a file"),
+            "{}",
+            wrong(out)
+        );
+        let image = "name='a'\nimage='x'\nbuild.command='a'\n";
+        assert!(wrong(image).contains("an image is there already"));
+        let long = "name='a'\nstatic='x'\n[build]\ncommand='a'\ntimeout='5h'\n";
+        assert!(
+            wrong(long).starts_with("t:5:9: must be 1s to 4h"),
+            "{}",
+            wrong(long)
+        );
+    }
+}

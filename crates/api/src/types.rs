@@ -147,6 +147,9 @@ pub struct Disk {
     pub is_enforced: bool,
     /// Built releases.
     pub releases_bytes: u64,
+    /// What builds keep for the next one.
+    #[serde(default)]
+    pub caches_bytes: u64,
     pub logs_bytes: u64,
 }
 
@@ -385,6 +388,9 @@ pub struct DeployRequest {
     /// In place of the image that hutong.toml names.
     #[serde(default)]
     pub image: Option<String>,
+    /// The build uses nothing of earlier ones, and what they kept for it is thrown away.
+    #[serde(default)]
+    pub no_cache: bool,
 }
 
 /// A registry that the server has a name and a password for.
@@ -410,6 +416,13 @@ pub struct TakenImage {
     pub image: String,
     /// Of its manifest.
     pub digest: String,
+}
+
+/// What builds of an app are given: names, each a file in `/run/secrets` while a build runs.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct BuildSecret {
+    pub name: String,
+    pub updated_at: u64,
 }
 
 /// What a deployment would do.

@@ -58,12 +58,17 @@ enum Command {
     Doctor(verbs::doctor::Args),
     /// Check an app's hutong.toml
     Check(verbs::check::Args),
+    /// Show what a folder is recognised as, and how it would be built and run
+    Detect(verbs::detect::Args),
     /// Print the JSON Schema of hutong.toml
     Schema,
     /// Make apps of the configuration of Docker Compose, nginx, systemd, PM2 and others
     Import(verbs::import::Args),
     /// Deploy a folder
     Deploy(verbs::deploy::Args),
+    /// Cancel a build, forget what builds keep, give builds secrets
+    #[command(subcommand)]
+    Build(verbs::build::Verb),
     /// List the apps
     Apps,
     /// Compare an app's file with what is deployed, and that with what runs
@@ -200,6 +205,8 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Schema => verbs::check::schema(server.output)?,
         Command::Check(args) => verbs::check::run(&args, server.output)?,
         Command::Import(args) => verbs::import::run(&args, server.output)?,
+        Command::Detect(args) => verbs::detect::run(&args, server.output)?,
+        Command::Build(verb) => server.block_on(verbs::build::run(verb, &server))?,
         Command::Openapi => server.output.text(&hutong_daemon::openapi()),
         Command::Completions { shell } => {
             let mut text = Vec::new();

@@ -1,5 +1,6 @@
 //! `hutong.toml`: text in, a checked [`AppSpec`] or every mistake with its place out.
 
+mod build;
 mod canary;
 pub mod egress;
 mod image;
@@ -25,6 +26,8 @@ use crate::scale::Scale;
 use crate::schedule::Schedule;
 use crate::units;
 
+use build::RawBuild;
+pub use build::{Build, BuildStep, Dockerfile, Missing, TIMEOUT as BUILD_TIMEOUT, missing};
 use canary::RawCanary;
 use egress::RawEgress;
 pub use egress::{Egress, EgressRule};
@@ -113,13 +116,6 @@ pub struct Https {
     /// Normalised path prefixes.
     pub except: Vec<String>,
     pub hsts: Duration,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Build {
-    pub command: Vec<String>,
-    /// The command may reach the internet.
-    pub network: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -447,17 +443,6 @@ struct RawHttps {
     hsts: Option<Spanned<String>>,
 }
 
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-struct RawBuild {
-    /// The program that builds, in the app's folder.
-    #[schemars(with = "Words")]
-    command: Spanned<Words>,
-    /// The program may reach the internet; packages of a lock file are installed before, without this.
-    #[serde(default)]
-    network: bool,
-}
-
 /// The JSON Schema of `hutong.toml` (draft 2020-12).
 pub fn json_schema() -> serde_json::Value {
     schemars::schema_for!(RawSpec).to_value()
@@ -650,12 +635,7 @@ impl Check<'_> {
             balance: self.balance(&raw.balance),
             traffic: self.traffic(&raw.traffic),
             protocol,
-            build: raw.build.and_then(|build| {
-                Some(Build {
-                    command: self.words(&build.command, "build.command")?,
-                    network: build.network,
-                })
-            }),
+            build: self.build(&raw),
             name,
             domains,
             run,
@@ -751,7 +731,7 @@ impl Check<'_> {
                 Run::Command(Vec::new())
             }
             // The image's own command.
-            (None, None) if raw.image.is_some() => Run::Command(Vec::new()),
+            (None, None) if raw.has_image() => Run::Command(Vec::new()),
             (None, None) if !(raw.workers.is_empty() && raw.cron.is_empty()) => {
                 if let Some(domain) = raw.domains.first() {
                     self.wrong(

@@ -1,15 +1,19 @@
 //! What is done before a release rolls out. Builds: what a folder needs before it can run, done in a sandbox of its own
 //! with the app's ids, capped, one at a time.  Then the release command, if there is one. The result is kept by what went in, so the same input is not built twice.
 
+mod dockerfile;
 mod unpacking;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hutong_core::spec::{AppSpec, ContainerUser, Image, ImageDriver, ReleaseCommand, Run};
+use hutong_core::spec::{
+    AppSpec, BUILD_TIMEOUT, ContainerUser, Image, ImageDriver, ReleaseCommand, Run,
+};
 use hutong_core::tree::digest_of;
 use hutong_core::units::{show_size, show_time};
+use hutong_ipc::gateway::Secret;
 use hutong_ipc::shim::Exit;
 use hutong_ipc::warden::{Build, Limits, ServerSettings};
 use hutong_ipc::{docker, fail};
@@ -22,7 +26,6 @@ use crate::{Control, controller, ids, images, lock, memory};
 /// Caps of a build: it must not freeze a machine of 2 cores and 4 GB.
 const CPU_MILLIS: u32 = 1500;
 const PIDS: u32 = 512;
-const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// How long a build waits for a warden that is away.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
@@ -41,25 +44,26 @@ pub fn recipe(spec: &AppSpec, tree: &Path) -> Vec<Recipe> {
     let mut steps = Vec::new();
     // An image brings what it needs.
     let is_program = spec.has_programs() && spec.image.is_none();
-    if is_program && tree.join("requirements.txt").is_file() {
+    let installs = spec.build.as_ref().is_none_or(|build| build.installs);
+    if installs && is_program && tree.join("requirements.txt").is_file() {
         steps.push(step(words("python3 -m venv /app/.venv"), false));
         steps.push(step(words(
-            "/app/.venv/bin/python -m pip install --no-input --no-cache-dir --disable-pip-version-check --no-warn-script-location -r requirements.txt",
+            "/app/.venv/bin/python -m pip install --no-input --disable-pip-version-check --no-warn-script-location -r requirements.txt",
         ), true));
     }
     let locked = ["package-lock.json", "npm-shrinkwrap.json"]
         .iter()
         .any(|lock| tree.join(lock).is_file());
     let needs_node = is_program || spec.build.is_some();
-    if needs_node && locked && tree.join("package.json").is_file() {
+    if installs && needs_node && locked && tree.join("package.json").is_file() {
         let mut install = words("npm ci --no-audit --no-fund --no-update-notifier");
         if spec.build.is_none() {
             install.push("--omit=dev".into());
         }
         steps.push(step(install, true));
     }
-    let own = spec.build.as_ref();
-    steps.extend(own.map(|build| step(build.command.clone(), build.network)));
+    let own = spec.build.iter().flat_map(|build| &build.steps);
+    steps.extend(own.map(|own| step(own.command.clone(), own.network)));
     steps
 }
 
@@ -94,8 +98,21 @@ pub async fn resume(control: &Arc<Control>) {
         }
     }
     for deployment in under_way {
+        // What a control plane before us left in the spools is taken in soon.
+        if let Err(error) = secrets_of(control, &deployment.app) {
+            tracing::error!("{error}");
+        }
         start(control, deployment);
     }
+}
+
+/// What an app's builds are given, which from now on no line of theirs shows.
+fn secrets_of(control: &Control, app: &str) -> Result<Vec<(String, Secret)>, StoreError> {
+    let secrets = control.store.build_secrets(app)?;
+    let values = secrets.iter().map(|(_, value)| value.as_str());
+    control.logs.mask(app, values);
+    let sealed = |(name, value)| (name, Secret(value));
+    Ok(secrets.into_iter().map(sealed).collect())
 }
 
 /// Writes a build's outcome down, however long the disk is full.
@@ -118,21 +135,34 @@ pub fn start(control: &Arc<Control>, deployment: Deployment) {
             .ok()
             .flatten()
             .and_then(|release| release.parse().ok());
-        let turns = match spec.is_some_and(|spec| spec.image.is_some()) {
+        let image = spec.and_then(|spec: AppSpec| spec.image);
+        let turns = match image.is_some_and(|image| image.dockerfile.is_none()) {
             true => &control.fetching,
-            false => &control.building,
+            false => {
+                lock(&control.observed).queue.push(deployment.id);
+                &control.building
+            }
         };
-        let Ok(_turn) = turns.acquire().await else {
+        let turn = turns.acquire().await;
+        lock(&control.observed)
+            .queue
+            .retain(|waits| *waits != deployment.id);
+        let Ok(_turn) = turn else {
             return;
         };
         if is_superseded(&control, deployment.id) {
+            lock(&control.observed).fresh.remove(&deployment.id);
             return;
         }
         let ours = control.clone();
         let (id, app) = (deployment.id, deployment.app.clone());
         let work = tokio::task::spawn_blocking(move || build(&ours, &deployment));
         let result = work.await.unwrap_or_else(|error| Err(Broken::plain(error)));
-        lock(&control.observed).building.remove(&id);
+        {
+            let mut observed = lock(&control.observed);
+            observed.building.remove(&id);
+            observed.fresh.remove(&id);
+        }
         // Also what a control plane before us left of it, in whichever step.
         let own = format!("{}-s", ids::build(&app, id));
         for name in control.logs.spooled() {
@@ -203,14 +233,19 @@ fn fetch(
         return Err(Broken::plain(NO_ENGINE));
     }
     let found = patiently(|| control.docker.resolve(reference, image.pull));
-    let found = found.map_err(Broken::plain)?;
+    found.map_err(Broken::plain)
+}
+
+/// Nobody's image runs as root without its owner's word.
+fn check_user(image: &Image, found: &docker::Image) -> Result<(), Broken> {
     let may_be_root = image.allow_root || image.user == ContainerUser::App || found.remapped;
     if found.is_root && !may_be_root {
+        let reference = &image.reference;
         return Err(Broken::plain(format!(
             "the image {reference} runs as root: set `user = \"app\"` in [container] to run it as a user of the app's own, or `allow_root = true`"
         )));
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Why no app from an image runs here.
@@ -239,7 +274,9 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> 
     let steps = recipe(&spec, &tree);
     let mut ready = release;
     if !steps.is_empty() {
-        match make(control, deployment, &ready, &steps)? {
+        let build = spec.build.as_ref();
+        let timeout = build.map_or(BUILD_TIMEOUT, |build| build.timeout);
+        match make(control, deployment, &ready, &steps, timeout)? {
             Some(key) => ready.built = Some(key),
             None => return Ok(Outcome::Superseded),
         }
@@ -262,7 +299,14 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> 
             return Ok(Outcome::Superseded);
         }
     } else if let Some(image) = &spec.image {
-        let found = fetch(control, deployment, image)?;
+        let found = match &image.dockerfile {
+            Some(file) => match dockerfile::build(control, deployment, &ready, file)? {
+                Some(found) => found,
+                None => return Ok(Outcome::Superseded),
+            },
+            None => fetch(control, deployment, image)?,
+        };
+        check_user(image, &found)?;
         let brings_nothing = !found.has_command && image.entrypoint.is_none();
         if brings_nothing && spec.run == Run::Command(Vec::new()) {
             return Err(Broken::plain(format!(
@@ -292,17 +336,34 @@ fn make(
     deployment: &Deployment,
     release: &Release,
     steps: &[Recipe],
+    timeout: Duration,
 ) -> Result<Option<String>, Broken> {
     let app = &deployment.app;
-    let key = key(release, steps);
+    let fresh = lock(&control.observed).fresh.contains(&deployment.id);
+    let key = key(release, steps, fresh.then_some(deployment.id));
     let there = patiently(|| control.warden.has_built(app, &key)).map_err(Broken::plain)?;
     if !there {
         let place = wait_for_memory(control, deployment)?;
+        if fresh {
+            patiently(|| control.warden.drop_cache(app)).map_err(Broken::plain)?;
+        }
+        let secrets = secrets_of(control, app).map_err(Broken::plain)?;
+        let bound = Bound {
+            deadline: Instant::now() + timeout,
+            timeout,
+        };
         for (index, step) in steps.iter().enumerate() {
             if is_superseded(control, deployment.id) {
                 break;
             }
-            run_step(control, deployment, release, index, step)?;
+            run_step(
+                control,
+                deployment,
+                release,
+                (index, step),
+                &secrets,
+                &bound,
+            )?;
         }
         drop(place);
         let last = ids::build_step(app, deployment.id, steps.len() - 1);
@@ -310,7 +371,11 @@ fn make(
             let _ = control.warden.build_drop(&last);
             return Ok(None);
         }
-        patiently(|| control.warden.build_keep(&last, app, &key)).map_err(Broken::plain)?;
+        let kept = patiently(|| control.warden.build_keep(&last, app, &key, &secrets));
+        if let Some(digest) = kept.map_err(Broken::plain)? {
+            let result = format!("the result has the content {}", &digest[..12]);
+            control.logs.note(app, &last, &result);
+        }
     }
     Ok(Some(key))
 }
@@ -333,7 +398,7 @@ fn wait_for_memory<'a>(control: &'a Control, deployment: &Deployment) -> Result<
         let Err(why) = control.set_aside_for_build(&build) else {
             return Ok(Aside(control, build));
         };
-        if began.elapsed() > TIMEOUT || is_superseded(control, deployment.id) {
+        if began.elapsed() > BUILD_TIMEOUT || is_superseded(control, deployment.id) {
             return Err(Broken::plain(format!("the build found no memory: {why}")));
         }
         let doing = format!("the build waits for memory: {why}");
@@ -344,10 +409,20 @@ fn wait_for_memory<'a>(control: &'a Control, deployment: &Deployment) -> Result<
     }
 }
 
-fn key(release: &Release, steps: &[Recipe]) -> String {
+/// `alone`: a deployment whose result is not to be taken for another's.
+fn key(release: &Release, steps: &[Recipe], alone: Option<u64>) -> String {
     let argvs: Vec<&Vec<String>> = steps.iter().map(|step| &step.argv).collect();
     let recipe = serde_json::to_string(&argvs).unwrap_or_default();
-    digest_of(&[&release.app, &release.digest, &recipe])
+    match alone {
+        None => digest_of(&[&release.app, &release.digest, &recipe]),
+        Some(id) => digest_of(&[&release.app, &release.digest, &recipe, &id.to_string()]),
+    }
+}
+
+/// How long all steps of a build may take together.
+struct Bound {
+    deadline: Instant,
+    timeout: Duration,
 }
 
 fn is_superseded(control: &Control, deployment: u64) -> bool {
@@ -361,8 +436,9 @@ fn run_step(
     control: &Control,
     deployment: &Deployment,
     release: &Release,
-    index: usize,
-    step: &Recipe,
+    (index, step): (usize, &Recipe),
+    secrets: &[(String, Secret)],
+    bound: &Bound,
 ) -> Result<(), Broken> {
     let app = &deployment.app;
     let instance = ids::build_step(app, deployment.id, index);
@@ -383,6 +459,7 @@ fn run_step(
         source: release.digest.clone(),
         argv: step.argv.clone(),
         egress: step.network,
+        secrets: secrets.to_vec(),
         env: environment(&control.settings),
         limits: Limits {
             memory,
@@ -394,7 +471,19 @@ fn run_step(
     fail::point("build step");
     patiently(|| control.warden.build(build.clone(), index > 0))
         .map_err(|error| Broken::plain(format!("the build `{line}` cannot start: {error}")))?;
-    wait_until_gone(control, &instance, deployment.id)?;
+    let late = format!("the build took over {}", show_time(bound.timeout));
+    let left = bound.deadline.saturating_duration_since(Instant::now());
+    let (id, log) = (deployment.id, || {
+        controller::last_words(control, app, deployment.id)
+    });
+    if let Err(broken) = wait_for(control, &instance, id, left, None, &late) {
+        control.logs.end_of(&instance);
+        control.logs.forget_spool(&instance);
+        return Err(Broken {
+            reason: broken.reason,
+            log: log(),
+        });
+    }
     match how_it_ended(control, &instance, memory) {
         None => Ok(()),
         Some(why) if control.has_disk().is_err() => {
@@ -403,7 +492,7 @@ fn run_step(
         }
         Some(why) => Err(Broken {
             reason: format!("the build `{line}` {why}"),
-            log: controller::last_words(control, app, deployment.id),
+            log: log(),
         }),
     }
 }
@@ -504,8 +593,8 @@ fn end_releases(control: &Control, deployment: &Deployment) -> Result<(), Broken
 }
 
 fn wait_until_gone(control: &Control, instance: &str, deployment: u64) -> Result<(), Broken> {
-    let late = "the build took over 15 minutes";
-    wait_for(control, instance, deployment, TIMEOUT, None, late)
+    let late = "what was left of an earlier try does not end";
+    wait_for(control, instance, deployment, BUILD_TIMEOUT, None, late)
 }
 
 /// Waits until an instance is gone; ends it when that takes too long, or when nobody wants it any more: with SIGTERM and
@@ -553,9 +642,23 @@ fn wait_for(
     }
 }
 
+/// What makes the same input give the same result, where a tool lets it: no clock, no seed, no time zone. Archives know
+/// no time before 1980.
+const FIXED: [(&str, &str); 6] = [
+    ("CI", "true"),
+    ("SOURCE_DATE_EPOCH", "315532800"),
+    ("PYTHONHASHSEED", "0"),
+    ("TZ", "UTC"),
+    ("LC_ALL", "C.UTF-8"),
+    ("NEXT_TELEMETRY_DISABLED", "1"),
+];
+
 /// Mirrors and the way out, as the server file says.
 fn environment(settings: &ServerSettings) -> Vec<(String, String)> {
-    let mut env = vec![("CI".to_owned(), "true".to_owned())];
+    let fixed = FIXED.iter();
+    let mut env: Vec<(String, String)> = fixed
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
     let mut add = |key: &str, value: &Option<String>| {
         if let Some(value) = value {
             env.push((key.to_owned(), value.clone()));

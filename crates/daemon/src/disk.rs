@@ -107,7 +107,7 @@ fn space(folder: &Path) -> Option<(u64, u64)> {
 }
 
 /// What is free, and what should be.
-fn reserve(control: &Control) -> (u64, u64) {
+pub fn reserve(control: &Control) -> (u64, u64) {
     let (free, total) = space(&control.data_dir).unwrap_or((u64::MAX, 0));
     let wanted = control.settings.disk_reserve;
     (free, wanted.unwrap_or((total / 20).min(RESERVE)))

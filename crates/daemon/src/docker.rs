@@ -4,12 +4,13 @@ use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hutong_core::spec;
 use hutong_ipc::channel;
-use hutong_ipc::docker::{About, Answer, Container, Foreign, Image, Pull, Request, Start};
+use hutong_ipc::docker::{self, About, Answer, Container, Foreign, Image, Pull, Request, Start};
 use hutong_ipc::shim::Exec;
 use hutong_ipc::warden::{Evidence, Instance, Reach};
 use hutong_runtime::client::{Driver, DriverError};
@@ -172,6 +173,58 @@ impl DockerClient {
             Answer::Resolved(image) => Ok(image),
             _ => Err(DriverError::Unexpected),
         }
+    }
+
+    /// Has the engine build an image; takes long. `context` is where the archive can be read, `line` gets what is
+    /// printed, and the build ends once `wanted` says no.
+    pub fn build(
+        &self,
+        build: docker::Build,
+        context: UnixStream,
+        mut line: impl FnMut(&str),
+        wanted: impl Fn() -> bool + Sync,
+    ) -> Result<Image, DriverError> {
+        let broken = |source| DriverError::Unreachable {
+            path: self.path.clone(),
+            source,
+        };
+        let server = self.connect(PATIENCE)?;
+        server.set_read_timeout(None).map_err(broken)?;
+        let request = Request::Build(Box::new(build));
+        channel::send(&server, &request, &[context.as_fd()]).map_err(broken)?;
+        // The driver's own end is the only one now: whoever writes hears when it is gone.
+        drop(context);
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    if !wanted() {
+                        // Whoever hangs up has ended it.
+                        let _ = server.shutdown(std::net::Shutdown::Both);
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+            });
+            let answer = loop {
+                match channel::receive::<Answer>(&server) {
+                    Ok(Some((Answer::Output(text), _))) => line(&text),
+                    Ok(Some((answer, _))) => break refused(answer),
+                    Ok(None) => break Err(broken(std::io::ErrorKind::UnexpectedEof.into())),
+                    Err(error) => break Err(broken(error)),
+                }
+            };
+            over.store(true, Ordering::Relaxed);
+            match answer? {
+                Answer::Resolved(image) => Ok(image),
+                _ => Err(DriverError::Unexpected),
+            }
+        })
+    }
+
+    /// Removes images that were built here, but for these.
+    pub fn sweep_images(&self, keep: Vec<String>) -> Result<(), DriverError> {
+        self.done(&Request::SweepImages { keep })
     }
 
     /// Starts a program in a container; the connection says when it ended, as a shim's does.

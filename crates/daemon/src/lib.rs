@@ -9,6 +9,7 @@ mod controller;
 mod disk;
 mod docker;
 mod external;
+mod folder;
 mod gateway_link;
 mod git;
 mod http;

@@ -21,6 +21,8 @@ pub use read::{Only, Position, Query};
 /// One file's bound, and how many are kept: 32 MB for each app and kind.
 const FILE_BYTES: u64 = 8 << 20;
 const FILES: usize = 4;
+/// A shorter part of a secret would hide half of every line.
+const LEAST_MASKED: usize = 4;
 /// How often spools are looked at.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -29,6 +31,8 @@ pub struct Logs {
     spool: PathBuf,
     open: Mutex<HashMap<(String, &'static str), Rotated>>,
     ingest: Mutex<ingest::Ingest>,
+    /// What no line of an app's builds may show.
+    masks: Mutex<HashMap<String, Vec<Vec<u8>>>>,
     /// Something was written.
     pub changed: tokio::sync::Notify,
 }
@@ -47,6 +51,7 @@ impl Logs {
             spool: control.with_file_name("spool"),
             open: Mutex::default(),
             ingest: Mutex::default(),
+            masks: Mutex::default(),
             changed: tokio::sync::Notify::new(),
         }
     }
@@ -96,12 +101,29 @@ impl Logs {
         fs::rename(&path, numbered(1))
     }
 
+    /// From now on these values show in no line of the app's builds. Of one with several lines, none of them does.
+    pub fn mask<'a>(&self, app: &str, values: impl Iterator<Item = &'a str>) {
+        let parts = values.flat_map(str::lines).map(str::trim);
+        let mut parts: Vec<Vec<u8>> = parts
+            .filter(|part| part.len() >= LEAST_MASKED)
+            .map(|part| part.as_bytes().to_vec())
+            .collect();
+        // A value that holds another one goes first.
+        parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
+        lock(&self.masks).insert(app.to_owned(), parts);
+    }
+
     /// A line of the platform's own.
     pub fn note(&self, app: &str, instance: &str, message: &str) {
+        self.line(app, instance, "note", message);
+    }
+
+    /// A line that did not come by a spool.
+    pub fn line(&self, app: &str, instance: &str, stream: &str, message: &str) {
         let line = LogLine {
             t: hutong_runtime::processes::now_ms() * 1000,
             i: instance.to_owned(),
-            s: "note".into(),
+            s: stream.into(),
             m: message.to_owned(),
         };
         if let Ok(mut text) = serde_json::to_vec(&line) {
@@ -147,6 +169,7 @@ impl Logs {
 
     pub fn forget(&self, app: &str) {
         lock(&self.open).retain(|(name, _), _| name != app);
+        lock(&self.masks).remove(app);
         let _ = fs::remove_dir_all(self.folder.join(app));
     }
 }

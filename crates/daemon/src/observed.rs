@@ -55,6 +55,10 @@ pub struct Observed {
     pub verdicts: HashMap<u64, String>,
     /// What is done before a deployment rolls out, in words.
     pub building: HashMap<u64, String>,
+    /// Deployments that wait for their turn to be built, the next one first.
+    pub queue: Vec<u64>,
+    /// Deployments whose builds use nothing of earlier ones.
+    pub fresh: HashSet<u64>,
     /// Workers that ended by themselves, by app and name.
     pub workers: HashMap<(String, String), Trouble>,
     /// What keeps the controller from its work, for whoever waits for it.

@@ -4,6 +4,7 @@ mod canaries;
 mod git;
 mod registries;
 mod runs;
+mod secrets;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -25,11 +26,11 @@ pub use git::{MAX_TOKENS, Preview, Scope, Source, Token};
 pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 9;
+const VERSION: i64 = 10;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 8] = [
+const MIGRATIONS: [&str; 9] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -91,6 +92,14 @@ const MIGRATIONS: [&str; 8] = [
        user TEXT NOT NULL,
        sealed BLOB NOT NULL,
        updated_ms INTEGER NOT NULL
+     ) STRICT;",
+    // What builds are given and programs are not.
+    "CREATE TABLE build_secrets (
+       app TEXT NOT NULL REFERENCES apps(name) ON DELETE CASCADE,
+       name TEXT NOT NULL,
+       sealed BLOB NOT NULL,
+       updated_ms INTEGER NOT NULL,
+       PRIMARY KEY (app, name)
      ) STRICT;",
 ];
 
@@ -518,6 +527,15 @@ impl Store {
     pub fn digests(&self) -> Result<Vec<String>> {
         self.read(|c| {
             c.prepare_cached("SELECT DISTINCT digest FROM releases")?
+                .query_map([], |row| row.get(0))?
+                .collect()
+        })
+    }
+
+    /// What was built of every release that is kept: keys, and ids of images.
+    pub fn all_built(&self) -> Result<Vec<String>> {
+        self.read(|c| {
+            c.prepare_cached("SELECT DISTINCT built FROM releases WHERE built IS NOT NULL")?
                 .query_map([], |row| row.get(0))?
                 .collect()
         })

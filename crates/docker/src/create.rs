@@ -95,7 +95,11 @@ impl Engine {
         }
     }
 
-    async fn prepare(&self, start: &Start, user: Option<(u32, u32)>) -> Result<Prepared, String> {
+    pub async fn prepare(
+        &self,
+        start: &Start,
+        user: Option<(u32, u32)>,
+    ) -> Result<Prepared, String> {
         let ask = Ask::Prepare {
             app: start.app.clone(),
             tree: start.mount.as_ref().map(|(tree, _)| tree.clone()),

@@ -436,7 +436,18 @@ impl Engine {
             Request::Sweep { apps, wait } => self.sweep(apps, wait).await,
             Request::About => self.about().await,
             Request::Foreign => self.foreign_answer(),
-            Request::Exec { .. } | Request::Watch => Answer::Refused("not here".into()),
+            Request::SweepImages { keep } => {
+                let engine = self.clone();
+                tokio::task::spawn_local(async move {
+                    if let Err(reason) = engine.sweep_images(&keep).await {
+                        tracing::debug!("images that nobody uses stay: {reason}");
+                    }
+                });
+                Answer::Done
+            }
+            Request::Exec { .. } | Request::Watch | Request::Build(_) => {
+                Answer::Refused("not here".into())
+            }
         }
     }
 

@@ -6,6 +6,7 @@
 //! A container is ours by its labels; nothing without them is touched, and only [`foreign`] looks at it. The engine may be
 //! slow, hang or be restarted at any moment, so no answer to control waits for it, but for fetching images.
 
+mod build;
 mod create;
 mod engine;
 mod exec;

@@ -9,6 +9,7 @@ use hutong_ipc::docker::{Answer, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::build;
 use crate::engine::Engine;
 use crate::exec;
 
@@ -58,6 +59,7 @@ async fn serve(engine: &Rc<Engine>, mut stream: UnixStream) -> std::io::Result<(
             Request::Exec { instance, exec } => {
                 return exec::run(engine, &instance, exec, fds, stream).await;
             }
+            Request::Build(build) => return build::run(engine, &build, fds, stream).await,
             other => send(&mut stream, &engine.answer(other).await).await?,
         }
     }

@@ -18,6 +18,13 @@ pub enum Request {
         image: String,
         pull: Pull,
     },
+    /// Has the engine build an image of a Dockerfile. A socket comes along by which the context (a tar archive) can be
+    /// read. Answered by any number of [`Answer::Output`], then by `Resolved` or `Refused`. Who hangs up has ended it.
+    Build(Box<Build>),
+    /// Removes images that were built here, but for these (SHA-256 in hex); answered at once.
+    SweepImages {
+        keep: Vec<String>,
+    },
     /// Answered at once; how it went on shows in `List`, or in the spool.
     Start(Box<Start>),
     List,
@@ -66,6 +73,27 @@ pub enum Pull {
     Never,
 }
 
+/// One image to build.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Build {
+    pub app: String,
+    /// What goes in, 64 hex digits: an image that was built of the same is used again.
+    pub key: String,
+    /// It is built anew even so, and nothing of earlier builds is used.
+    pub fresh: bool,
+    /// Where the Dockerfile lies in the context.
+    pub dockerfile: String,
+    /// The images that it begins with.
+    pub bases: Vec<String>,
+    /// Of each container that the build runs.
+    pub limits: Limits,
+    /// What it runs may reach the internet.
+    pub egress: bool,
+    pub timeout_ms: u64,
+    /// So many bytes of the engine's disk are to stay free.
+    pub disk_reserve: u64,
+}
+
 /// One container to start.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Start {
@@ -105,6 +133,8 @@ pub struct Start {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Done,
+    /// A line that a build printed.
+    Output(String),
     Resolved(Image),
     Instances(Vec<Container>),
     Evidence(Vec<Evidence>),

@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::gateway::Secret;
+
 /// Which folder becomes `/app`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -116,6 +118,9 @@ pub struct DiskUse {
     pub bound: Option<u64>,
     /// Built releases.
     pub built: u64,
+    /// What its builds keep for the next one.
+    #[serde(default)]
+    pub caches: u64,
     /// `data` could be measured.
     pub known: bool,
 }
@@ -131,6 +136,9 @@ pub struct Build {
     pub limits: Limits,
     /// It may reach the internet.
     pub egress: bool,
+    /// Names and values of what it finds in `/run/secrets`.
+    #[serde(default)]
+    pub secrets: Vec<(String, Secret)>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -141,11 +149,17 @@ pub enum Request {
     Build(Box<Build>),
     /// The next step of a build goes on in the folder that the step before left.
     BuildStep(Box<Build>),
-    /// Keeps what the build left as the built tree `key`.
+    /// Keeps what the build left as the built tree `key`, unless one of its secrets is in it.
     BuildKeep {
         instance: String,
         app: String,
         key: String,
+        #[serde(default)]
+        secrets: Vec<(String, Secret)>,
+    },
+    /// Throws away what an app's builds keep for the next one.
+    DropCache {
+        app: String,
     },
     /// Throws away what a build left.
     BuildDrop {
@@ -230,6 +244,8 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     Done,
+    /// A build's result was kept; its content digest, if this was the first to ask.
+    Kept(Option<String>),
     Yes(bool),
     Text(Option<String>),
     Instances(Vec<Instance>),

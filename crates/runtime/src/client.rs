@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use hutong_ipc::channel;
+use hutong_ipc::gateway::Secret;
 use hutong_ipc::shim;
 use hutong_ipc::warden::{
     Answer, Build, DiskUse, Evidence, ImageLayers, Instance, Leak, Process, Request, Start, Unpack,
@@ -125,12 +126,28 @@ impl WardenClient {
         })
     }
 
-    pub fn build_keep(&self, instance: &str, app: &str, key: &str) -> Result<(), DriverError> {
-        self.done(&Request::BuildKeep {
+    /// The result's content digest, if this was the first to ask.
+    pub fn build_keep(
+        &self,
+        instance: &str,
+        app: &str,
+        key: &str,
+        secrets: &[(String, Secret)],
+    ) -> Result<Option<String>, DriverError> {
+        match self.ask(&Request::BuildKeep {
             instance: instance.into(),
             app: app.into(),
             key: key.into(),
-        })
+            secrets: secrets.to_vec(),
+        })? {
+            Answer::Kept(digest) => Ok(digest),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    /// Throws away what an app's builds keep for the next one.
+    pub fn drop_cache(&self, app: &str) -> Result<(), DriverError> {
+        self.done(&Request::DropCache { app: app.into() })
     }
 
     pub fn build_drop(&self, instance: &str) -> Result<(), DriverError> {

@@ -410,6 +410,7 @@ pub fn usage(layout: &Layout, apps: &[String]) -> Vec<DiskUse> {
             data: data.unwrap_or(0),
             bound,
             built: measure(&layout.built().join(app)).unwrap_or(0),
+            caches: measure(&layout.caches().join(app)).unwrap_or(0),
             known: data.is_some(),
         }
     };
@@ -417,7 +418,7 @@ pub fn usage(layout: &Layout, apps: &[String]) -> Vec<DiskUse> {
 }
 
 /// Bytes on disk below a folder, on its own file system; links are not followed. `du` takes folders of any depth.
-fn measure(folder: &Path) -> Option<u64> {
+pub fn measure(folder: &Path) -> Option<u64> {
     if !folder.is_dir() {
         return Some(0);
     }

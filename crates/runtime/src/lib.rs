@@ -16,6 +16,7 @@ mod launch;
 pub mod paths;
 pub mod processes;
 pub mod resolver;
+mod result;
 mod sandbox;
 mod seccomp;
 pub mod sys;

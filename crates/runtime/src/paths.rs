@@ -44,6 +44,10 @@ impl Layout {
     pub fn builds(&self) -> PathBuf {
         self.data.join("builds")
     }
+    /// What builds of an app keep for the next one.
+    pub fn caches(&self) -> PathBuf {
+        self.data.join("caches")
+    }
     pub fn app_data(&self) -> PathBuf {
         self.data.join("data")
     }
@@ -130,6 +134,7 @@ impl Layout {
             (self.warden_state(), root, private(0), 0o700),
             (self.app_data(), root, private(0), 0o700),
             (self.builds(), root, private(0), 0o700),
+            (self.caches(), root, private(0), 0o700),
             (self.disks(), root, private(0), 0o700),
             (self.mounts(), root, private(0), 0o700),
             (self.images(), root, private(0), 0o700),

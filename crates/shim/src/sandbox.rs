@@ -79,17 +79,28 @@ fn allow_list(launch: &Launch, sources: &[(OwnedFd, &Mount)]) -> Result<String, 
     for (fd, mount) in sources {
         attach(fd, mount).during(&format!("cannot mount {}", mount.target))?;
     }
-    for (path, content) in &launch.files {
+    let below_run = |path: &str| path.starts_with("/run/");
+    write_files(launch, |path| !below_run(path))?;
+    system_links().during("cannot link the system's folders")?;
+    tmpfs("tmp", &format!("size={},mode=1777", launch.tmp_bytes))?;
+    tmpfs("run", "size=1m,mode=1777")?;
+    // Behind the tmpfs, which would hide them.
+    write_files(launch, below_run)?;
+    symlink("/tmp", at(STAGING, "var/tmp")).during("cannot link /var/tmp")?;
+    Ok(STAGING.to_owned())
+}
+
+fn write_files(launch: &Launch, which: impl Fn(&str) -> bool) -> Result<(), String> {
+    for (path, content) in launch.files.iter().filter(|(path, _)| which(path)) {
         let path = at(STAGING, path.trim_start_matches('/'));
+        if let Some((parent, _)) = path.rsplit_once('/') {
+            fs::create_dir_all(parent).during("cannot make a folder of the new root")?;
+        }
         fs::write(&path, content)
             .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o644)))
             .during("cannot write a file of the new root")?;
     }
-    system_links().during("cannot link the system's folders")?;
-    tmpfs("tmp", &format!("size={},mode=1777", launch.tmp_bytes))?;
-    tmpfs("run", "size=1m,mode=1777")?;
-    symlink("/tmp", at(STAGING, "var/tmp")).during("cannot link /var/tmp")?;
-    Ok(STAGING.to_owned())
+    Ok(())
 }
 
 /// Where the host's root is kept: its /proc shows the host's processes, those of this pid namespace are mounted over it.

@@ -161,7 +161,7 @@ async fn deploy_one(
         &files.pack,
         deploy::Origin {
             folder: Some(origin),
-            image: None,
+            ..deploy::Origin::default()
         },
         true,
         output,

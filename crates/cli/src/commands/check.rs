@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use hutong_core::detect::Completed;
 use hutong_core::spec::{self, AppSpec, Run};
 use hutong_core::units::{show_size, show_time};
 
+use super::detect;
 use crate::error::CliError;
 use crate::output::Output;
 
@@ -21,9 +23,15 @@ pub fn schema(output: Output) -> Result<(), CliError> {
 }
 
 pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
-    let (spec, _) = load(&args.folder)?;
+    let (spec, plan) = load_with(&args.folder, None).map(|done| (done.spec, done.plan))?;
+    for line in plan.iter().flat_map(detect::describe) {
+        output.say(&line);
+    }
     let run = match &spec.run {
         Run::Command(words) => match &spec.image {
+            Some(image) if image.dockerfile.is_some() => {
+                format!("runs the image that {} makes", image.reference)
+            }
             Some(image) => format!("runs the image {} {}", image.reference, words.join(" ")),
             None => format!("runs {}", words.join(" ")),
         },
@@ -64,28 +72,28 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Reads `hutong.toml` of a folder; also its text.
+/// Reads `hutong.toml` of a folder, with what is recognised where it does not say what runs; also its text.
 pub fn load(folder: &Path) -> Result<(AppSpec, String), CliError> {
-    load_with(folder, None)
+    let done = load_with(folder, None)?;
+    Ok((done.spec, done.text))
 }
 
 /// The same, as it is with another image.
-pub fn load_with(folder: &Path, image: Option<&str>) -> Result<(AppSpec, String), CliError> {
+pub fn load_with(folder: &Path, image: Option<&str>) -> Result<Completed, CliError> {
     let path = folder.join("hutong.toml");
     let text = std::fs::read_to_string(&path).map_err(|error| {
         let wrong = CliError::bad_file(format!("{}: {error}", path.display()));
         if error.kind() == std::io::ErrorKind::NotFound {
             return wrong.hint(
-                "an app's folder has a file hutong.toml with at least: name = \"my-app\", domains = [\"my-app.example.com\"], command = [\"python3\", \"app.py\"] (or static = \"dist\")",
+                "an app's folder has a file hutong.toml with at least: name = \"my-app\", domains = [\"my-app.example.com\"], command = [\"python3\", \"app.py\"] (or static = \"dist\"); `hutong detect --write` writes one",
             );
         }
         wrong
     })?;
-    let with = match image {
+    let text = match image {
         Some(image) => spec::with_image(&text, image)
             .map_err(|error| CliError::bad_file(format!("{}: {error}", path.display())))?,
-        None => text.clone(),
+        None => text,
     };
-    let spec = spec::parse(&path.to_string_lossy(), &with).map_err(CliError::bad_file)?;
-    Ok((spec, text))
+    detect::complete(folder, &text)
 }

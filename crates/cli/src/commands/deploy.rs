@@ -1,6 +1,7 @@
 //! `hutong deploy`: check, pack, upload what the server lacks, deploy, watch until it serves or failed. `rounds`: once
 //! more after each change.
 
+mod building;
 mod image;
 mod rounds;
 
@@ -41,6 +42,9 @@ pub struct Args {
     /// For development: deploy again after each change, and show what the app says, until Ctrl-C
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
+    /// Build anew, with nothing that earlier builds kept
+    #[arg(long, conflicts_with_all = ["dry_run", "watch"])]
+    no_cache: bool,
 }
 
 pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
@@ -67,14 +71,19 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    let deployment = start(&client, &args.folder, args.image.as_deref(), output).await?;
+    let origin = Origin {
+        no_cache: args.no_cache,
+        ..Origin::default()
+    };
+    let image = args.image.as_deref();
+    let deployment = start(&client, &args.folder, image, origin, output).await?;
     if args.detach {
         let (id, app) = (deployment.id, &deployment.app);
         let text = format!("deployment {id} has begun; `hutong status {app}` shows how it goes");
         output.result(&deployment, &text);
         return Ok(ExitCode::SUCCESS);
     }
-    let deployment = watch(&client, deployment).await?;
+    let deployment = building::run(&client, deployment, output).await?;
     show_result(&client, &deployment, output).await?;
     Ok(ExitCode::SUCCESS)
 }
@@ -85,7 +94,11 @@ async fn plan(
     has_image: bool,
 ) -> Result<PlanAnswer, CliError> {
     let reference = has_image.then_some(image::HANDED_OVER);
-    let (spec, text) = check::load_with(folder, reference)?;
+    let (spec, text) = check::load(folder)?;
+    let spec = match reference {
+        Some(_) => check::load_with(folder, reference)?.spec,
+        None => spec,
+    };
     let pack = Pack::new(folder, &spec)?;
     outline(client, &spec, text, &pack, reference).await
 }
@@ -104,6 +117,7 @@ pub async fn outline(
         dry_run: true,
         applied_from: None,
         image: image.map(str::to_owned),
+        no_cache: false,
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
     Ok(client.post(&path, &request).await?)
@@ -115,8 +129,8 @@ pub async fn deploy(
     folder: &std::path::Path,
     output: Output,
 ) -> Result<Deployment, CliError> {
-    let deployment = start(client, folder, None, output).await?;
-    watch(client, deployment).await
+    let deployment = start(client, folder, None, Origin::default(), output).await?;
+    building::run(client, deployment, output).await
 }
 
 /// Begins to deploy a folder, with an image that is handed over first, if one is given.
@@ -124,12 +138,12 @@ async fn start(
     client: &Client,
     folder: &std::path::Path,
     image: Option<&std::path::Path>,
+    mut origin: Origin<'_>,
     output: Output,
 ) -> Result<Deployment, CliError> {
     // Mistakes first: an image is large.
-    let (spec, _) = check::load_with(folder, image.map(|_| image::HANDED_OVER))?;
+    let spec = check::load_with(folder, image.map(|_| image::HANDED_OVER))?.spec;
     let pack = Pack::new(folder, &spec)?;
-    let mut origin = Origin::default();
     if let Some(image) = image {
         let taken = image::hand_over(client, spec.name.as_str(), image).await?;
         origin.image = Some(taken.image);
@@ -144,6 +158,8 @@ pub struct Origin<'a> {
     pub folder: Option<&'a str>,
     /// In place of the image that hutong.toml names.
     pub image: Option<String>,
+    /// Nothing of earlier builds is used.
+    pub no_cache: bool,
 }
 
 /// Uploads what the server lacks, with a bar on a terminal where `shows`, and has it deployed.
@@ -162,6 +178,7 @@ pub async fn begin(
         dry_run: false,
         applied_from: origin.folder.map(str::to_owned),
         image: origin.image,
+        no_cache: origin.no_cache,
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
     let answer: PlanAnswer = client.post(&path, &request).await?;
@@ -212,13 +229,17 @@ async fn upload(client: &Client, pack: &Pack, shows: bool) -> Result<(), CliErro
 
 /// Waits until a deployment is over, saying what it waits for.
 pub async fn watch(client: &Client, deployment: Deployment) -> Result<Deployment, CliError> {
+    wait(client, deployment, &spinner()).await
+}
+
+fn spinner() -> ProgressBar {
     let spinner = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     spinner.set_style(
         ProgressStyle::with_template("{spinner} {msg} ({elapsed})")
             .unwrap_or_else(|_| ProgressStyle::default_spinner()),
     );
     spinner.enable_steady_tick(Duration::from_millis(120));
-    wait(client, deployment, &spinner).await
+    spinner
 }
 
 async fn wait(

@@ -151,7 +151,8 @@ fn figures(who: &str, counts: &CanaryCounts) -> String {
 /// What an app keeps on disk, in a line.
 fn shown(disk: &hutong_api::Disk) -> String {
     let (logs, releases) = (show_size(disk.logs_bytes), show_size(disk.releases_bytes));
-    let rest = format!("logs {logs}, built releases {releases}");
+    let caches = show_size(disk.caches_bytes);
+    let rest = format!("logs {logs}, built releases {releases}, kept for builds {caches}");
     match disk.data_limit_bytes {
         None => rest,
         Some(limit) => {

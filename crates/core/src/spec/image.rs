@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::build::Dockerfile;
 use super::processes::RawWorker;
 use super::{Check, RawSpec};
 
@@ -15,6 +16,8 @@ pub struct Image {
     pub reference: String,
     /// What runs it; what the server has, if nothing is said.
     pub driver: Option<ImageDriver>,
+    /// The engine builds it of the app's folder; `reference` is this file's path then.
+    pub dockerfile: Option<Dockerfile>,
     /// In place of the image's own entry point.
     pub entrypoint: Option<Vec<String>>,
     /// Where the app's folder appears inside; nowhere if `None`.
@@ -43,6 +46,7 @@ impl Image {
     /// Who runs it on a server with an engine or without one. No engine has the images that only the server holds.
     pub fn runs_on(&self, has_engine: bool) -> ImageDriver {
         match self.driver {
+            _ if self.dockerfile.is_some() => ImageDriver::Docker,
             Some(driver) => driver,
             None if has_engine && self.local().is_none() => ImageDriver::Docker,
             None => ImageDriver::Sandbox,
@@ -106,9 +110,17 @@ const MAX_WRITABLE: usize = 16;
 impl Check<'_> {
     pub(super) fn image(&mut self, raw: &RawSpec, instances: u32) -> Option<Image> {
         let driver = raw.driver.as_ref().map(|driver| *driver.get_ref());
-        let Some(reference) = &raw.image else {
+        let dockerfile = self.dockerfile(raw);
+        let named = match &dockerfile {
+            Some((_, name)) => Some(*name),
+            None => raw.image.as_ref(),
+        };
+        let Some(reference) = named else {
             if let Some(container) = &raw.container {
-                self.wrong(container.span().start, "`container` goes with `image`");
+                self.wrong(
+                    container.span().start,
+                    "`container` goes with `image` or `build.dockerfile`",
+                );
             }
             if let Some(driver) = &raw.driver {
                 self.wrong(driver.span().start, "`driver` goes with `image`");
@@ -116,11 +128,19 @@ impl Check<'_> {
             return None;
         };
         let at = reference.span().start;
-        if !is_reference(reference.get_ref()) {
+        if dockerfile.is_none() && !is_reference(reference.get_ref()) {
             let text = reference.get_ref();
             self.wrong(
                 at,
                 format!("`{text}` is no image such as \"python:3.12\" or \"registry.example.com/shop@sha256:…\""),
+            );
+        }
+        if let Some(wrong) = raw.driver.as_ref().filter(|_| dockerfile.is_some())
+            && *wrong.get_ref() == ImageDriver::Sandbox
+        {
+            self.wrong(
+                wrong.span().start,
+                "an engine builds what a Dockerfile says, and runs it: leave `driver` out",
             );
         }
         let is_ours = reference
@@ -140,9 +160,9 @@ impl Check<'_> {
                 "an app has `image`, `static` or `upstream`, one of them",
             );
         }
-        if let Some(build) = &raw.build {
+        if let Some(build) = raw.build.as_ref().filter(|_| raw.image.is_some()) {
             self.wrong(
-                build.command.span().start,
+                build.place().unwrap_or(at),
                 "`build` makes the app's folder; an image is there already",
             );
         }
@@ -186,6 +206,7 @@ impl Check<'_> {
         Some(Image {
             reference: reference.get_ref().clone(),
             driver,
+            dockerfile: dockerfile.map(|(found, _)| found),
             entrypoint: entrypoint.map(|list| list.get_ref().clone()),
             mount,
             user: container.user.unwrap_or_default(),

@@ -36,7 +36,7 @@ impl Check<'_> {
     pub(super) fn sleep(&mut self, raw: &RawSpec) -> Option<Duration> {
         let after = &raw.sleep.as_ref()?.after;
         let at = after.span().start;
-        if raw.command.is_none() && raw.image.is_none() {
+        if raw.command.is_none() && !raw.has_image() {
             self.wrong(
                 at,
                 "`sleep` goes with `command`: nothing else has instances",

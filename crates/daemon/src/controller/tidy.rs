@@ -96,6 +96,7 @@ fn forget(control: &Control, app: &str) -> bool {
     observed.trials.remove(app);
     drop(observed);
     drop_unused_trees(control);
+    drop_unused_images(control);
     true
 }
 
@@ -167,6 +168,19 @@ fn retain(control: &Control, loaded: &Loaded) {
         }
     }
     drop_unused_trees(control);
+    drop_unused_images(control);
+}
+
+/// Images that were built here and that no release uses. While something is built there may be one that is not written
+/// down yet: then they stay until the next time.
+fn drop_unused_images(control: &Control) {
+    if control.settings.docker.is_none() {
+        return;
+    }
+    let nothing_builds = control.store.building().is_ok_and(|list| list.is_empty());
+    if let (true, Ok(keep)) = (nothing_builds, control.store.all_built()) {
+        let _ = control.docker.sweep_images(keep);
+    }
 }
 
 /// Trees that no release uses; recent ones may be about to be deployed. And images.

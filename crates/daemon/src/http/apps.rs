@@ -116,6 +116,7 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
                 .or(spec.data.then(|| spec.disk.unwrap_or(default))),
             is_enforced: used.bound.is_some(),
             releases_bytes: used.built,
+            caches_bytes: used.caches,
             logs_bytes: 0,
         })
     });

@@ -18,6 +18,7 @@ use hutong_core::name::AppName;
 use hutong_core::name::is_digest;
 use hutong_core::spec::egress::no_consent;
 use hutong_core::spec::{self, AppSpec, Egress, ImageDriver, LOCAL_REGISTRY, Run, Strategy};
+use hutong_core::{detect, dockerfile};
 use hutong_core::{route, units};
 
 use super::{ApiError, Result, apps, canary};
@@ -209,6 +210,7 @@ pub fn begin(control: &Arc<Control>, name: &str, digest: &str, text: &str) -> Re
         dry_run: false,
         applied_from: None,
         image: None,
+        no_cache: false,
     };
     decide(control, name, &request, text)
 }
@@ -221,8 +223,14 @@ fn decide(
 ) -> Result<PlanAnswer> {
     let folder = tree(control, &request.digest)?;
     let there = folder.is_dir();
-    let spec =
-        spec::parse("hutong.toml", text).map_err(|problems| ApiError::bad(problems.to_string()))?;
+    let engine = control.settings.docker.is_some();
+    let completed = detect::complete("hutong.toml", text, engine, || match there {
+        true => crate::folder::listing(&folder),
+        false => detect::Listing::default(),
+    });
+    // Written down: what a release is does not depend on what a later version would recognise.
+    let detect::Completed { spec, text, plan } =
+        completed.map_err(|problems| ApiError::bad(problems.to_string()))?;
     if spec.name.as_str() != name {
         return Err(ApiError::bad(format!(
             "hutong.toml names the app {}, the request {name}",
@@ -247,6 +255,8 @@ fn decide(
         return Err(ApiError::conflict(conflict));
     }
     let mut warnings = waiting_routes(&others[0], &spec);
+    let recognised =
+        plan.map(|plan| format!("it is {}: {}", plan.language, plan.because.join("; ")));
     let before = control.store.app(name)?;
     if before.as_ref().is_some_and(|app| app.isolated) {
         apps::find_free(control, name)?;
@@ -266,6 +276,7 @@ fn decide(
         there,
         &steps,
     )?;
+    let plan: Vec<String> = recognised.into_iter().chain(plan).collect();
     let instances = match &before {
         Some(app) => controller::wanted_instances(&lock(&control.observed), app, &spec),
         None => spec.instances,
@@ -291,7 +302,7 @@ fn decide(
     }
     let prepares = builds::is_needed(&spec, &steps);
     let state = if prepares { "building" } else { "rolling" };
-    let deployment = control.store.deploy(name, &request.digest, text, state)?;
+    let deployment = control.store.deploy(name, &request.digest, &text, state)?;
     if let Some(origin) = &request.applied_from {
         control.store.note_folder(name, origin)?;
     }
@@ -302,6 +313,9 @@ fn decide(
         control.logs.note(name, "", &text);
     }
     if prepares {
+        if request.no_cache {
+            lock(&control.observed).fresh.insert(deployment.id);
+        }
         builds::start(control, deployment.clone());
     } else {
         control.wake.notify_one();
@@ -357,8 +371,19 @@ fn check_egress(control: &Control, spec: &AppSpec) -> Result<()> {
     Ok(())
 }
 
-/// A static app without a build must bring its folder.
+/// A static app without a build must bring its folder, and an app of a Dockerfile that.
 fn check_tree(spec: &AppSpec, tree: &std::path::Path) -> Result<()> {
+    let image = spec.image.as_ref();
+    if let Some(file) = image.and_then(|image| image.dockerfile.as_ref()) {
+        let text = std::fs::read_to_string(tree.join(&file.path)).map_err(|_| {
+            ApiError::bad(format!(
+                "the file `{}` that `build.dockerfile` names is not there, or is no text",
+                file.path
+            ))
+        })?;
+        dockerfile::bases(&file.path, &text)
+            .map_err(|problems| ApiError::bad(problems.to_string()))?;
+    }
     let Run::Static { folder, .. } = &spec.run else {
         return Ok(());
     };
@@ -440,11 +465,15 @@ fn outline(
             .iter()
             .map(|step| format!("build: {}", step.argv.join(" "))),
     );
-    if !there && spec.build.is_some() {
-        steps.push("build as [build] says".into());
+    if !there && let Some(build) = &spec.build {
+        let lines = build.steps.iter();
+        steps.extend(lines.map(|step| format!("build: {}", step.command.join(" "))));
     }
     if let Some(image) = &spec.image {
-        steps.push(format!("use the image {}", image.reference));
+        steps.push(match &image.dockerfile {
+            Some(file) => format!("build the image of {}", file.path),
+            None => format!("use the image {}", image.reference),
+        });
     }
     if let Some(release) = &spec.release {
         steps.push(format!(
@@ -656,7 +685,11 @@ pub fn wire_deployment(control: &Control, deployment: &store::Deployment) -> Dep
         DeploymentState::Building | DeploymentState::Rolling if trouble.is_some() => trouble,
         DeploymentState::Building => {
             let at_work = observed.building.get(&deployment.id).cloned();
-            Some(at_work.unwrap_or_else(|| "waiting for the build before it".into()))
+            let before = observed.queue.iter().position(|id| *id == deployment.id);
+            Some(at_work.unwrap_or_else(|| match before {
+                None | Some(0) => "waiting for the build before it".into(),
+                Some(place) => format!("waiting for {} builds before it", place + 1),
+            }))
         }
         DeploymentState::Rolling if observed.verdicts.contains_key(&deployment.id) => observed
             .verdicts

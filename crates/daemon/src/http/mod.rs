@@ -3,6 +3,7 @@
 
 mod apps;
 pub mod auth;
+mod builds;
 mod canary;
 mod certs;
 pub mod deploy;
@@ -55,6 +56,9 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(deploy::take_image))
         .routes(routes!(deploy::deploy))
         .routes(routes!(deploy::watch))
+        .routes(routes!(builds::cancel))
+        .routes(routes!(builds::drop_cache))
+        .routes(routes!(builds::secrets, builds::change_secrets))
         .routes(routes!(deploy::releases))
         .routes(routes!(deploy::rollback))
         .routes(routes!(files::app_file))

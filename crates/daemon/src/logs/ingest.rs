@@ -1,6 +1,7 @@
 //! From the spools into the logs. The cursor is stored behind the records it stands for, so a crash
 //! repeats a batch at worst and loses none.
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::path::Path;
@@ -179,7 +180,8 @@ impl Logs {
             self.keep_access(&records)
         } else {
             let app = app_of(name);
-            let lines = source.seen.lines(name, &records);
+            let masks = self.masks_of(name);
+            let lines = source.seen.lines(name, &records, &masks);
             self.append(app, "app", &lines)
         };
         fail::point("logs written");
@@ -204,6 +206,15 @@ impl Logs {
         Ok(true)
     }
 
+    /// What may not show in the lines of this instance.
+    fn masks_of(&self, name: &str) -> Vec<Vec<u8>> {
+        if !ids::is_build(name) {
+            return Vec::new();
+        }
+        let all = lock(&self.masks);
+        all.get(app_of(name)).cloned().unwrap_or_default()
+    }
+
     fn flush_partial(&self, ingest: &mut Ingest, name: &str) {
         let Some(source) = ingest.sources.get_mut(name) else {
             return;
@@ -213,7 +224,8 @@ impl Logs {
             let partial = std::mem::take(&mut source.seen.partial[index]);
             if !partial.is_empty() {
                 let time = hutong_runtime::processes::now_ms() * 1000;
-                push_line(&mut lines, name, ["out", "err"][index], time, &partial);
+                let text = masked(&partial, &self.masks_of(name));
+                push_line(&mut lines, name, ["out", "err"][index], time, &text);
             }
         }
         if !lines.is_empty() {
@@ -276,7 +288,7 @@ fn open(folder: &Path, name: &str) -> std::io::Result<Source> {
 }
 
 impl Seen {
-    fn lines(&mut self, name: &str, records: &[Record]) -> Vec<u8> {
+    fn lines(&mut self, name: &str, records: &[Record], masks: &[Vec<u8>]) -> Vec<u8> {
         let mut lines = Vec::new();
         let build = ids::is_build(name);
         let mut dropped = 0;
@@ -295,7 +307,8 @@ impl Seen {
                     };
                     split_lines(&mut self.partial[index], &record.payload, |line| {
                         if lines.len() < MAX_KEPT {
-                            push_line(&mut lines, name, stream, record.time, line);
+                            let line = masked(line, masks);
+                            push_line(&mut lines, name, stream, record.time, &line);
                         } else {
                             dropped += line.len() + 1;
                         }
@@ -348,6 +361,25 @@ fn split_lines(partial: &mut Vec<u8>, bytes: &[u8], mut emit: impl FnMut(&[u8]))
     }
 }
 
+/// A line without what may not show.
+fn masked<'a>(line: &'a [u8], masks: &[Vec<u8>]) -> Cow<'a, [u8]> {
+    let mut text = Cow::Borrowed(line);
+    for mask in masks {
+        let mut from = 0;
+        while let Some(at) = position(&text[from..], mask) {
+            let (start, end) = (from + at, from + at + mask.len());
+            drop(text.to_mut().splice(start..end, *b"***"));
+            from = start + 3;
+        }
+    }
+    text
+}
+
+fn position(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len().max(1))
+        .position(|window| window == part)
+}
+
 fn push_line(lines: &mut Vec<u8>, instance: &str, stream: &str, time: u64, text: &[u8]) {
     let line = LogLine {
         t: time,
@@ -363,6 +395,16 @@ fn push_line(lines: &mut Vec<u8>, instance: &str, stream: &str, time: u64, text:
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn secrets_do_not_show() {
+        let masks = [b"s3cret-long".to_vec(), b"s3cret".to_vec()];
+        let shown =
+            |line: &str| String::from_utf8_lossy(&masked(line.as_bytes(), &masks)).into_owned();
+        assert_eq!(shown("a s3cret-longs3cret b"), "a ****** b");
+        assert_eq!(shown("nothing"), "nothing");
+        assert_eq!(shown(""), "");
+    }
 
     #[test]
     fn lines_are_put_together_and_bounded() {

@@ -284,6 +284,7 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
     }
     for (folder, used) in [
         (layout.built(), known.apps),
+        (layout.caches(), known.apps),
         (layout.builds(), known.builds),
     ] {
         for name in names(&folder) {

@@ -9,6 +9,7 @@ use hutong_core::name::{AppName, is_digest, is_env_key, is_instance_id};
 use hutong_core::spec::EgressRule;
 use hutong_core::spec::links::{self, MAX_LINKS};
 use hutong_ipc::channel;
+use hutong_ipc::gateway::Secret;
 use hutong_ipc::shim::{APP_UID, INIT_UID, Launch, Wall};
 use hutong_ipc::warden::{Answer, Build, Instance, Limits, Process, Quota, Request, Start, Tree};
 
@@ -18,12 +19,30 @@ use crate::disks::{self, Unready};
 use crate::egress::{Containers, Kind, Network};
 use crate::instances::Record;
 use crate::launch::Launcher;
+use crate::result::{self, Looked};
 use crate::sandbox::{base_env, files, host_mounts, merge_env, mount};
 use crate::{processes, sys, trees};
 
 const MAX_CONNECTIONS: usize = 16;
 /// Bound of each of the two spool files of an instance, in bytes.
 pub(super) const SPOOL_BYTES: u64 = 4 << 20;
+/// Bound of all secrets of a build, in bytes.
+const MAX_SECRETS: usize = 256 << 10;
+/// What an app's builds may keep for the next one, in bytes.
+const MAX_CACHE: u64 = 2 << 30;
+const CACHE_INSIDE: &str = "/cache";
+/// Where package managers keep what they fetched.
+const CACHES: [(&str, &str); 9] = [
+    ("PIP_CACHE_DIR", "/cache/pip"),
+    ("npm_config_cache", "/cache/npm"),
+    ("npm_config_store_dir", "/cache/pnpm"),
+    ("YARN_CACHE_FOLDER", "/cache/yarn"),
+    ("YARN_GLOBAL_FOLDER", "/cache/yarn-global"),
+    ("GOMODCACHE", "/cache/go/mod"),
+    ("GOCACHE", "/cache/go/build"),
+    ("CARGO_HOME", "/cache/cargo"),
+    ("CARGO_TARGET_DIR", "/cache/cargo-target"),
+];
 /// Where a company's or a test's certificate authorities appear inside.
 const CA_INSIDE: &str = "/etc/hutong/ca.pem";
 
@@ -120,6 +139,17 @@ fn checked_program(argv: &[String], env: &[(String, String)]) -> Result<(), Stri
     }
 }
 
+/// Secrets of a build: names that are plain file names, within the bound of the memory that they lie in.
+fn checked_secrets(secrets: &[(String, Secret)]) -> Result<(), String> {
+    let total: usize = secrets.iter().map(|(_, value)| value.0.len()).sum();
+    let good = secrets.iter().all(|(name, _)| is_env_key(name));
+    if good && total <= MAX_SECRETS {
+        Ok(())
+    } else {
+        Err("not a build's secrets".into())
+    }
+}
+
 /// Names of links, each with the address that it gets.
 pub(super) fn checked_links(links: &[String]) -> Result<Vec<(String, [u8; 4])>, String> {
     let good = links.len() <= MAX_LINKS && links.iter().all(|name| AppName::new(name).is_ok());
@@ -164,7 +194,16 @@ impl Warden {
             Request::Start(start) => self.start(&start),
             Request::Build(build) => self.build(&build, false),
             Request::BuildStep(build) => self.build(&build, true),
-            Request::BuildKeep { instance, app, key } => self.build_keep(&instance, &app, &key),
+            Request::BuildKeep {
+                instance,
+                app,
+                key,
+                secrets,
+            } => self.build_keep(&instance, &app, &key, &secrets),
+            Request::DropCache { app } => {
+                checked_app(&app)?;
+                delete(&self.layout.caches().join(app))
+            }
             Request::BuildSweep { keep } => self.build_sweep(&keep),
             Request::Unpack(unpack) => self.unpack(&unpack),
             Request::UnpackKeep {
@@ -240,6 +279,7 @@ impl Warden {
                     return Err(format!("{app} still runs"));
                 }
                 delete(&self.layout.built().join(&app))?;
+                delete(&self.layout.caches().join(&app))?;
                 disks::drop_image(&self.layout, &app)?;
                 delete(&self.layout.app_data().join(&app))?;
                 delete(&self.layout.flat().join(&app))?;
@@ -343,6 +383,7 @@ impl Warden {
         checked_app(&build.app)?;
         checked_instance(&build.instance)?;
         checked_program(&build.argv, &build.env)?;
+        checked_secrets(&build.secrets)?;
         let tree = Tree::Source {
             digest: build.source.clone(),
         };
@@ -364,17 +405,34 @@ impl Warden {
             }
             trees::make_owned(&folder.join("home"), owner, 0o700).map_err(failed)?;
         }
+        let cache = self.layout.caches().join(&build.app);
+        // Looked at before a build, so that what one build adds is all that it may be over.
+        if !goes_on && disks::measure(&cache).unwrap_or(0) > MAX_CACHE {
+            tracing::warn!(
+                "the build cache of {} is over its bound and begins anew",
+                build.app
+            );
+            trees::delete(&cache).map_err(failed)?;
+        }
+        trees::make_owned(&cache, owner, 0o700).map_err(failed)?;
         let mut mounts = host_mounts();
         mounts.push(mount(&folder.join("app"), "/app", true));
         mounts.push(mount(&folder.join("home"), "/home", true));
+        mounts.push(mount(&cache, CACHE_INSIDE, true));
         let mut env = base_env(&build.app, &build.instance, "/home");
+        env.extend(CACHES.map(|(key, path)| (key.to_owned(), path.to_owned())));
         env.extend(self.certificates(&mut mounts));
-        let launch = Launch {
+        let mut launch = Launch {
             argv: build.argv.clone(),
             env: merge_env(env, &build.env),
             tmp_bytes: 256 << 20,
             ..self.blank(&build.instance, &build.app, base, "/home", mounts)?
         };
+        // In memory, and in this sandbox only.
+        let secrets = build.secrets.iter();
+        let secrets =
+            secrets.map(|(name, value)| (format!("/run/secrets/{name}"), value.0.clone()));
+        launch.files.extend(secrets);
         self.launch(
             launch,
             &Sandbox {
@@ -600,10 +658,17 @@ impl Warden {
         Ok(index)
     }
 
-    fn build_keep(&self, instance: &str, app: &str, key: &str) -> Result<Answer, String> {
+    fn build_keep(
+        &self,
+        instance: &str,
+        app: &str,
+        key: &str,
+        secrets: &[(String, Secret)],
+    ) -> Result<Answer, String> {
         checked_instance(instance)?;
         checked_app(app)?;
         checked_key(key)?;
+        checked_secrets(secrets)?;
         let folder = self.layout.builds().join(build_folder(instance));
         let apps = self.layout.built().join(app);
         let failed = |error: std::io::Error| format!("cannot keep the build: {error}");
@@ -611,8 +676,22 @@ impl Warden {
         let kept = apps.join(key);
         if kept.is_dir() && !folder.join("app").exists() {
             // Asked again: the answer to the first time was lost.
-            return delete(&folder);
+            delete(&folder)?;
+            return Ok(Answer::Kept(None));
         }
+        let wanted: Vec<(&str, &[u8])> = secrets
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.0.trim().as_bytes()))
+            .collect();
+        let digest = match result::look(&folder.join("app"), &wanted).map_err(failed)? {
+            Looked::Clean(digest) => digest,
+            Looked::Holds(secret, path) => {
+                delete(&folder)?;
+                return Err(format!(
+                    "the build left its secret {secret} in the file {path}; nothing of it is kept"
+                ));
+            }
+        };
         trees::delete(&kept).map_err(failed)?;
         hutong_ipc::fail::point("build.keep");
         // On disk before the name says that it is there: the same content is not built again.
@@ -623,7 +702,8 @@ impl Warden {
         fs::File::open(&apps)
             .and_then(|apps| apps.sync_all())
             .map_err(failed)?;
-        delete(&folder)
+        delete(&folder)?;
+        Ok(Answer::Kept(Some(digest)))
     }
 
     fn build_sweep(&self, keep: &[String]) -> Result<Answer, String> {
@@ -633,6 +713,7 @@ impl Warden {
             self.layout.app_data(),
             self.layout.app_data().join(".lost"),
             self.layout.builds(),
+            self.layout.caches(),
         ];
         let failed = |error: std::io::Error| error.to_string();
         for entry in fs::read_dir(self.layout.builds())

@@ -1,0 +1,393 @@
+//! Images built by the engine of a Dockerfile. What it runs gets the caps of a build of ours: memory and processor as
+//! the engine takes them, and a bound of processes that is set the moment the engine says that it made the container.
+//! The engine's own, older builder is used: it needs no session, keeps each step as an image, and ends with the
+//! connection. It has no build secrets, so there are none for Dockerfiles.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bollard::body_try_stream;
+use bollard::models::ContainerUpdateBody;
+use bollard::query_parameters::{
+    BuildImageOptions, InspectContainerOptions, ListImagesOptions, RemoveImageOptions,
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use hutong_core::dockerfile;
+use hutong_core::name::{AppName, is_digest};
+use hutong_core::tree::{check_path, digest_of};
+use hutong_core::units::show_size;
+use hutong_ipc::channel;
+use hutong_ipc::docker::{Answer, Build, Image, Pull, Start};
+use hutong_ipc::warden::Limits;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+use crate::engine::{Engine, is_missing};
+use crate::serve;
+
+/// Labels of images are others than those of containers: a container has its image's, too.
+const LABEL_SERVER: &str = "hutong.image.server";
+const LABEL_APP: &str = "hutong.image.app";
+const LABEL_KEY: &str = "hutong.image.key";
+
+/// Lines on their way to control; the engine waits when there are more.
+const LINES: usize = 64;
+/// The longest line that is passed on, in bytes.
+const MAX_LINE: usize = 8 << 10;
+/// How often the engine's disk is looked at.
+const LOOK: Duration = Duration::from_millis(500);
+/// How often an image is tried to be removed that something may still use, and how long after each other.
+const REMOVALS: usize = 10;
+const REMOVE_AGAIN: Duration = Duration::from_secs(2);
+/// What the engine says when it has made the container of a step.
+const RUNNING: &str = "---> Running in ";
+
+/// Serves one request to build; ends the build when the caller hangs up.
+pub async fn run(
+    engine: &Rc<Engine>,
+    build: &Build,
+    fds: Vec<OwnedFd>,
+    mut stream: UnixStream,
+) -> std::io::Result<()> {
+    let context = fds.into_iter().next().map(|fd| {
+        let socket = std::os::unix::net::UnixStream::from(fd);
+        socket.set_nonblocking(true)?;
+        UnixStream::from_std(socket)
+    });
+    let Some(context) = context else {
+        let refused = Answer::Refused("the context did not come along".into());
+        return serve::send(&mut stream, &refused).await;
+    };
+    let (lines, mut said) = mpsc::channel(LINES);
+    let work = engine.build(build, context?, lines);
+    let mut work = std::pin::pin!(work);
+    let (mut hears, mut tells) = stream.split();
+    let mut nothing = [0; 1];
+    let done = loop {
+        tokio::select! {
+            biased;
+            Some(line) = said.recv() => {
+                tells.write_all(&channel::encode(&Answer::Output(line))?).await?;
+            }
+            done = &mut work => break done,
+            // What is dropped with this ends the build.
+            _ = hears.read(&mut nothing) => return Ok(()),
+        }
+    };
+    while let Ok(line) = said.try_recv() {
+        let frame = channel::encode(&Answer::Output(line))?;
+        tells.write_all(&frame).await?;
+    }
+    let answer = match done {
+        Ok(image) => Answer::Resolved(image),
+        Err(reason) => Answer::Refused(reason),
+    };
+    tells.write_all(&channel::encode(&answer)?).await
+}
+
+/// The container that a step runs in; it goes when nobody waits for the build any more.
+struct Step {
+    engine: Rc<Engine>,
+    container: RefCell<Option<String>>,
+}
+
+impl Drop for Step {
+    fn drop(&mut self) {
+        if let Some(id) = self.container.take() {
+            let engine = self.engine.clone();
+            tokio::task::spawn_local(async move { engine.remove(&id).await });
+        }
+    }
+}
+
+impl Engine {
+    async fn build(
+        self: &Rc<Self>,
+        build: &Build,
+        context: UnixStream,
+        lines: mpsc::Sender<String>,
+    ) -> Result<Image, String> {
+        let sound = AppName::new(&build.app).is_ok()
+            && is_digest(&build.key)
+            && check_path(&build.dockerfile).is_ok_and(|path| !path.is_empty());
+        if !sound {
+            return Err("not an app, a key and a path".into());
+        }
+        let docker = self.connect().await?;
+        let tag = self.image_tag(&build.app, &build.key);
+        let wanted = self.image_labels(&build.app, &build.key);
+        if !build.fresh
+            && let Ok(found) = docker.inspect_image(&tag).await
+        {
+            let labels = found.config.and_then(|config| config.labels);
+            let labels = labels.unwrap_or_default();
+            if wanted
+                .iter()
+                .all(|(key, value)| labels.get(key) == Some(value))
+            {
+                let _ = lines
+                    .send("the image is there: nothing has changed".into())
+                    .await;
+                return self.resolve(&tag, Pull::Never).await;
+            }
+        }
+        for base in &build.bases {
+            let _ = lines.send(format!("looking for the image {base}")).await;
+            self.check_base(base).await?;
+        }
+        let network = match build.egress {
+            true => self.build_network(build).await?,
+            false => "none".to_owned(),
+        };
+        let root = docker.info().await.map_err(|error| error.to_string())?;
+        let root = root.docker_root_dir;
+        // Told from every other container by a name that nobody else could have given it. What runs in it sees the name,
+        // so it is made of the server's own and does not say it.
+        let mark = digest_of(&["build", &self.setup.server, &build.key]);
+        let mark = format!("hutong-build-{}:127.0.0.1", &mark[..24]);
+        let small = |number: u64| i32::try_from(number).unwrap_or(i32::MAX);
+        let options = BuildImageOptions {
+            dockerfile: build.dockerfile.clone(),
+            t: Some(tag.clone()),
+            extrahosts: Some(mark.clone()),
+            nocache: build.fresh,
+            rm: true,
+            forcerm: true,
+            memory: Some(small(build.limits.memory)),
+            // Swap would only hide that the memory is used up.
+            memswap: Some(small(build.limits.memory)),
+            cpuperiod: Some(100_000),
+            cpuquota: Some(small(u64::from(build.limits.cpu_millis) * 100)),
+            shmsize: Some(64 << 20),
+            labels: Some(wanted),
+            networkmode: Some(network),
+            ..Default::default()
+        };
+        let step = Step {
+            engine: self.clone(),
+            container: RefCell::new(None),
+        };
+        let body = body_try_stream(chunks(context));
+        let mut said = Box::pin(docker.build_image(options, None, Some(body)));
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(build.timeout_ms);
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            let next = tokio::select! {
+                next = said.next() => next,
+                _ = look.tick() => {
+                    if let Some(why) = too_full(root.as_deref(), build.disk_reserve) {
+                        return Err(why);
+                    }
+                    continue;
+                }
+                () = tokio::time::sleep_until(deadline) => {
+                    return Err(format!("took over {} s", build.timeout_ms / 1000));
+                }
+            };
+            let Some(info) = next else { break };
+            let info = info.map_err(|error| failure(&error.to_string()))?;
+            if let Some(error) = info.error_detail.and_then(|detail| detail.message) {
+                return Err(failure(&error));
+            }
+            for line in info.stream.iter().flat_map(|text| text.lines()) {
+                let line = line.trim_end();
+                if let Some(id) = line.trim_start().strip_prefix(RUNNING) {
+                    self.bound(id, &mark, build.limits.pids, &step).await?;
+                }
+                if !line.is_empty() {
+                    let _ = lines.send(cut(line)).await;
+                }
+            }
+        }
+        // The engine removed it.
+        step.container.take();
+        self.resolve(&tag, Pull::Never).await
+    }
+
+    /// Gives the container of a step its bound of processes. What a build prints may name any container: only one that
+    /// carries this server's mark is touched.
+    async fn bound(&self, id: &str, mark: &str, pids: u32, step: &Step) -> Result<(), String> {
+        let hex = id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if !hex || !(12..=64).contains(&id.len()) {
+            return Ok(());
+        }
+        let docker = self.docker()?;
+        let found = docker
+            .inspect_container(id, None::<InspectContainerOptions>)
+            .await;
+        let Ok(found) = found else {
+            // It is over already.
+            return Ok(());
+        };
+        let hosts = found.host_config.and_then(|config| config.extra_hosts);
+        if !hosts.is_some_and(|hosts| hosts.iter().any(|host| host == mark)) {
+            return Ok(());
+        }
+        let runs = found.state.and_then(|state| state.running) == Some(true);
+        step.container.replace(found.id);
+        let change = ContainerUpdateBody {
+            pids_limit: Some(i64::from(pids)),
+            ..Default::default()
+        };
+        let bounded = docker.update_container(id, change).await;
+        match bounded {
+            // One that ended meanwhile needs no bound.
+            Err(error) if runs => Err(format!("the build cannot be bounded: {error}")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Fetches an image that a Dockerfile begins with, if it is not there, and refuses one whose triggers would have the
+    /// engine fetch something.
+    async fn check_base(&self, base: &str) -> Result<(), String> {
+        self.resolve(base, Pull::Missing).await?;
+        let found = self.docker()?.inspect_image(base).await;
+        let config = found.map_err(|error| error.to_string())?.config;
+        let triggers = config.and_then(|config| config.on_build);
+        match triggers
+            .iter()
+            .flatten()
+            .find(|one| dockerfile::fetches(one))
+        {
+            Some(trigger) => Err(format!(
+                "the image {base} has the engine do `{}` when something is built of it, past the walls of this server",
+                cut(trigger)
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// The app's own network with a way to every public address, behind its walls.
+    async fn build_network(&self, build: &Build) -> Result<String, String> {
+        let start = Start {
+            instance: String::new(),
+            app: build.app.clone(),
+            deployment: 0,
+            image: String::new(),
+            argv: Vec::new(),
+            entrypoint: None,
+            env: Vec::new(),
+            limits: Limits {
+                memory: 0,
+                cpu_millis: 0,
+                pids: 0,
+                guaranteed: 0,
+            },
+            data: false,
+            egress: true,
+            egress_list: None,
+            mount: None,
+            writable: Vec::new(),
+            own_user: true,
+            allow_root: false,
+            links: Vec::new(),
+            quota: None,
+        };
+        self.prepare(&start, None).await?;
+        self.ensure_network(&start).await
+    }
+
+    fn image_tag(&self, app: &str, key: &str) -> String {
+        format!("hutong-{}/{app}:{}", self.setup.tag, &key[..16])
+    }
+
+    fn image_labels(&self, app: &str, key: &str) -> HashMap<String, String> {
+        HashMap::from([
+            (LABEL_SERVER.to_owned(), self.setup.server.clone()),
+            (LABEL_APP.to_owned(), app.to_owned()),
+            (LABEL_KEY.to_owned(), key.to_owned()),
+        ])
+    }
+
+    /// Removes images that were built here and that no release uses. One that a container uses stays until the next time.
+    pub async fn sweep_images(&self, keep: &[String]) -> Result<(), String> {
+        let label = format!("{LABEL_SERVER}={}", self.setup.server);
+        let options = ListImagesOptions {
+            filters: Some(HashMap::from([("label".to_owned(), vec![label])])),
+            ..Default::default()
+        };
+        let docker = self.connect().await?;
+        let found = docker.list_images(Some(options)).await;
+        for image in found.map_err(|error| error.to_string())? {
+            let id = image.id.strip_prefix("sha256:").unwrap_or(&image.id);
+            if keep.iter().any(|kept| kept == id) {
+                continue;
+            }
+            let own = format!("hutong-{}/", self.setup.tag);
+            let tags = image.repo_tags.iter().filter(|tag| tag.starts_with(&own));
+            let mut names: Vec<String> = tags.cloned().collect();
+            if image.repo_tags.is_empty() {
+                // It was built anew under the same name.
+                names.push(image.id.clone());
+            }
+            for name in names {
+                self.remove_image(&name).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// The last container of it may be on its way out.
+    async fn remove_image(&self, name: &str) {
+        for _ in 0..REMOVALS {
+            let Ok(docker) = self.docker() else { return };
+            let options = None::<RemoveImageOptions>;
+            match docker.remove_image(name, options, None).await {
+                Ok(_) => return,
+                Err(error) if is_missing(&error) => return,
+                Err(error) => tracing::debug!("the image {name} stays for now: {error}"),
+            }
+            tokio::time::sleep(REMOVE_AGAIN).await;
+        }
+    }
+}
+
+/// What the engine is sent.
+fn chunks(
+    context: UnixStream,
+) -> impl futures_util::Stream<Item = Result<Bytes, std::io::Error>> + Send + 'static {
+    futures_util::stream::unfold(Some(context), |context| async move {
+        let mut context = context?;
+        let mut buffer = vec![0; 64 << 10];
+        match context.read(&mut buffer).await {
+            Ok(0) => None,
+            Ok(count) => {
+                buffer.truncate(count);
+                Some((Ok(Bytes::from(buffer)), Some(context)))
+            }
+            Err(error) => Some((Err(error), None)),
+        }
+    })
+}
+
+/// Why the engine's disk is too full to go on, if it can be seen from here.
+fn too_full(root: Option<&str>, reserve: u64) -> Option<String> {
+    let found = rustix::fs::statvfs(root?).ok()?;
+    let free = found.f_bavail * found.f_frsize;
+    (free < reserve).then(|| {
+        format!(
+            "was ended: the engine's disk is full but for its reserve: {} are free, and {} are kept back",
+            show_size(free),
+            show_size(reserve)
+        )
+    })
+}
+
+/// What the engine says, without what its client puts before it.
+fn failure(text: &str) -> String {
+    let text = text.strip_prefix("Docker stream error: ").unwrap_or(text);
+    cut(text.trim())
+}
+
+fn cut(line: &str) -> String {
+    let mut end = line.len().min(MAX_LINE);
+    while !line.is_char_boundary(end) {
+        end -= 1;
+    }
+    line[..end].to_owned()
+}

@@ -25,6 +25,9 @@ pub struct ServerFile {
     /// The platform's own host, such as "hutong.example.com": `git push`, webhooks and the registry are answered there;
     /// default none, and then there are none of these.
     pub host: Option<Spanned<String>>,
+    /// Where images are pushed to and pulled from on this machine, such as "127.0.0.1:5000": plain HTTP, loopback only;
+    /// default none.
+    pub registry: Option<Spanned<SocketAddr>>,
     /// The name by which the API is asked over HTTPS, where something that speaks TLS stands before it.
     pub api_host: Option<Spanned<String>>,
     pub workers: Option<usize>,
@@ -166,6 +169,14 @@ impl ServerFile {
             }
             let span = host.span();
             file.host = Some(Spanned::new(span, checked));
+        }
+        if let Some(registry) = &file.registry
+            && !(registry.get_ref().ip().is_loopback() && registry.get_ref().port() >= 1024)
+        {
+            return Err(wrong(
+                registry.span().start,
+                "`registry` is an address on loopback with a port from 1024 on; for other machines there is `host`".into(),
+            ));
         }
         file.upload_bytes = size(&file.upload_limit)?;
         file.app_disk_bytes = size(&file.app_disk)?;

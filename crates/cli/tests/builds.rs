@@ -144,7 +144,8 @@ fn secrets_are_there_while_it_builds_and_nowhere_else() {
     server.deploy(built("quiet", "one", "", "").path());
     set_secret(&server, "quiet", "TOKEN", "very-s3cret-token\n");
     assert!(server.ok(&["build", "secrets", "quiet"]).contains("TOKEN"));
-    let prints = "test \"$(cat /run/secrets/TOKEN)\" = very-s3cret-token\necho got $(cat /run/secrets/TOKEN)";
+    // Its text is in no file that the build keeps.
+    let prints = "case $(cat /run/secrets/TOKEN) in very-s*t-token) ;; *) exit 1 ;; esac\necho got $(cat /run/secrets/TOKEN)";
     let said = server.run(&["deploy", &path(built("quiet", "two", prints, "").path())]);
     let shown = format!(
         "{}{}",

@@ -7,6 +7,7 @@ mod image;
 pub mod links;
 mod preview;
 mod processes;
+mod push;
 mod scale;
 mod sleep;
 mod traffic;
@@ -40,6 +41,8 @@ pub use preview::{Preview, PreviewData};
 use preview::{RawGit, RawPreview};
 pub use processes::{Caps, Cron, ReleaseCommand, Worker};
 use processes::{RawCron, RawReleaseCommand, RawWorker};
+use push::RawPush;
+pub use push::tag_fits;
 use scale::RawScale;
 use sleep::RawSleep;
 use traffic::RawTraffic;
@@ -107,6 +110,8 @@ pub struct AppSpec {
     pub branch: Option<String>,
     /// Other branches get an environment of their own.
     pub preview: Option<Preview>,
+    /// Patterns of tags that are deployed when they are pushed to this server.
+    pub push_tags: Vec<String>,
 }
 
 /// Plain HTTP where there is a certificate.
@@ -340,6 +345,9 @@ struct RawSpec {
     git: RawGit,
     /// Branches that are pushed get an environment of their own, at `BRANCH.DOMAIN`.
     preview: Option<RawPreview>,
+    /// What a push of the app's image to this server does.
+    #[serde(default)]
+    push: RawPush,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -623,6 +631,7 @@ impl Check<'_> {
             release: self.release_command(&raw),
             branch: self.branch(&raw.git),
             preview: self.preview(&raw, &domains),
+            push_tags: self.push_tags(&raw.push),
             callers: self.callers(&raw.callers),
             links,
             strip_prefix: raw.strip_prefix,

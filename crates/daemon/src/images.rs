@@ -5,18 +5,18 @@
 pub mod archive;
 pub mod health;
 pub mod program;
+pub mod pushed;
 pub mod remote;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock, Weak};
 use std::time::Duration;
 
 use hutong_core::spec::{self, ImageDriver};
 use hutong_ipc::warden::ImageLayers;
 use hutong_registry::{
-    Access, Action, Credentials, Digest, Image, Pinned, Platform, Reference, Registry,
-    RepositoryName, Settings, Tag, Verdict,
+    Digest, Image, Pinned, Platform, Reference, Registry, RepositoryName, Settings, Tag,
 };
 use hutong_runtime::client::DriverError;
 use hutong_runtime::processes::steady_ms;
@@ -38,15 +38,8 @@ pub struct Images {
     /// Read by whoever prepares an image, written by who throws away.
     pub preparing: RwLock<()>,
     pub client: remote::Remotes,
-}
-
-/// Nobody may push and pull until the registry is mounted with rules.
-struct Closed;
-
-impl Access for Closed {
-    fn may(&self, _: Option<&Credentials>, _: &str, _: Action) -> Verdict {
-        Verdict::Forbidden
-    }
+    /// Of who owns this: rules and what follows from a push need all of it.
+    control: Arc<OnceLock<Weak<Control>>>,
 }
 
 impl Images {
@@ -61,6 +54,7 @@ impl Images {
             registry: Mutex::default(),
             preparing: RwLock::new(()),
             client: remote::Remotes::new(own.join("fetched"), ca_bundle.map(PathBuf::from)),
+            control: Arc::default(),
         }
     }
 
@@ -68,13 +62,30 @@ impl Images {
         self.incoming.clone()
     }
 
+    /// Whether there ever was an image here.
+    pub fn is_there(&self) -> bool {
+        self.folder.is_dir()
+    }
+
+    /// Until this is called nobody may push or pull.
+    pub fn mount(&self, control: &Arc<Control>) {
+        let _ = self.control.set(Arc::downgrade(control));
+    }
+
     pub fn registry(&self) -> Result<Arc<Registry>, String> {
         let mut opened = lock(&self.registry);
         if let Some(registry) = &*opened {
             return Ok(registry.clone());
         }
-        let registry = Registry::open(&self.folder, Settings::default(), Arc::new(Closed))
+        let rules = Arc::new(pushed::Rules(self.control.clone()));
+        let registry = Registry::open(&self.folder, Settings::default(), rules)
             .map_err(|error| format!("the images cannot be opened: {}", causes(&error)))?;
+        let owner = self.control.clone();
+        let registry = registry.on_push(move |push| {
+            if let Some(control) = owner.get().and_then(Weak::upgrade) {
+                pushed::note(&control, push);
+            }
+        });
         let registry = Arc::new(registry);
         *opened = Some(registry.clone());
         Ok(registry)

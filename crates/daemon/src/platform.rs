@@ -1,17 +1,19 @@
-//! What visitors may ask of the platform itself, at its own host (`host` in the server file): `/git/…`, `/hooks/…`. The
+//! What visitors may ask of the platform itself, at its own host (`host` in the server file): `/git/…`, `/hooks/…`, `/v2/…`. The
 //! gateway sends it here by a socket of its own. The management API is not among it: this router has the routes below and
 //! no others, and each of them decides for itself who may.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::unix::fs::chown;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::http::StatusCode;
-use axum::routing::post;
+use axum::routing::{any, post};
 use hutong_core::spec::AppSpec;
 use hutong_ipc::gateway as wire;
 
+use crate::images::pushed;
 use crate::{Control, git};
 
 /// Among the apps of the snapshot; no app can have this name.
@@ -23,15 +25,45 @@ const RESPONSE_MS: u64 = 3_600_000;
 /// How long a request waits for a control plane that is being restarted.
 const HOLD_MS: u64 = 10_000;
 
+fn registry() -> Router<Arc<Control>> {
+    Router::new()
+        .route("/v2", any(pushed::serve))
+        .route("/v2/", any(pushed::serve))
+        .route("/v2/{*rest}", any(pushed::serve))
+}
+
+/// The registry alone, without TLS: for who is on this machine.
+fn start_registry(control: &Arc<Control>, address: SocketAddr) -> Result<(), String> {
+    let failed =
+        |error: std::io::Error| format!("the registry cannot listen on {address}: {error}");
+    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
+    let router = registry().with_state(control.clone());
+    tokio::spawn(async move {
+        if let Err(error) = axum::serve(listener, router).await {
+            tracing::error!("the registry: {error}");
+        }
+    });
+    Ok(())
+}
+
 fn router(control: Arc<Control>) -> Router {
     git::router()
         .route("/hooks/{app}", post(git::receive_webhook))
+        .merge(registry())
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here\n") })
         .with_state(control)
 }
 
 /// Listens, if there is a host to listen for, until the process ends.
 pub fn start(control: &Arc<Control>) -> Result<(), String> {
+    control.images.mount(control);
+    if let Some(address) = control.settings.registry {
+        start_registry(control, address)?;
+    }
+    let behind = control.clone();
+    tokio::task::spawn_blocking(move || pushed::catch_up(&behind));
     if control.settings.host.is_none() {
         return Ok(());
     }

@@ -237,7 +237,9 @@ impl Engine {
         let bounded = docker.update_container(id, change).await;
         match bounded {
             // One that ended meanwhile needs no bound.
-            Err(error) if runs => Err(format!("the build cannot be bounded: {error}")),
+            Err(error) if runs && !is_over(&error) => {
+                Err(format!("the build cannot be bounded: {error}"))
+            }
             _ => Ok(()),
         }
     }
@@ -390,4 +392,16 @@ fn cut(line: &str) -> String {
         end -= 1;
     }
     line[..end].to_owned()
+}
+
+/// Whether a container could not be changed because it ended just then.
+fn is_over(error: &bollard::errors::Error) -> bool {
+    let bollard::errors::Error::DockerResponseServerError {
+        status_code,
+        message,
+    } = error
+    else {
+        return false;
+    };
+    *status_code == 404 || message.contains("not running")
 }

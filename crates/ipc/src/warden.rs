@@ -420,6 +420,9 @@ pub struct ServerSettings {
     /// The platform's own host: git, webhooks, the registry.
     #[serde(default)]
     pub host: Option<String>,
+    /// Where the registry is asked without TLS, on loopback.
+    #[serde(default)]
+    pub registry: Option<std::net::SocketAddr>,
     /// The table `[acme]` as JSON: it may hold keys.
     #[serde(default)]
     pub acme: Option<crate::gateway::Secret>,

@@ -38,7 +38,8 @@ pub fn router(registry: Arc<Registry>) -> Router {
         .with_state(registry)
 }
 
-async fn serve(State(registry): State<Arc<Registry>>, request: Request) -> Response {
+/// Answers one request, wherever it came from: what [`router`] does.
+pub async fn serve(State(registry): State<Arc<Registry>>, request: Request) -> Response {
     let mut response = match answer(&registry, request).await {
         Ok(response) => response,
         Err(refusal) => refusal.into_response(),

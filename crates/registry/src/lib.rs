@@ -34,7 +34,7 @@ pub use book::Quota;
 pub use collect::{Pinned, Report};
 pub use digest::{Algorithm, Digest, DigestError, Hasher};
 pub use error::{StoreError, Whose};
-pub use http::router;
+pub use http::{router, serve};
 pub use image::{ContainerConfig, Healthcheck, Image, ImageConfig, ImageError, Layer, RootFs};
 pub use manifest::{
     DOCKER_LIST, DOCKER_MANIFEST, Descriptor, Kind, MAX_MANIFEST, Manifest, OCI_ARTIFACT,

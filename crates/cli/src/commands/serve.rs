@@ -124,6 +124,7 @@ fn configure(args: Args, api: Option<String>) -> Result<Config, CliError> {
                 .map(|host| host.into_inner().to_ascii_lowercase()),
             docker,
             host: file.host.map(toml::Spanned::into_inner),
+            registry: file.registry.map(toml::Spanned::into_inner),
             app_disk: file.app_disk_bytes.unwrap_or(5 << 30),
             app_memory: file.app_memory_bytes,
             disk_reserve: file.disk_reserve_bytes,

@@ -80,12 +80,27 @@ pub fn check_token(
 ) -> std::result::Result<Token, Refusal> {
     let value = headers.get(AUTHORIZATION).and_then(|v| v.to_str().ok());
     let given = value.and_then(secret_of).ok_or(Refusal::Unknown)?;
-    let found = control.store.token(&digest_of_token(&given));
+    check_secret(control, &given, app, wanted)
+}
+
+/// The token of a secret, whatever it is good for.
+pub fn known_secret(control: &Control, secret: &str) -> std::result::Result<Token, Refusal> {
+    let found = control.store.token(&digest_of_token(secret));
     let token = found.map_err(|error| {
         tracing::error!("{error}");
         Refusal::Later
     })?;
-    let token = token.ok_or(Refusal::Unknown)?;
+    token.ok_or(Refusal::Unknown)
+}
+
+/// The same as [`check_token`], of a secret that was taken out of a request already.
+pub fn check_secret(
+    control: &Control,
+    secret: &str,
+    app: &str,
+    wanted: Scope,
+) -> std::result::Result<Token, Refusal> {
+    let token = known_secret(control, secret)?;
     if token.app != app {
         return Err(Refusal::Forbidden(format!(
             "this token is for the app {}, not for {app}",

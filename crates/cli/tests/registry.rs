@@ -1,0 +1,315 @@
+//! The server as a registry of images, with the clients that people have: what is pushed is deployed.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use hutong_testkit::docker::Docker;
+use hutong_testkit::oci::{self, Entry, Part};
+use hutong_testkit::server::{Server, app_folder};
+use hutong_testkit::visitor::get;
+use hutong_testkit::{eventually, is_root, kill, skip};
+use serde_json::json;
+use tempfile::TempDir;
+
+/// Says to everybody what it was made to say.
+const PROGRAM: &str = r#"
+#include <arpa/inet.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+int main(void) {
+    int listener = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+    struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(atoi(getenv("PORT"))) };
+    setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (bind(listener, (struct sockaddr *)&at, sizeof at) || listen(listener, 64)) return 3;
+    printf("says %s\n", getenv("SAYS")); fflush(stdout);
+    for (;;) {
+        char request[4096], answer[200];
+        int line = accept(listener, 0, 0);
+        if (line < 0) continue;
+        if (read(line, request, sizeof request) > 0) {
+            int length = snprintf(answer, sizeof answer, "HTTP/1.1 200 OK\r\nContent-Length: %zu\r\nConnection: close\r\n\r\n%s",
+                strlen(getenv("SAYS")), getenv("SAYS"));
+            if (write(line, answer, length) < 0) return 4;
+        }
+        close(line);
+    }
+}
+"#;
+
+fn program() -> Option<Vec<u8>> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (source, made) = (folder.path().join("p.c"), folder.path().join("p"));
+    std::fs::write(&source, PROGRAM).expect("written");
+    let done = Command::new("cc")
+        .args(["-static", "-O1", "-o"])
+        .args([&made, &source])
+        .status();
+    match done {
+        Ok(status) if status.success() => Some(std::fs::read(made).expect("it is there")),
+        _ => {
+            skip("cc -static is needed");
+            None
+        }
+    }
+}
+
+struct Rig {
+    server: Server,
+    folder: TempDir,
+    port: u16,
+    program: Vec<u8>,
+    token: String,
+}
+
+impl Rig {
+    fn new() -> Option<Self> {
+        if !is_root() {
+            return None;
+        }
+        if Command::new("skopeo").arg("--version").output().is_err() {
+            skip("skopeo is needed");
+            return None;
+        }
+        let program = program()?;
+        let folder = tempfile::tempdir().expect("a folder");
+        let port = {
+            let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+            listener.local_addr().expect("an address").port()
+        };
+        let config = folder.path().join("server.toml");
+        let text = format!("registry = '127.0.0.1:{port}'\n");
+        std::fs::write(&config, text).expect("written");
+        let server = Server::start_with(&["--config", &config.to_string_lossy()]);
+        let made = server.json(&["token", "create", "shop", "--name", "laptop"]);
+        let token = made["token"].as_str().expect("a token").to_owned();
+        Some(Rig {
+            server,
+            folder,
+            port,
+            program,
+            token,
+        })
+    }
+
+    /// An image that says `says`, as an archive of an image layout.
+    fn image(&self, says: &str) -> PathBuf {
+        let path = self.folder.path().join(format!("{says}.tar"));
+        let layer = Part::plain(oci::layer(&[
+            Entry::File("bin/program", 0o755, &self.program),
+            Entry::File("etc/passwd", 0o644, b"web:x:1234:1234::/:/bin/sh\n"),
+        ]));
+        let config = json!({
+            "Entrypoint": ["/bin/program"], "User": "web", "Env": [format!("SAYS={says}")],
+        });
+        oci::write(&path, &[layer], &config, oci::architecture());
+        path
+    }
+
+    fn place(&self, tag: &str) -> String {
+        format!("127.0.0.1:{}/shop:{tag}", self.port)
+    }
+
+    fn run(&self, program: &str, arguments: &[&str]) -> Output {
+        Command::new(program)
+            .args(arguments)
+            .env("HOME", self.folder.path())
+            .env("DOCKER_CONFIG", self.folder.path())
+            .env("REGISTRY_AUTH_FILE", self.folder.path().join("auth.json"))
+            .stdin(Stdio::null())
+            .output()
+            .unwrap_or_else(|error| panic!("{program}: {error}"))
+    }
+
+    fn ok(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.run(program, arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{program} {arguments:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn fails(&self, program: &str, arguments: &[&str]) -> String {
+        let output = self.run(program, arguments);
+        assert!(!output.status.success(), "{program} {arguments:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    fn copy(&self, from: &Path, tag: &str) {
+        let creds = format!("any:{}", self.token);
+        let from = format!("oci-archive:{}", from.display());
+        let to = format!("docker://{}", self.place(tag));
+        let flags = ["copy", "-q", "--dest-tls-verify=false", "--dest-creds"];
+        self.ok(
+            "skopeo",
+            &[&flags[..], &[creds.as_str(), &from, &to]].concat(),
+        );
+    }
+
+    fn deploy(&self, tag: &str, more: &str) {
+        let toml = format!(
+            "name = 'shop'\ndomains = ['shop.test']\nimage = 'hutong.local/shop:{tag}'\n{more}\n[push]\ntags = ['main', 'v*']\n"
+        );
+        self.server
+            .deploy(app_folder(&[("hutong.toml", &toml)]).path());
+    }
+
+    fn serves(&self, says: &str) {
+        eventually(&format!("it says {says}"), 60, || {
+            get(&self.server.http, "shop.test", "/").text() == says
+        });
+    }
+}
+
+#[test]
+fn what_is_pushed_with_skopeo_is_deployed() {
+    let Some(rig) = Rig::new() else {
+        return;
+    };
+    // Nobody without a token, and not with another app's.
+    let from = format!("oci-archive:{}", rig.image("one").display());
+    let to = format!("docker://{}", rig.place("main"));
+    let said = rig.fails(
+        "skopeo",
+        &["copy", "-q", "--dest-tls-verify=false", &from, &to],
+    );
+    assert!(
+        said.contains("authentication required") || said.contains("unauthorized"),
+        "{said}"
+    );
+    let other = rig
+        .server
+        .json(&["token", "create", "other", "--name", "x"]);
+    let other = format!("any:{}", other["token"].as_str().expect("a token"));
+    let flags = ["copy", "-q", "--dest-tls-verify=false", "--dest-creds"];
+    rig.fails(
+        "skopeo",
+        &[&flags[..], &[other.as_str(), &from, &to]].concat(),
+    );
+
+    rig.copy(&rig.image("one"), "main");
+    rig.deploy("main", "");
+    rig.serves("one");
+    // The tag moves: what serves follows, by its digest.
+    rig.copy(&rig.image("two"), "main");
+    rig.serves("two");
+    rig.copy(&rig.image("three"), "v3");
+    rig.serves("three");
+    let releases = |rig: &Rig| {
+        let list = rig.server.json(&["releases", "shop"]);
+        list.as_array().expect("a list").len()
+    };
+    assert_eq!(releases(&rig), 3);
+    // Others do not, and the same again changes nothing.
+    rig.copy(&rig.image("four"), "test");
+    rig.copy(&rig.image("three"), "v3");
+    assert_eq!(releases(&rig), 3);
+    assert_eq!(get(&rig.server.http, "shop.test", "/").text(), "three");
+    let log = rig.server.ok(&["logs", "shop", "-n", "200"]);
+    assert!(log.contains("v3 was pushed, and is deployed"), "{log}");
+    assert!(!log.contains("test was pushed"), "{log}");
+    // What was pushed is pulled as it was.
+    let creds = format!("any:{}", rig.token);
+    let place = format!("docker://{}", rig.place("v3"));
+    let text = rig.ok(
+        "skopeo",
+        &["inspect", "--tls-verify=false", "--creds", &creds, &place],
+    );
+    assert!(
+        text.contains("SAYS=three") && text.contains("\"main\""),
+        "{text}"
+    );
+    rig.server.ok(&["rollback", "shop"]);
+    rig.serves("two");
+    // A push while control is away is not lost: the client tries, and what came is looked at when it is back.
+    kill(rig.server.role("control"));
+    eventually("the registry is back", 20, || {
+        std::net::TcpStream::connect(("127.0.0.1", rig.port)).is_ok()
+    });
+    rig.copy(&rig.image("five"), "main");
+    rig.serves("five");
+}
+
+#[test]
+fn docker_and_buildah_push_and_pull() {
+    let Some(engine) = Docker::start() else {
+        return;
+    };
+    let Some(rig) = Rig::new() else {
+        return;
+    };
+    rig.copy(&rig.image("first"), "main");
+    rig.deploy("main", "");
+    rig.serves("first");
+    let socket = format!("unix://{}", engine.socket());
+    let docker =
+        |arguments: &[&str]| rig.ok("docker", &[&["-H", socket.as_str()], arguments].concat());
+    let registry = format!("127.0.0.1:{}", rig.port);
+    docker(&["login", "-u", "any", "-p", &rig.token, &registry]);
+    // The engine of today takes no image layouts.
+    let second = rig.image("second");
+    let saved = rig.folder.path().join("saved.tar");
+    rig.ok(
+        "skopeo",
+        &[
+            "copy",
+            "-q",
+            &format!("oci-archive:{}", second.display()),
+            &format!("docker-archive:{}:{}", saved.display(), rig.place("v2")),
+        ],
+    );
+    docker(&["load", "-q", "-i", &saved.to_string_lossy()]);
+    docker(&["push", "-q", &rig.place("v2")]);
+    rig.serves("second");
+    docker(&["rmi", &rig.place("v2")]);
+    docker(&["pull", "-q", &rig.place("v2")]);
+    let shown = docker(&["inspect", "--format", "{{.Config.Env}}", &rig.place("v2")]);
+    assert!(shown.contains("SAYS=second"), "{shown}");
+
+    if Command::new("buildah").arg("--version").output().is_err() {
+        skip("buildah is needed");
+        return;
+    }
+    let root = rig.folder.path().join("buildah");
+    let run = rig.folder.path().join("buildah-run");
+    let (root, run) = (root.to_string_lossy(), run.to_string_lossy());
+    let store = [
+        "--storage-driver",
+        "vfs",
+        "--root",
+        &root,
+        "--runroot",
+        &run,
+    ];
+    let policy = rig.folder.path().join("policy.json");
+    std::fs::write(
+        &policy,
+        r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
+    )
+    .expect("written");
+    let policy = policy.to_string_lossy();
+    let third = format!("oci-archive:{}", rig.image("third").display());
+    let id = rig.ok(
+        "buildah",
+        &[
+            &store[..],
+            &["pull", "-q", "--signature-policy", &policy, &third],
+        ]
+        .concat(),
+    );
+    let creds = format!("any:{}", rig.token);
+    let to = format!("docker://{}", rig.place("v3"));
+    let push = [
+        "push",
+        "-q",
+        "--signature-policy",
+        &policy,
+        "--tls-verify=false",
+        "--creds",
+        &creds,
+    ];
+    rig.ok("buildah", &[&store[..], &push, &[id.trim(), &to]].concat());
+    rig.serves("third");
+}

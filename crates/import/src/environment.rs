@@ -55,7 +55,7 @@ pub(crate) fn put_of_program(
         "/home/", "/opt/", "/srv/", "/var/", "/root/", "/mnt/", "/etc/",
     ];
     if folders.iter().any(|folder| value.starts_with(folder)) {
-        report.to_do(
+        report.leave_to_do(
             at,
             &what,
             "it names a path of the machine: inside there are /app (read-only), /data and /tmp",

@@ -313,12 +313,12 @@ fn make(route: &Route, state: &mut State) -> Option<usize> {
     let name = state.names.take(&wanted);
     state.report.app = Some(name.clone());
     match &folder {
-        Some(folder) => state.report.to_do(
+        Some(folder) => state.report.leave_to_do(
             &route.at,
             &route.what,
             format!("put hutong.toml into {} and deploy that folder", short(folder)),
         ),
-        None => state.report.to_do(
+        None => state.report.leave_to_do(
             &route.at,
             &route.what,
             "what answers is not run by Hutong: start it as before; if it is a program of this server, Hutong can run it (`command` or `image` in place of `upstream`)",
@@ -462,7 +462,7 @@ pub(crate) fn hosts(state: &mut State) {
             match owners.get(host) {
                 Some(owner) if *owner == index => {}
                 Some(owner) => consents.push((*owner, format!("/{path}"), draft.name.clone())),
-                None => state.report.to_do(
+                None => state.report.leave_to_do(
                     &draft.at,
                     domain,
                     format!("it waits until an app has {host} itself, and consents: share = {{ \"/{path}\" = \"{}\" }}", draft.name),
@@ -487,7 +487,7 @@ pub(crate) fn hosts(state: &mut State) {
                 true => String::new(),
                 false => format!(" (it was reached at port {})", ports.join(", ")),
             };
-            state.report.to_do(
+            state.report.leave_to_do(
                 &draft.at,
                 "domains",
                 format!("nothing says by which host visitors reach it{before}: domains = [\"{}.example.com\"]", draft.name),

@@ -315,7 +315,7 @@ fn finish(mut state: State, files: Files<'_>) -> Result<Outcome, Mistakes> {
         if secrets.is_some() {
             state.report.app = Some(draft.name.clone());
             let names: Vec<&str> = draft.secrets.keys().map(String::as_str).collect();
-            state.report.to_do(
+            state.report.leave_to_do(
                 &draft.at,
                 "secrets.env",
                 format!(
@@ -375,7 +375,7 @@ fn remind(state: &mut State) {
             .is_some_and(|container| !container.own_user && !container.allow_root)
     };
     if let Some(draft) = state.drafts.iter().find(is_root_unknown) {
-        state.report.to_do(
+        state.report.leave_to_do(
             &draft.at,
             "image",
             "an image that runs as root is refused: then set container.user = \"app\", or container.allow_root = true",
@@ -390,7 +390,7 @@ fn remind(state: &mut State) {
         .collect();
     let first = state.drafts.iter().find(is_unbound);
     if let Some(first) = first {
-        state.report.to_do(
+        state.report.leave_to_do(
             &first.at,
             "limits.memory",
             format!(

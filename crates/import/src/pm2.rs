@@ -107,7 +107,7 @@ impl Reading<'_> {
     fn entry(&mut self, entry: &Entry) -> Result<(), Mistake> {
         let (at, key, value) = (&entry.at, entry.key.as_str(), &entry.value);
         if value.value == Value::Expression {
-            self.report.to_do(
+            self.report.leave_to_do(
                 at,
                 key,
                 "it is worked out by JavaScript, which is not run here: put its value into hutong.toml",
@@ -216,7 +216,7 @@ impl Reading<'_> {
                 self.report.used(at, key, format!("instances = {kept}"));
             }
             // `0`, `-1` and `max` go by the processors.
-            _ => self.report.to_do(
+            _ => self.report.leave_to_do(
                 at,
                 key,
                 "as many as there are processors: set `instances`, or [scale] max to have their number follow what there is to do",
@@ -228,7 +228,7 @@ impl Reading<'_> {
         for entry in value.map() {
             let what = format!("env.{}", entry.key);
             match (&entry.value.value, entry.value.text()) {
-                (Value::Expression, _) => self.report.to_do(
+                (Value::Expression, _) => self.report.leave_to_do(
                     &entry.at,
                     &what,
                     format!("it is worked out by JavaScript, which is not run here: hutong env set {} {}=…", self.draft.name, entry.key),
@@ -279,7 +279,7 @@ impl Reading<'_> {
         });
         command.append(&mut self.parts.behind);
         if secrets::in_command(&command) {
-            self.report.to_do(
+            self.report.leave_to_do(
                 &at,
                 "script",
                 "there seems to be a secret in it, and hutong.toml is part of every release: have the program read it from a variable",
@@ -292,10 +292,10 @@ impl Reading<'_> {
         let folder = self.draft.folder.clone();
         let (words, remarks) = programs::at_home(command, folder.as_deref());
         for remark in remarks {
-            self.report.to_do(&at, "script", remark);
+            self.report.leave_to_do(&at, "script", remark);
         }
         let into = folder.as_deref().unwrap_or("the folder of this file");
-        self.report.to_do(
+        self.report.leave_to_do(
             &at,
             "script",
             format!(
@@ -305,7 +305,7 @@ impl Reading<'_> {
         );
         let port = self.draft.port.or_else(|| programs::port(&words));
         if port.is_none() {
-            self.report.to_do(
+            self.report.leave_to_do(
                 &at,
                 "script",
                 "nothing says which port it listens on: have it listen at PORT (8080), or set `port`; a program that serves no visitors is a worker: [workers.NAME]",

@@ -125,7 +125,7 @@ pub(crate) fn import(
             "a release command alone is no app: there is no `web` and no worker",
         ));
     }
-    report.to_do(
+    report.leave_to_do(
         &draft.at,
         "Procfile",
         "put hutong.toml beside the Procfile and deploy that folder",

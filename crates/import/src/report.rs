@@ -51,7 +51,7 @@ impl Report {
         self.add(Kind::Replaced, at, what, text.into());
     }
 
-    pub fn to_do(&mut self, at: &At, what: &str, text: impl Into<String>) {
+    pub fn leave_to_do(&mut self, at: &At, what: &str, text: impl Into<String>) {
         self.add(Kind::ToDo, at, what, text.into());
     }
 

@@ -120,7 +120,7 @@ impl Server {
                 file.text("type", "exec");
                 file.line("# Called with: present|cleanup NAME VALUE");
                 file.line("program = [\"/usr/local/bin/dns-hook\"]");
-                report.to_do(
+                report.leave_to_do(
                     at,
                     "acme.dns",
                     "alidns, dnspod and cloudflare are known; for another provider write a program that makes the record, and name it in server.toml",
@@ -146,7 +146,7 @@ impl Server {
                 None => {
                     let name = variables.first().copied().unwrap_or_default();
                     file.text(key, &format!("FILL IN: {name}"));
-                    report.to_do(
+                    report.leave_to_do(
                         at,
                         "acme.dns",
                         format!("put the value of {name} into server.toml, as `{key}`"),

@@ -179,7 +179,7 @@ impl Reading<'_> {
                             environment::put_of_program(&mut self.draft, &one.at, &one.key, &value, self.report);
                         }
                     }
-                    None => self.report.to_do(
+                    None => self.report.leave_to_do(
                         at,
                         key,
                         format!("{} was not handed over: hutong env set {} --file {}", short(name), self.draft.name, short(name)),
@@ -200,7 +200,7 @@ impl Reading<'_> {
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
         match key {
             "Type" => match value {
-                "forking" => self.report.to_do(
+                "forking" => self.report.leave_to_do(
                     at,
                     key,
                     "a program has to stay in the foreground: leave out what puts it into the background",
@@ -291,7 +291,7 @@ impl Reading<'_> {
             }
             "StateDirectory" | "ReadWritePaths" | "ReadWriteDirectories" => {
                 self.draft.data = true;
-                self.report.to_do(
+                self.report.leave_to_do(
                     at,
                     key,
                     "data = true: an app keeps its data in /data and nowhere else; have the program use that, and copy what is there now",
@@ -314,7 +314,7 @@ impl Reading<'_> {
             }
             "PassEnvironment" => {
                 let text = format!("hutong env set {} KEY=…", self.draft.name);
-                self.report.to_do(at, key, text);
+                self.report.leave_to_do(at, key, text);
             }
             _ if key.starts_with("Limit") || key.starts_with("Memory") || key.starts_with("CPU") || key.starts_with("IO") => {
                 self.report.left(at, key, "`limits` has memory, cpu and pids; there is no swap, and 65,536 files may be open");
@@ -338,7 +338,7 @@ impl Reading<'_> {
             return Err(Mistake::new(&at, "ExecStart names no program"));
         }
         if secrets::in_command(&words) {
-            self.report.to_do(
+            self.report.leave_to_do(
                 &at,
                 "ExecStart",
                 "there seems to be a secret in it, and hutong.toml is part of every release: have the program read it from a variable",
@@ -347,15 +347,15 @@ impl Reading<'_> {
         let folder = self.draft.folder.clone();
         let (words, remarks) = programs::at_home(words, folder.as_deref());
         for remark in remarks {
-            self.report.to_do(&at, "ExecStart", remark);
+            self.report.leave_to_do(&at, "ExecStart", remark);
         }
         match &folder {
-            Some(folder) => self.report.to_do(
+            Some(folder) => self.report.leave_to_do(
                 &at,
                 "ExecStart",
                 format!("put hutong.toml into {} and deploy that folder", short(folder)),
             ),
-            None => self.report.to_do(
+            None => self.report.leave_to_do(
                 &at,
                 "ExecStart",
                 "put hutong.toml into the folder of the program, which is /app inside, and deploy that folder",
@@ -382,7 +382,7 @@ impl Reading<'_> {
             return Ok(self.draft);
         }
         if self.is_oneshot {
-            self.report.to_do(
+            self.report.leave_to_do(
                 &at,
                 "ExecStart",
                 "it runs once and ends: that is a timed job ([cron.NAME]), the release command, or `hutong run`",
@@ -408,7 +408,7 @@ impl Reading<'_> {
                     other => {
                         text.push('%');
                         text.extend(other);
-                        self.report.to_do(
+                        self.report.leave_to_do(
                             at,
                             "ExecStart",
                             "a specifier (`%…`) stands in it: put its value there",
@@ -439,7 +439,7 @@ impl Reading<'_> {
                         Some(value) => text.push_str(value),
                         None => {
                             text.push_str(&format!("${{{name}}}"));
-                            self.report.to_do(
+                            self.report.leave_to_do(
                                 at,
                                 "ExecStart",
                                 format!("no shell puts the variable {name} in: [\"sh\", \"-c\", \"exec … ${name}\"] does"),
@@ -470,7 +470,7 @@ fn schedule(settings: &[Setting], report: &mut Report) -> Option<(At, String)> {
         match (setting.section.as_str(), key) {
             ("Timer", "OnCalendar") if found.is_none() => match calendar(value) {
                 Some(schedule) => found = Some((at.clone(), schedule)),
-                None => report.to_do(
+                None => report.leave_to_do(
                     at,
                     key,
                     "write it as a cron expression: [cron.NAME] schedule = \"30 3 * * *\" (default here: @daily)",

@@ -86,7 +86,7 @@ pub(crate) fn import(
                     .and_then(|port| port.parse::<u16>().ok());
                 let port = port.filter(|port| *port > 0 && value.contains(':'));
                 if port.is_none() {
-                    report.to_do(
+                    report.leave_to_do(
                         at,
                         key,
                         format!(
@@ -194,7 +194,7 @@ pub(crate) fn import(
     }
     draft.port = Some(port).filter(|port| *port != 8080);
     let into = home.as_deref().unwrap_or("the folder of the program");
-    report.to_do(
+    report.leave_to_do(
         &draft.at,
         "uwsgi",
         format!(

@@ -286,7 +286,7 @@ fn decide(
     if grows && !request.dry_run {
         control.has_disk().map_err(ApiError::no_room)?;
     }
-    let tried = canary::under_way(&control, &name)?;
+    let tried = canary::under_way(control, name)?;
     if let Some(((_, release, _), _)) = &tried {
         warnings.push(format!(
             "the canary of release {} ends: this release takes its place",
@@ -746,7 +746,7 @@ pub async fn rollback(
 ) -> Result<Json<Deployment>> {
     let app = apps::find_free(&control, &name)?;
     let serving = active(&control, &app)?.map(|deployment| deployment.release);
-    let tried = canary::under_way(&control, &name)?;
+    let tried = canary::under_way(control, name)?;
     // Of a release on trial this is the way back.
     if let (Some(((deployment, _, _), _)), Some(active)) = (tried, active(&control, &app)?)
         && request

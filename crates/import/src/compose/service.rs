@@ -62,7 +62,7 @@ pub(super) fn import(
     for one in made {
         if !one.listens {
             state.report.app = Some(one.draft.name.clone());
-            state.report.to_do(
+            state.report.leave_to_do(
                 &one.draft.at,
                 &format!("services.{}", one.service),
                 "nothing says which port it listens on: an app from an image is healthy when its `port` (8080) takes a connection; one that listens nowhere goes with another app of the same image, as [workers.NAME]",
@@ -327,7 +327,7 @@ impl<'a> Reading<'a> {
                 "{} is not set, and nothing stands in its place: hand over an .env file beside the compose file, or fill it in",
                 node.missing().join(", ")
             );
-            self.report.to_do(&node.at, key, text);
+            self.report.leave_to_do(&node.at, key, text);
         }
         for item in node.list() {
             self.note_missing(key, item);
@@ -436,7 +436,7 @@ impl<'a> Reading<'a> {
             .text()
             .or_else(|| value.get("context").and_then(Node::text));
         let context = context.unwrap_or(".");
-        self.report.to_do(
+        self.report.leave_to_do(
             at,
             "build",
             format!(
@@ -498,7 +498,7 @@ impl<'a> Reading<'a> {
             _ => Vec::new(),
         };
         if secrets::in_command(&words) {
-            self.report.to_do(
+            self.report.leave_to_do(
                 at,
                 key,
                 "there seems to be a secret in it, and hutong.toml is part of every release: have the program read it from a variable",
@@ -542,7 +542,7 @@ impl<'a> Reading<'a> {
                 );
             }
             let Some((path, text)) = files.get(&at.path, name) else {
-                self.report.to_do(
+                self.report.leave_to_do(
                     &at,
                     "env_file",
                     format!("{} was not handed over: set what is in it by `hutong env set {} --file {}`", short(name), self.draft.name, short(name)),
@@ -576,7 +576,7 @@ impl<'a> Reading<'a> {
         let what = format!("environment.{key}");
         let by_hand = format!("hutong env set {} {key}=…", self.draft.name);
         let Some(value) = value else {
-            self.report.to_do(
+            self.report.leave_to_do(
                 at,
                 &what,
                 format!("its value is not in the file: {by_hand}"),
@@ -586,7 +586,7 @@ impl<'a> Reading<'a> {
         if !missing.is_empty() {
             let names = missing.join(", ");
             self.report
-                .to_do(at, &what, format!("{names} is not set here: {by_hand}"));
+                .leave_to_do(at, &what, format!("{names} is not set here: {by_hand}"));
             return;
         }
         match key {

@@ -32,7 +32,7 @@ pub(crate) fn links(state: &mut State) {
             let at = draft.env_at.get(key).unwrap_or(&draft.at);
             if value.contains("host.docker.internal") || value.contains("172.17.0.1") {
                 state.report.app = Some(draft.name.clone());
-                state.report.to_do(
+                state.report.leave_to_do(
                     at,
                     &format!("environment.{key}"),
                     "an app does not reach the server that it runs on: what it calls has to be an app with a link, or have a public address",
@@ -168,7 +168,7 @@ fn link(call: Call, said: &mut BTreeSet<(usize, usize)>, state: &mut State) {
     state.report.app = Some(caller.name.clone());
     if let Some(server) = tcp {
         if said.insert((from, to)) || change.is_some() {
-            state.report.to_do(
+            state.report.leave_to_do(
                 &at,
                 &what,
                 format!(
@@ -180,7 +180,7 @@ fn link(call: Call, said: &mut BTreeSet<(usize, usize)>, state: &mut State) {
         return;
     }
     if !is_http || !listens {
-        state.report.to_do(
+        state.report.leave_to_do(
             &at,
             &what,
             format!("links are for HTTP, and there are no TCP links yet: {} does not reach {callee_name} so", caller.name),
@@ -189,7 +189,7 @@ fn link(call: Call, said: &mut BTreeSet<(usize, usize)>, state: &mut State) {
     }
     let is_new = !caller.links.contains_key(&name);
     if is_new && caller.port == Some(80) {
-        state.report.to_do(
+        state.report.leave_to_do(
             &at,
             &what,
             format!("a link to {callee_name} would be at port 80 of the app's own network, where it listens itself: have it listen at another port, then say links = {{ {name} = \"{callee_name}\" }}"),
@@ -227,7 +227,7 @@ fn link(call: Call, said: &mut BTreeSet<(usize, usize)>, state: &mut State) {
                 format!("links: {callee_name} is reached at http://{name}.internal, and the variable says so"),
             );
         }
-        None if said.insert((from, to)) => state.report.to_do(
+        None if said.insert((from, to)) => state.report.leave_to_do(
             &at,
             &what,
             format!("links: {callee_name} is reached at http://{name}.internal; change {alias} to that where the program names it"),

@@ -411,7 +411,8 @@ impl Reading<'_, '_> {
             "hutong cert add {name} {option} {}; or leave it: with [acme] in the server file every host gets one by itself",
             short(directive.word(0))
         );
-        self.report().to_do(&directive.at, &directive.name, text);
+        self.report()
+            .leave_to_do(&directive.at, &directive.name, text);
     }
 
     /// `return`, `rewrite` and `if` of a server: whether all of its requests are sent to HTTPS.

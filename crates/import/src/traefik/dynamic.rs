@@ -106,7 +106,7 @@ impl Dynamic {
                         "certfile" => "--cert",
                         _ => "--key",
                     };
-                    report.to_do(
+                    report.leave_to_do(
                         at,
                         what,
                         format!("hutong cert add NAME {option} {}", short(setting.value())),

@@ -46,13 +46,13 @@ impl Reading<'_> {
                     self.report
                         .used(at, &what, format!("data = true, and the option {option}"));
                 }
-                Keep::Unknown => self.report.to_do(
+                Keep::Unknown => self.report.leave_to_do(
                     at,
                     &what,
                     format!("data = true: have {} keep its data in /data", server.name),
                 ),
             }
-            self.report.to_do(
+            self.report.leave_to_do(
                 at,
                 &what,
                 format!(
@@ -63,7 +63,7 @@ impl Reading<'_> {
         } else if hutong_core::route::covers("/data", target) {
             self.draft.data = true;
             self.report.used(at, &what, "data = true");
-            self.report.to_do(
+            self.report.leave_to_do(
                 at,
                 &what,
                 "what is in it now is not moved: copy it into /data yourself",
@@ -90,7 +90,7 @@ impl Reading<'_> {
             );
         } else {
             self.draft.data = true;
-            self.report.to_do(
+            self.report.leave_to_do(
                 at,
                 &what,
                 format!("data = true: an app keeps its data in /data and nowhere else; have the program use that in place of {target}, and copy what is in it now"),

@@ -746,7 +746,7 @@ pub async fn rollback(
 ) -> Result<Json<Deployment>> {
     let app = apps::find_free(&control, &name)?;
     let serving = active(&control, &app)?.map(|deployment| deployment.release);
-    let tried = canary::under_way(control, name)?;
+    let tried = canary::under_way(&control, &name)?;
     // Of a release on trial this is the way back.
     if let (Some(((deployment, _, _), _)), Some(active)) = (tried, active(&control, &app)?)
         && request

@@ -95,7 +95,7 @@ fn unsaid(input: &Input, outcome: &Outcome) -> Vec<String> {
         let indent = line.len() - line.trim_start().len();
         let is_item = text.starts_with("- ");
         while around.last().is_some_and(|(column, _, item)| {
-            *column > indent || (*column == indent && (item || !is_item))
+            *column > indent || (*column == indent && (*item || !is_item))
         }) {
             around.pop();
         }

@@ -98,7 +98,16 @@ impl Difference {
 pub async fn wanted(client: &Client, app: &str) -> Result<Option<AppFile>, CliError> {
     match client.get(&path(&["apps", app, "file"])).await {
         Ok(file) => Ok(Some(file)),
-        Err(ClientError::Refused(problem)) if problem.status == 404 => Ok(None),
+        Err(ClientError::Refused(problem)) if problem.status == 404 => {
+            // It is the app that is not there, or its releases, or the question itself.
+            match client.get::<Value>(&path(&["apps", app])).await {
+                Ok(_) if problem.detail.ends_with("has no release that is kept") => Ok(None),
+                Ok(_) => Err(CliError::failed("the server is too old for this")
+                    .hint("install this version there: `hutong upgrade`")),
+                Err(ClientError::Refused(problem)) if problem.status == 404 => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        }
         Err(error) => Err(error.into()),
     }
 }

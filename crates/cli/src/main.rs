@@ -247,7 +247,7 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Release(args) => server.block_on(verbs::isolate::release(&args.app, &server))?,
         Command::System => server.block_on(verbs::system::run(&server))?,
         Command::Upgrade => server.block_on(verbs::upgrade::run(&server))?,
-        Command::Login(args) => server.block_on(verbs::login::run(&args, server.output))?,
+        Command::Login(args) => server.block_on(verbs::login::run(&args, &server))?,
         Command::Context(verb) => verbs::context::run(&verb, server.output)?,
         Command::Version => server.block_on(verbs::version::run(&server))?,
     }

@@ -80,7 +80,8 @@ impl Output {
         } else {
             ("", "")
         };
-        eprintln!("{yellow}warning:{off} {text}");
+        // Most of them are the server's.
+        eprintln!("{yellow}warning:{off} {}", printable(text));
     }
 }
 

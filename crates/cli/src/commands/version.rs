@@ -4,6 +4,7 @@ use hutong_api::Version;
 
 use super::Server;
 use crate::error::CliError;
+use crate::output::printable;
 
 pub async fn run(server: &Server) -> Result<(), CliError> {
     let own = env!("CARGO_PKG_VERSION");
@@ -17,7 +18,10 @@ pub async fn run(server: &Server) -> Result<(), CliError> {
     }
     server.output.text(&format!("hutong {own}"));
     match remote {
-        Some(remote) => server.output.text(&format!("server {}", remote.version)),
+        Some(remote) => {
+            let version = printable(&remote.version);
+            server.output.text(&format!("server {version}"));
+        }
         None => server.output.say("no server answers"),
     }
     Ok(())

@@ -15,7 +15,7 @@ use crate::terminal;
 #[derive(clap::Args)]
 #[command(
     after_help = "Over ssh no port is open for it: your own SSH client runs `hutong internal dial` there, which connects
-to the API's socket. HUTONG_SSH names another client. Over https, and where --remote-api is IP:PORT,
+to the API's socket. HUTONG_SSH names another client. Over https, and with --remote-api IP:PORT,
 the API's token is asked for, or read from standard input, or from --token-file.
 
 Examples:

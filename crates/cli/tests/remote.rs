@@ -382,14 +382,7 @@ fn a_server_is_reached_over_https_with_its_token() {
     let (_, said) = laptop.fails(&["apps", "--token-file", &wrong_file]);
     assert!(said.contains("a token is needed"), "{said}");
     let file = token_file.to_string_lossy().into_owned();
-    let by_file = [
-        "login",
-        &url,
-        "--ca",
-        &ca,
-        "--token-file",
-        file.as_str(),
-    ];
+    let by_file = ["login", &url, "--ca", &ca, "--token-file", file.as_str()];
     laptop.ok(&by_file);
     // The gateway passes WebSockets on and no other upgrade.
     let (_, said) = laptop.fails(&["exec", "two", "--", "true"]);

@@ -324,6 +324,25 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn what_was_deployed_otherwise_meanwhile_stays() {
+        let client = crate::drift::tests::asks(|path| {
+            let app = json!({
+                "name": "a", "state": "running", "domains": [], "release": 1, "instances": [],
+                "kind": "static", "wanted_instances": 0, "memory_bytes": 0, "memory_limit_bytes": 0,
+                "deploying": null, "message": null, "warnings": [], "applied_from": "set:other",
+            });
+            match path {
+                "/v1/apps/a" => (200, app.to_string()),
+                _ => (404, String::new()),
+            }
+        });
+        let stays = remove(&client, "a", "set:web").await.expect("an answer");
+        assert!(stays.starts_with("stays"), "{stays}");
+        let gone = remove(&client, "b", "set:web").await.expect("an answer");
+        assert_eq!(gone, "was removed meanwhile");
+    }
+
     #[test]
     fn machines_of_one_name_are_told_apart() {
         let machine = |host: &str, id: Option<&str>| Machine {

@@ -227,6 +227,22 @@ mod tests {
         assert_eq!(gone(&apps, "set:web", &named), ["old"]);
     }
 
+    #[tokio::test]
+    async fn a_server_that_fails_is_not_a_wrong_file() {
+        let client = drift::tests::asks(|path| match path {
+            "/v1/apps" => (200, "[]".into()),
+            _ => (503, String::new()),
+        });
+        let dir = tempfile::tempdir().expect("tempdir");
+        let text = "name='a'\nupstream=['http://127.0.0.1:1']";
+        std::fs::write(dir.path().join("a.toml"), text).expect("write");
+        std::fs::write(dir.path().join("b.toml"), "name=").expect("write");
+        let plan = make(&client, dir.path(), "set:web").await;
+        let items = plan.map(|plan| plan.items).unwrap_or_default();
+        let words: Vec<_> = items.iter().map(|item| item.action.word()).collect();
+        assert_eq!(words, ["unknown", "wrong"]);
+    }
+
     #[test]
     fn a_name_that_is_there_twice_is_found() {
         let twice = named_twice(["a", "b", "a"].into_iter());

@@ -67,7 +67,7 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         if output.json {
             output.value(&answer);
         } else {
-            output.text(&printable(&answer.steps.join("\n")));
+            output.text(&answer.steps.join("\n"));
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -299,7 +299,7 @@ pub async fn show_result(
     }
     outcome(deployment)?;
     if !output.json {
-        output.text(&printable(&served(client, deployment, output).await?));
+        output.text(&served(client, deployment, output).await?);
     }
     Ok(())
 }

@@ -7,7 +7,6 @@ use hutong_api::client::Address;
 
 use super::Server;
 use crate::error::CliError;
-use crate::output::printable;
 use crate::remote::address::Remote;
 use crate::remote::contexts::{Context, Contexts, check_name};
 use crate::terminal;
@@ -83,7 +82,7 @@ pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
         "{name} is the server at {} (hutong {}); commands go there from now on, `hutong context use local` brings them back",
         context.url, version.version
     );
-    output.result(&answer, &printable(&text));
+    output.result(&answer, &text);
     Ok(())
 }
 

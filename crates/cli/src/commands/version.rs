@@ -4,7 +4,6 @@ use hutong_api::Version;
 
 use super::Server;
 use crate::error::CliError;
-use crate::output::printable;
 
 pub async fn run(server: &Server) -> Result<(), CliError> {
     let own = env!("CARGO_PKG_VERSION");
@@ -18,10 +17,7 @@ pub async fn run(server: &Server) -> Result<(), CliError> {
     }
     server.output.text(&format!("hutong {own}"));
     match remote {
-        Some(remote) => {
-            let version = printable(&remote.version);
-            server.output.text(&format!("server {version}"));
-        }
+        Some(remote) => server.output.text(&format!("server {}", remote.version)),
         None => server.output.say("no server answers"),
     }
     Ok(())

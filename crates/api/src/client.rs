@@ -430,7 +430,72 @@ fn empty() -> Body {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    /// A way that is `broken` so many times, then closed so many times, then leads to a server.
+    #[derive(Debug)]
+    struct Bad {
+        broken: usize,
+        closed: usize,
+        dials: AtomicUsize,
+    }
+
+    impl Dial for Bad {
+        fn dial(&self) -> Dialling<'_> {
+            let before = self.dials.fetch_add(1, Ordering::Relaxed);
+            let is_broken = before < self.broken;
+            let is_closed = !is_broken && before < self.broken + self.closed;
+            Box::pin(async move {
+                if is_closed {
+                    return Err(DialError::new("closed"));
+                }
+                let (ours, mut theirs) = tokio::io::duplex(4096);
+                if !is_broken {
+                    tokio::spawn(async move {
+                        let mut request = [0; 4096];
+                        let _ = theirs.read(&mut request).await;
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n7";
+                        let _ = theirs.write_all(answer).await;
+                        // Open until the other side is gone.
+                        let _ = theirs.read(&mut request).await;
+                    });
+                }
+                let stream: Box<dyn Stream> = Box::new(ours);
+                Ok(stream)
+            })
+        }
+
+        fn host(&self) -> String {
+            "far".into()
+        }
+    }
+
+    async fn asked(broken: usize, closed: usize) -> (Result<u32, ClientError>, usize) {
+        let dials = AtomicUsize::new(0);
+        let way = Arc::new(Bad {
+            broken,
+            closed,
+            dials,
+        });
+        let answer = Client::far(way.clone(), None).get("/v1/x").await;
+        (answer, way.dials.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_way_that_was_open_is_tried_again_a_few_times() {
+        let begun = tokio::time::Instant::now();
+        assert!(matches!(asked(1, 1).await, (Ok(7), 3)));
+        assert!(begun.elapsed() >= 2 * FAR_PAUSE);
+        // One that was never open is not.
+        assert!(matches!(asked(0, 9).await, (Err(ClientError::Dial(_)), 1)));
+        let (answer, dials) = asked(1, 99).await;
+        assert!(matches!(answer, Err(ClientError::Dial(_))));
+        assert!((2..10).contains(&dials), "{dials}");
+    }
 
     #[test]
     fn addresses() {

@@ -95,7 +95,7 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
             Action::UnderWay(begun) if args.dry_run => {
                 Ok(format!("would wait for release {}", begun.release))
             }
-            Action::UnderWay(begun) => follow(&client, begun.as_ref().clone(), output).await,
+            Action::UnderWay(begun) => follow(&client, (**begun).clone(), output).await,
             Action::New(files)
             | Action::Change(files, _)
             | Action::Again(files)

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
@@ -144,9 +145,12 @@ type Sender = http1::SendRequest<Body>;
 
 /// How often, and how fast, a question is asked again whose connection broke.
 const RETRIES: usize = 25;
-const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_millis(200);
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// The same of another machine: each time a connection is made anew, which is dear, and may be noticed there.
+const FAR_RETRIES: usize = 4;
+const FAR_PAUSE: Duration = Duration::from_secs(3);
 /// How long a connection may take to be ready once more before another one is opened.
-const IDLE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(1);
+const IDLE_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Client {
     pub fn new(address: Address, token: Option<String>) -> Self {
@@ -166,17 +170,32 @@ impl Client {
         }
     }
 
+    /// Whether it is on another machine.
+    pub fn is_far(&self) -> bool {
+        matches!(self.way, Way::Far(_))
+    }
+
+    /// How long to wait before something is asked again whose connection broke.
+    pub fn pause(&self) -> Duration {
+        match self.way {
+            Way::Near(_) => RETRY_PAUSE,
+            Way::Far(_) => FAR_PAUSE,
+        }
+    }
+
     /// Asks again when the connection broke: the control plane may be restarted at any time.
     pub async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, ClientError> {
+        let most = if self.is_far() { FAR_RETRIES } else { RETRIES };
         let mut broke = 0;
         loop {
             match self.json(Method::GET, path, None::<&()>).await {
-                Err(ClientError::Broken(_)) if broke < RETRIES => {}
-                Err(ClientError::Unreachable { .. }) if (1..RETRIES).contains(&broke) => {}
+                Err(ClientError::Broken(_)) if broke < most => {}
+                Err(ClientError::Unreachable { .. } | ClientError::Dial(_))
+                    if (1..most).contains(&broke) => {}
                 other => return other,
             }
             broke += 1;
-            tokio::time::sleep(RETRY_PAUSE).await;
+            tokio::time::sleep(self.pause()).await;
         }
     }
 
@@ -348,7 +367,7 @@ impl Client {
     ) -> Result<Bytes, ClientError> {
         let text = response.into_body().collect().await;
         let text = text.map_err(ClientError::Broken)?.to_bytes();
-        if matches!(self.way, Way::Far(_)) {
+        if self.is_far() {
             *self.waiting() = Some(sender);
         }
         Ok(text)
@@ -411,7 +430,72 @@ fn empty() -> Body {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    /// A way that is `broken` so many times, then closed so many times, then leads to a server.
+    #[derive(Debug)]
+    struct Bad {
+        broken: usize,
+        closed: usize,
+        dials: AtomicUsize,
+    }
+
+    impl Dial for Bad {
+        fn dial(&self) -> Dialling<'_> {
+            let before = self.dials.fetch_add(1, Ordering::Relaxed);
+            let is_broken = before < self.broken;
+            let is_closed = !is_broken && before < self.broken + self.closed;
+            Box::pin(async move {
+                if is_closed {
+                    return Err(DialError::new("closed"));
+                }
+                let (ours, mut theirs) = tokio::io::duplex(4096);
+                if !is_broken {
+                    tokio::spawn(async move {
+                        let mut request = [0; 4096];
+                        let _ = theirs.read(&mut request).await;
+                        let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n7";
+                        let _ = theirs.write_all(answer).await;
+                        // Open until the other side is gone.
+                        let _ = theirs.read(&mut request).await;
+                    });
+                }
+                let stream: Box<dyn Stream> = Box::new(ours);
+                Ok(stream)
+            })
+        }
+
+        fn host(&self) -> String {
+            "far".into()
+        }
+    }
+
+    async fn asked(broken: usize, closed: usize) -> (Result<u32, ClientError>, usize) {
+        let dials = AtomicUsize::new(0);
+        let way = Arc::new(Bad {
+            broken,
+            closed,
+            dials,
+        });
+        let answer = Client::far(way.clone(), None).get("/v1/x").await;
+        (answer, way.dials.load(Ordering::Relaxed))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_way_that_was_open_is_tried_again_a_few_times() {
+        let begun = tokio::time::Instant::now();
+        assert!(matches!(asked(1, 1).await, (Ok(7), 3)));
+        assert!(begun.elapsed() >= 2 * FAR_PAUSE);
+        // One that was never open is not.
+        assert!(matches!(asked(0, 9).await, (Err(ClientError::Dial(_)), 1)));
+        let (answer, dials) = asked(1, 99).await;
+        assert!(matches!(answer, Err(ClientError::Dial(_))));
+        assert!((2..10).contains(&dials), "{dials}");
+    }
 
     #[test]
     fn addresses() {

@@ -1,6 +1,7 @@
 //! An app as it lies on this machine: a folder with a `hutong.toml`, or such a file alone by any name; and folders of
 //! such apps.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use hutong_core::spec::{self, AppSpec};
@@ -62,7 +63,8 @@ pub fn open(path: &Path) -> Result<AppFiles, CliError> {
 }
 
 /// The apps of a folder, in the order of their names: `DIR/*/hutong.toml` and `DIR/*.toml`, whichever there are. Hidden
-/// ones do not count.
+/// ones do not count; what cannot be looked at does, and fails when it is opened: an app that is there must not be taken
+/// for one that is gone.
 ///
 /// # Errors
 /// It cannot be read, is an app's own folder, or holds no app.
@@ -82,8 +84,7 @@ pub fn all_in(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
         if name.starts_with('.') {
             continue;
         }
-        let is_alone = name.ends_with(".toml") && path.is_file();
-        if is_alone || path.join(FILE).is_file() {
+        if is_app(&path, &name) {
             found.push(path);
         }
     }
@@ -96,9 +97,41 @@ pub fn all_in(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
     Ok(found)
 }
 
+fn is_app(path: &Path, name: &str) -> bool {
+    use std::io::ErrorKind;
+    if let Err(error) = fs::metadata(path) {
+        // A link to nowhere, or what is denied; what is deleted just now is not there.
+        return error.kind() != ErrorKind::NotFound || path.is_symlink();
+    }
+    if name.ends_with(".toml") && !path.is_dir() {
+        return true;
+    }
+    match fs::symlink_metadata(path.join(FILE)) {
+        Ok(_) => true,
+        Err(error) => !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_cannot_be_read_is_not_absent() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let link = |to: &str, name: &str| {
+            let name = dir.path().join(name);
+            std::os::unix::fs::symlink(to, name).expect("a link");
+        };
+        link("/no/such/folder", "folder");
+        link("/no/such/file", "file.toml");
+        fs::create_dir(dir.path().join("half")).expect("mkdir");
+        link("/no/such/file", "half/hutong.toml");
+        link("self", "self");
+        let found = all_in(dir.path()).expect("four");
+        assert_eq!(found.len(), 4, "{found:?}");
+        assert!(found.iter().all(|path| open(path).is_err()));
+    }
 
     #[test]
     fn apps_are_folders_and_files() {

@@ -98,7 +98,16 @@ impl Difference {
 pub async fn wanted(client: &Client, app: &str) -> Result<Option<AppFile>, CliError> {
     match client.get(&path(&["apps", app, "file"])).await {
         Ok(file) => Ok(Some(file)),
-        Err(ClientError::Refused(problem)) if problem.status == 404 => Ok(None),
+        Err(ClientError::Refused(problem)) if problem.status == 404 => {
+            // It is the app that is not there, or its releases, or the question itself.
+            match client.get::<Value>(&path(&["apps", app])).await {
+                Ok(_) if problem.detail.ends_with("has no release that is kept") => Ok(None),
+                Ok(_) => Err(CliError::failed("the server is too old for this")
+                    .hint("install this version there: `hutong upgrade`")),
+                Err(ClientError::Refused(problem)) if problem.status == 404 => Ok(None),
+                Err(error) => Err(error.into()),
+            }
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -247,8 +256,60 @@ fn instances(app: &App, release: u64) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use hutong_api::client::Address;
+
     use super::*;
+
+    /// Asks a server that answers a path with a status and a body.
+    pub(crate) fn asks(answer: impl Fn(&str) -> (u16, String) + Send + 'static) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a connection");
+                let mut head = Vec::new();
+                let mut byte = [0];
+                while !head.ends_with(b"\r\n\r\n") && stream.read(&mut byte).expect("read") > 0 {
+                    head.push(byte[0]);
+                }
+                let head = String::from_utf8_lossy(&head).into_owned();
+                let path = head.split(' ').nth(1).unwrap_or_default();
+                let (status, body) = answer(path);
+                let length = body.len();
+                let text = format!(
+                    "HTTP/1.1 {status} X\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                );
+                let _ = stream.write_all(text.as_bytes());
+            }
+        });
+        Client::new(Address::Tcp(address), None)
+    }
+
+    fn problem(detail: &str) -> (u16, String) {
+        let problem =
+            json!({ "type": "about:blank", "title": "", "status": 404, "detail": detail });
+        (404, problem.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_server_that_does_not_know_the_question_is_too_old() {
+        let old = asks(|path| match path {
+            "/v1/apps/a" => (200, "{}".into()),
+            _ => problem("there is no such thing in the API"),
+        });
+        let error = wanted(&old, "a").await.expect_err("too old");
+        assert!(error.cause().contains("too old"), "{}", error.cause());
+        assert!(wanted(&old, "b").await.expect("an answer").is_none());
+        let empty = asks(|path| match path {
+            "/v1/apps/a" => (200, "{}".into()),
+            _ => problem("a has no release that is kept"),
+        });
+        assert!(wanted(&empty, "a").await.expect("an answer").is_none());
+    }
 
     #[test]
     fn files_are_compared_by_name_mode_and_content() {

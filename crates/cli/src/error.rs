@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use hutong_api::client::ClientError;
 
+use crate::output::printable;
+
 #[derive(Debug)]
 pub struct CliError {
     kind: &'static str,
@@ -60,9 +62,10 @@ impl CliError {
         } else {
             ("", "")
         };
-        eprintln!("{red}{}:{off} {}", self.kind, self.cause);
+        // Some of it is another machine's words.
+        eprintln!("{red}{}:{off} {}", self.kind, printable(&self.cause));
         if let Some(hint) = &self.hint {
-            eprintln!("  hint: {hint}");
+            eprintln!("  hint: {}", printable(hint));
         }
     }
 

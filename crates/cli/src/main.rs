@@ -207,11 +207,11 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Import(args) => verbs::import::run(&args, server.output)?,
         Command::Detect(args) => verbs::detect::run(&args, server.output)?,
         Command::Build(verb) => server.block_on(verbs::build::run(verb, &server))?,
-        Command::Openapi => server.output.text(&hutong_daemon::openapi()),
+        Command::Openapi => server.output.as_is(&hutong_daemon::openapi()),
         Command::Completions { shell } => {
             let mut text = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "hutong", &mut text);
-            server.output.text(&String::from_utf8_lossy(&text));
+            server.output.as_is(&String::from_utf8_lossy(&text));
         }
         Command::Doctor(args) => return verbs::doctor::run(&args, &server),
         Command::Deploy(args) => return server.block_on(verbs::deploy::run(&args, &server)),
@@ -247,7 +247,7 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Release(args) => server.block_on(verbs::isolate::release(&args.app, &server))?,
         Command::System => server.block_on(verbs::system::run(&server))?,
         Command::Upgrade => server.block_on(verbs::upgrade::run(&server))?,
-        Command::Login(args) => server.block_on(verbs::login::run(&args, server.output))?,
+        Command::Login(args) => server.block_on(verbs::login::run(&args, &server))?,
         Command::Context(verb) => verbs::context::run(&verb, server.output)?,
         Command::Version => server.block_on(verbs::version::run(&server))?,
     }

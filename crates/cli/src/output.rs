@@ -21,8 +21,13 @@ impl Output {
         Output { json }
     }
 
-    /// The answer itself.
+    /// The answer itself. Much of it is words of servers and apps: none of them drives the terminal.
     pub fn text(&self, text: &str) {
+        self.as_is(&printable(text));
+    }
+
+    /// What has our own colours in it, or is for programs.
+    pub fn as_is(&self, text: &str) {
         use std::io::Write;
         let mut stdout = std::io::stdout().lock();
         let newline = if text.ends_with('\n') { "" } else { "\n" };
@@ -31,7 +36,7 @@ impl Output {
     }
 
     pub fn value<T: Serialize>(&self, value: &T) {
-        self.text(&serde_json::to_string_pretty(value).unwrap_or_default());
+        self.as_is(&serde_json::to_string_pretty(value).unwrap_or_default());
     }
 
     /// JSON where asked for, else a line of text.
@@ -71,7 +76,7 @@ impl Output {
 
     /// A message for a person, on stderr.
     pub fn say(&self, text: &str) {
-        eprintln!("{text}");
+        eprintln!("{}", printable(text));
     }
 
     pub fn warn(&self, text: &str) {
@@ -80,7 +85,7 @@ impl Output {
         } else {
             ("", "")
         };
-        eprintln!("{yellow}warning:{off} {text}");
+        eprintln!("{yellow}warning:{off} {}", printable(text));
     }
 }
 

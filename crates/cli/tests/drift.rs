@@ -74,7 +74,7 @@ fn diff_says_what_differs_and_export_brings_it_back() {
     let (code, text) = diff(&folder);
     assert_eq!(code, 5, "{text}");
     for part in [
-        "env.GREETING: \"hello\" → \"good day\"",
+        "env.GREETING differs, and is not shown",
         "port: not set → 9000",
         "app.py differs",
         "more.txt is only here",
@@ -82,6 +82,7 @@ fn diff_says_what_differs_and_export_brings_it_back() {
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }
+    assert!(!text.contains("good day"), "{text}");
     let output = server.run(&["diff", &folder, "--json"]);
     let value: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(
@@ -89,6 +90,7 @@ fn diff_says_what_differs_and_export_brings_it_back() {
         (Some(5), &false.into())
     );
     assert_eq!(value["file"][0]["key"], "env.GREETING");
+    assert_eq!(value["file"][0]["after"], "(hidden)");
     assert_eq!(value["files"][1]["change"], "added");
     // The file comes back to the byte, and what is secret stays.
     server.ok(&["env", "set", "shop", "API_KEY=do-not-tell"]);
@@ -275,6 +277,113 @@ fn a_set_is_the_same_wherever_it_lies_and_files_alone_are_apps() {
     let (code, text) = server.fails(&["apply", &second.path().to_string_lossy()]);
     assert!(code == 4 && text.contains("more than one file"), "{text}");
     assert_eq!(names(&server), ["b"]);
+}
+
+#[test]
+fn an_app_that_moved_to_another_folder_is_not_the_first_ones_any_more() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    let folder = tempfile::tempdir().expect("tempdir");
+    let (first, second) = (folder.path().join("first"), folder.path().join("second"));
+    site(&first, "stays", "stays");
+    site(&first, "moves", "moves");
+    site(&second, "other", "other");
+    let apply = |folder: &Path, more: &[&str]| {
+        let place = folder.to_string_lossy().into_owned();
+        server.ok(&[&["apply", place.as_str()][..], more].concat())
+    };
+    apply(&first, &[]);
+    apply(&second, &[]);
+    std::fs::rename(first.join("moves"), second.join("moves")).expect("rename");
+    let planned = apply(&second, &["--json"]);
+    let rows: serde_json::Value = serde_json::from_str(&planned).expect("JSON");
+    assert_eq!(
+        (&rows[0]["app"], &rows[0]["action"]),
+        (&"moves".into(), &"moved".into())
+    );
+    apply(&first, &["--prune", "--yes"]);
+    assert_eq!(names(&server), ["moves", "other", "stays"]);
+    assert_eq!(get(&server.http, "moves.test", "/").text(), "moves");
+    // It is the second folder's now, and goes with it.
+    let again = apply(&second, &["--json"]);
+    assert!(!again.contains("moved"), "{again}");
+    std::fs::rename(second.join("moves"), second.join(".moves")).expect("rename");
+    apply(&second, &["--prune", "--yes"]);
+    assert_eq!(names(&server), ["other", "stays"]);
+}
+
+#[test]
+fn nothing_is_removed_once_something_failed() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    let folder = tempfile::tempdir().expect("tempdir");
+    let place = folder.path().to_string_lossy().into_owned();
+    site(folder.path(), "old", "old");
+    site(folder.path(), "good", "good");
+    server.ok(&["apply", &place]);
+    std::fs::rename(folder.path().join("old"), folder.path().join(".old")).expect("rename");
+    write(
+        folder.path(),
+        "new/hutong.toml",
+        "name='new'\ncommand=['python3','-c','raise SystemExit(3)']",
+    );
+    let prune = ["apply", place.as_str(), "--prune", "--yes"];
+    let (code, text) = server.fails(&prune);
+    assert!(
+        code == 1 && text.contains("nothing is removed, because something failed"),
+        "{text}"
+    );
+    assert_eq!(get(&server.http, "old.test", "/").text(), "old");
+    // A folder that cannot be looked at is not one that is gone.
+    std::fs::remove_dir_all(folder.path().join("new")).expect("removed");
+    std::os::unix::fs::symlink("/no/such/folder", folder.path().join("old")).expect("a link");
+    let (code, text) = server.fails(&prune);
+    assert!(
+        code == 4 && text.contains("nothing is removed while"),
+        "{text}"
+    );
+    assert!(names(&server).contains(&"old".to_owned()));
+    std::fs::remove_file(folder.path().join("old")).expect("removed");
+    let done = server.ok(&prune);
+    assert!(done.contains("old: removed"), "{done}");
+}
+
+#[test]
+fn a_deployment_that_is_on_its_way_is_waited_for() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    let folder = tempfile::tempdir().expect("tempdir");
+    let place = folder.path().to_string_lossy().into_owned();
+    let program = "import time; time.sleep(8)\nimport http.server as h\nh.HTTPServer((\"127.0.0.1\", 8080), h.SimpleHTTPRequestHandler).serve_forever()\n";
+    write(folder.path(), "slow/app.py", program);
+    write(
+        folder.path(),
+        "slow/hutong.toml",
+        "name='slow'\ncommand=['python3','app.py']\n",
+    );
+    // With its folder noted, but not waited for.
+    let mut first = server
+        .command(&["apply", &place])
+        .spawn()
+        .expect("hutong runs");
+    eventually("it is on its way", 20, || {
+        server.app("slow")["deploying"].is_object()
+    });
+    let done = server.ok(&["apply", &place, "--json"]);
+    let rows: serde_json::Value = serde_json::from_str(&done).expect("JSON");
+    assert_eq!(
+        (&rows[0]["action"], &rows[0]["result"]),
+        (&"under-way".into(), &"release 1 serves".into())
+    );
+    assert!(first.wait().expect("it ends").success());
+    let releases = server.json(&["releases", "slow"]);
+    assert_eq!(releases.as_array().map(Vec::len), Some(1));
 }
 
 #[test]

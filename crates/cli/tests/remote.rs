@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use hutong_testkit::server::{Server, app_folder, binary, python_app};
 use hutong_testkit::ssh::Sshd;
-use hutong_testkit::visitor::get;
+use hutong_testkit::visitor::{ask, get};
 use hutong_testkit::{eventually, is_root};
 use tempfile::TempDir;
 
@@ -369,6 +369,21 @@ fn a_server_is_reached_over_https_with_its_token() {
     assert!(laptop.ok(&["context", "list"]).contains(&url));
     let secret = String::from_utf8_lossy(&token).trim().to_owned();
     assert!(!laptop.ok(&["context", "list", "--json"]).contains(&secret));
+    // What the environment has is another server's, and is not sent there; the command line's is.
+    let wrong_file = own.path().join("wrong");
+    std::fs::write(&wrong_file, "not_the_token").expect("write");
+    let dressed = laptop
+        .command(&["apps"])
+        .env("HUTONG_TOKEN", "not_the_token")
+        .env("HUTONG_TOKEN_FILE", &wrong_file)
+        .output();
+    good(&["apps"], &dressed.expect("hutong runs"));
+    let wrong_file = wrong_file.to_string_lossy().into_owned();
+    let (_, said) = laptop.fails(&["apps", "--token-file", &wrong_file]);
+    assert!(said.contains("a token is needed"), "{said}");
+    let file = token_file.to_string_lossy().into_owned();
+    let by_file = ["login", &url, "--ca", &ca, "--token-file", file.as_str()];
+    laptop.ok(&by_file);
     // The gateway passes WebSockets on and no other upgrade.
     let (_, said) = laptop.fails(&["exec", "two", "--", "true"]);
     assert!(said.contains("does not pass upgrades on"), "{said}");
@@ -387,4 +402,90 @@ fn a_server_is_reached_over_https_with_its_token() {
     );
     let said = wrong(&["login", &url], &token);
     assert!(said.contains("no TLS connection"), "{said}");
+}
+
+/// On the other machine the API is on TCP: there it is the token that says who asks.
+#[test]
+fn an_api_on_tcp_is_reached_over_ssh_with_its_token() {
+    if !is_root() {
+        return;
+    }
+    let Some(sshd) = Sshd::start() else {
+        return;
+    };
+    let (server, token_file) = on_tcp(&[]);
+    let laptop = Laptop::new(sshd.client());
+    let program = binary().to_string_lossy().into_owned();
+    let url = sshd.url();
+    let login = [
+        "login",
+        url.as_str(),
+        "--name",
+        "far",
+        "--remote-program",
+        &program,
+        "--remote-api",
+        &server.api,
+    ];
+    let (code, said) = laptop.fails(&login);
+    assert!(code == 2 && said.contains("a token is needed"), "{said}");
+    let token = std::fs::read(&token_file).expect("a token");
+    good(&login, &laptop.with_input(&login, &token));
+    laptop.ok(&["apps"]);
+}
+
+#[test]
+fn an_api_with_a_name_is_asked_by_that_name_and_with_the_token() {
+    if !is_root() {
+        return;
+    }
+    let own = tempfile::tempdir().expect("tempdir");
+    let config = own.path().join("server.toml");
+    std::fs::write(&config, "api_host = 'hutong.test'\n").expect("write");
+    let (server, token_file) = on_tcp(&["--config", &config.to_string_lossy()]);
+    let token = std::fs::read_to_string(&token_file).expect("a token");
+    let bearer = format!("Authorization: Bearer {}\r\n", token.trim());
+    let status = |host: &str, more: &str| ask(&server.api, host, "/v1/apps", more).status;
+    assert_eq!(status("hutong.test", &bearer), 200);
+    assert_eq!(status("Hutong.test:443", &bearer), 200);
+    assert_eq!(status("other.test", &bearer), 403);
+    assert_eq!(status("hutong.test", ""), 401);
+    let from = |origin: &str| format!("{bearer}Origin: {origin}\r\n");
+    assert_eq!(status("hutong.test", &from("http://hutong.test")), 403);
+    assert_eq!(status("hutong.test", &from("https://other.test")), 403);
+    assert_eq!(status("hutong.test", &from("https://hutong.test")), 200);
+}
+
+/// A server with its API on TCP, and the file of its token.
+fn on_tcp(more: &[&str]) -> (Server, PathBuf) {
+    let data = tempfile::Builder::new().prefix("hutong-test-").tempdir();
+    let data = data.expect("tempdir");
+    let token_file = data.path().join("control/token");
+    let arguments = [&["--api", "127.0.0.1:0"][..], more].concat();
+    let env = [("HUTONG_TOKEN_FILE", &token_file)];
+    let server = Server::start_in_with_env(data, &arguments, &env);
+    (server, token_file)
+}
+
+#[test]
+fn without_a_home_there_are_no_contexts_and_all_else_works() {
+    let homeless = |arguments: &[&str]| {
+        let mut command = Command::new(binary());
+        command
+            .args(arguments)
+            .env_remove("HOME")
+            .env_remove("XDG_CONFIG_HOME")
+            .env_remove("HUTONG_API")
+            .env_remove("HUTONG_CONTEXT")
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null());
+        command.output().expect("hutong runs")
+    };
+    let list = ["context", "list"];
+    assert!(good(&list, &homeless(&list)).contains("local"));
+    let version = ["version"];
+    good(&version, &homeless(&version));
+    let used = homeless(&["context", "use", "local"]);
+    let said = String::from_utf8_lossy(&used.stderr).into_owned();
+    assert!(said.contains("no folder for contexts"), "{said}");
 }

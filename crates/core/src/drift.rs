@@ -100,11 +100,17 @@ const SECRET: [&str; 6] = [
 /// In place of a secret.
 const HIDDEN: &str = "(hidden)";
 
+/// Tables whose values are the app's own, and may be anything.
+const ENV: &str = "env";
+
 fn shown(path: &[String], value: &Value) -> String {
-    let last = path
-        .last()
-        .map(|key| key.to_lowercase())
-        .unwrap_or_default();
+    let (last, tables) = match path.split_last() {
+        Some((last, tables)) => (last.to_lowercase(), tables),
+        None => (String::new(), path),
+    };
+    if tables.iter().any(|table| table == ENV) {
+        return HIDDEN.into();
+    }
     if SECRET.iter().any(|word| last.contains(word)) {
         return HIDDEN.into();
     }
@@ -121,9 +127,13 @@ fn covered(value: &Value) -> Value {
         Value::Array(list) => Value::Array(list.iter().map(covered).collect()),
         Value::Table(table) => {
             let inside = table.iter().map(|(key, value)| {
-                let value = match shown(std::slice::from_ref(key), value) == HIDDEN {
-                    true => Value::String(HIDDEN.into()),
-                    false => covered(value),
+                let value = match (shown(std::slice::from_ref(key), value) == HIDDEN, value) {
+                    (true, _) => Value::String(HIDDEN.into()),
+                    (false, Value::Table(inner)) if key == ENV => {
+                        let hidden = || Value::String(HIDDEN.into());
+                        Value::Table(inner.keys().map(|key| (key.clone(), hidden())).collect())
+                    }
+                    (false, _) => covered(value),
                 };
                 (key.clone(), value)
             });
@@ -151,7 +161,7 @@ mod tests {
             said(before, after),
             [
                 "domains: [\"a.b\"] → [\"a.b\", \"c.d\"]",
-                "env.K: not set → \"v\"",
+                "env.K: not set → (hidden)",
                 "limits.cpu: 1 → not set",
                 "limits.memory: \"1M\" → \"2M\"",
             ]
@@ -184,6 +194,16 @@ mod tests {
                 .all(|line| !line.contains("x1") && !line.contains("$2b")),
             "{all:?}"
         );
+    }
+
+    #[test]
+    fn values_of_variables_are_not_shown_whatever_they_are_called() {
+        let one = "[env]\nDATABASE_URL = 'postgres://me:hush1@db/x'\n[processes.w.env]\nA = 'hush2'\n[[list]]\nenv = { B = 'hush3' }";
+        let two = one.replace("hush", "other");
+        let lines = [said(one, &two), said("", one), said(one, "")].concat();
+        assert_eq!(lines[0], "env.DATABASE_URL differs, and is not shown");
+        let shows = |line: &String| line.contains("hush") || line.contains("other");
+        assert!(!lines.iter().any(shows), "{lines:?}");
     }
 
     #[test]

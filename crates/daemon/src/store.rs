@@ -542,16 +542,24 @@ impl Store {
     }
 
     /// A new release with its deployment. The app is made if it is new; what was under way is
-    /// superseded, because the newest wish counts.
-    pub fn deploy(&self, app: &str, digest: &str, spec: &str, state: &str) -> Result<Deployment> {
+    /// superseded, because the newest wish counts. `folder` is the folder of app files that it belongs to: whoever
+    /// deploys otherwise takes the app out of that folder.
+    pub fn deploy_from(
+        &self,
+        app: &str,
+        digest: &str,
+        spec: &str,
+        state: &str,
+        folder: Option<&str>,
+    ) -> Result<Deployment> {
         self.write(|t| {
             let now = now_ms();
             t.execute(
-                "INSERT INTO apps (name, goal, changed_ms) VALUES (?1, 'running', ?2)
+                "INSERT INTO apps (name, goal, changed_ms, applied_from) VALUES (?1, 'running', ?2, ?3)
                  ON CONFLICT (name) DO UPDATE SET
                    active = CASE WHEN goal = 'removed' THEN NULL ELSE active END,
-                   goal = 'running', purge = 0, changed_ms = ?2, applied_from = NULL",
-                params![app, now],
+                   goal = 'running', purge = 0, changed_ms = ?2, applied_from = ?3",
+                params![app, now, folder],
             )?;
             let number: u64 = t.query_row(
                 "UPDATE apps SET next_release = next_release + 1 WHERE name = ? RETURNING next_release - 1",
@@ -566,16 +574,10 @@ impl Store {
         })
     }
 
-    /// Remembers which folder of app files an app belongs to. A deploy forgets it: whoever deploys otherwise takes the
-    /// app out of that folder.
-    pub fn note_folder(&self, app: &str, folder: &str) -> Result<()> {
-        self.write(|t| {
-            t.execute(
-                "UPDATE apps SET applied_from = ?2 WHERE name = ?1",
-                params![app, folder],
-            )?;
-            Ok(())
-        })
+    /// The same, of no folder.
+    #[cfg(test)]
+    pub fn deploy(&self, app: &str, digest: &str, spec: &str, state: &str) -> Result<Deployment> {
+        self.deploy_from(app, digest, spec, state, None)
     }
 
     /// Rolls an existing release out (again).
@@ -966,12 +968,17 @@ mod tests {
         let from = || store.app("a").expect("read").expect("there").applied_from;
         store.deploy("a", "d1", spec, "rolling").expect("deploy");
         assert_eq!(from(), None);
-        store.note_folder("a", "set:web").expect("noted");
+        let applied = store.deploy_from("a", "d1", spec, "rolling", Some("set:web"));
+        applied.expect("deploy");
         assert_eq!(from().as_deref(), Some("set:web"));
         store.redeploy("a", 1, "restart", "rolling").expect("again");
         assert_eq!(from().as_deref(), Some("set:web"));
         store.deploy("a", "d2", spec, "rolling").expect("deploy");
         assert_eq!(from(), None);
+        let new = store.deploy_from("b", "d1", spec, "rolling", Some("set:web"));
+        new.expect("deploy");
+        let app = store.app("b").expect("read").expect("there");
+        assert_eq!(app.applied_from.as_deref(), Some("set:web"));
     }
 
     /// A file of every released version, as its program wrote it.

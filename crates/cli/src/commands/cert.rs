@@ -72,7 +72,7 @@ pub async fn run(verb: Verb, server: &Server) -> Result<(), CliError> {
         }
         Verb::Ca => {
             let own: Authority = client.get("/v1/ca").await?;
-            server.output.text(own.root_pem.trim_end());
+            server.output.as_is(own.root_pem.trim_end());
         }
     }
     Ok(())

@@ -211,12 +211,13 @@ async fn upload(client: &Client, pack: &Pack, shows: bool) -> Result<(), CliErro
         let stream = pack.stream(move |bytes| moved.set_position(bytes));
         match client.put_stream(&place, stream).await {
             // The control plane was restarted; the same bytes may be sent again.
-            Err(ClientError::Broken(_) | ClientError::Unreachable { .. }) if tries < 5 => {
-                tries += 1;
-                tokio::time::sleep(Duration::from_millis(300)).await;
-            }
+            Err(ClientError::Broken(_) | ClientError::Unreachable { .. }) if tries < 5 => {}
+            // The way was open before.
+            Err(ClientError::Dial(_)) if (1..5).contains(&tries) => {}
             other => break other,
         }
+        tries += 1;
+        tokio::time::sleep(client.pause().max(Duration::from_millis(300))).await;
     };
     bar.finish_and_clear();
     sent.map_err(|error| match error {
@@ -248,6 +249,8 @@ async fn wait(
     spinner: &ProgressBar,
 ) -> Result<Deployment, CliError> {
     let mut tries = 0;
+    // The way to another machine is tried several times for each question already.
+    let most = if client.is_far() { 4 } else { 150 };
     while !deployment.state.is_over() {
         let doing = deployment.doing.clone();
         spinner.set_message(printable(doing.as_deref().unwrap_or("waiting")));
@@ -260,11 +263,16 @@ async fn wait(
             place.push_str(path(&[&doing]).trim_start_matches("/v1/"));
         }
         deployment = match client.get(&place).await {
-            Ok(deployment) => deployment,
-            // The control plane may be restarted while we wait.
-            Err(ClientError::Unreachable { .. } | ClientError::Broken(_)) if tries < 150 => {
+            Ok(deployment) => {
+                tries = 0;
+                deployment
+            }
+            // The control plane may be restarted while we wait, and the way there may be cut.
+            Err(
+                ClientError::Unreachable { .. } | ClientError::Broken(_) | ClientError::Dial(_),
+            ) if tries < most => {
                 tries += 1;
-                tokio::time::sleep(Duration::from_millis(200)).await;
+                tokio::time::sleep(client.pause()).await;
                 deployment
             }
             Err(error) => return Err(error.into()),

@@ -39,7 +39,7 @@ pub fn run(address: &Address) -> Result<ExitCode, CliError> {
     let input = io::stdin().as_fd().try_clone_to_owned();
     let input = File::from(input.map_err(CliError::failed)?);
     std::thread::spawn(move || {
-        let _ = copy(input, requests);
+        let _ = pass_on(input, requests);
         // Nobody is there any more: not for an answer either.
         std::process::exit(0);
     });
@@ -55,6 +55,16 @@ fn connect(address: &Address) -> io::Result<OwnedFd> {
     }
 }
 
+/// To the end of what comes. A server that takes no more of it may have answered already, and that answer goes its own
+/// way: the rest is read all the same, and dropped.
+fn pass_on(mut from: impl Read, to: impl Write) -> io::Result<()> {
+    match copy(&mut from, to) {
+        Ok(()) => Ok(()),
+        // It ends at once if it was the reading that failed.
+        Err(_) => copy(from, io::sink()),
+    }
+}
+
 /// What comes is passed on at once.
 fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
     let mut buffer = vec![0; 64 << 10];
@@ -65,5 +75,33 @@ fn copy(mut from: impl Read, mut to: impl Write) -> io::Result<()> {
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_nobody_takes_is_read_to_its_end() {
+        let text = vec![b'z'; 300_000];
+        let mut input = &text[..];
+        assert!(pass_on(&mut input, Full).is_ok());
+        assert!(input.is_empty());
+        let mut taken = Vec::new();
+        pass_on(&text[..], &mut taken).expect("passed on");
+        assert_eq!(taken, text);
     }
 }

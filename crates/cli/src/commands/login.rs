@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use hutong_api::Version;
+use hutong_api::client::Address;
 
+use super::Server;
 use crate::error::CliError;
-use crate::output::Output;
 use crate::remote::address::Remote;
 use crate::remote::contexts::{Context, Contexts, check_name};
 use crate::terminal;
@@ -13,8 +14,8 @@ use crate::terminal;
 #[derive(clap::Args)]
 #[command(
     after_help = "Over ssh no port is open for it: your own SSH client runs `hutong internal dial` there, which connects
-to the API's socket. HUTONG_SSH names another client. Over https the API's token is asked for, or read
-from standard input.
+to the API's socket. HUTONG_SSH names another client. Over https, and with --remote-api IP:PORT,
+the API's token is asked for, or read from standard input, or from --token-file.
 
 Examples:
   hutong login ssh://me@shop.example.com --sudo
@@ -41,11 +42,12 @@ pub struct Args {
     sudo: bool,
 }
 
-pub async fn run(args: &Args, output: Output) -> Result<(), CliError> {
+pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
+    let output = server.output;
     let remote: Remote = args.url.parse().map_err(CliError::usage)?;
     let name = args.name.as_deref().unwrap_or(remote.host()).to_owned();
     check_name(&name)?;
-    let context = context(args, &remote)?;
+    let context = context(args, &remote, server)?;
     // A name does not come to mean another server unnoticed.
     let taken = |all: &Contexts| match all.contexts.get(&name) {
         Some(known) if known.url != context.url => {
@@ -65,6 +67,14 @@ pub async fn run(args: &Args, output: Output) -> Result<(), CliError> {
         all.current = Some(name.clone());
         Ok(())
     })?;
+    for variable in ["HUTONG_API", "HUTONG_CONTEXT"] {
+        let set = std::env::var(variable).unwrap_or_default();
+        if !set.is_empty() && set != name {
+            output.warn(&format!(
+                "{variable} is set to {set}, which goes before the context in use: unset it, or say --context {name}"
+            ));
+        }
+    }
     let answer = serde_json::json!({
         "name": name, "url": context.url, "version": version.version, "current": true,
     });
@@ -76,18 +86,22 @@ pub async fn run(args: &Args, output: Output) -> Result<(), CliError> {
     Ok(())
 }
 
-fn context(args: &Args, remote: &Remote) -> Result<Context, CliError> {
+fn context(args: &Args, remote: &Remote, server: &Server) -> Result<Context, CliError> {
     let url = remote.to_string();
     if let Remote::Ssh { .. } = remote {
         if args.ca.is_some() {
             return Err(CliError::usage("--ca goes with https://"));
         }
-        if let Some(api) = &args.remote_api {
-            api.parse::<hutong_api::client::Address>()
-                .map_err(CliError::usage)?;
-        }
+        let api = args.remote_api.as_ref();
+        let api = api.map(|api| api.parse::<Address>()).transpose();
+        let token = match api.map_err(CliError::usage)? {
+            // There it is the token that says who asks.
+            Some(Address::Tcp(_)) => Some(token(server)?),
+            Some(Address::Unix(_)) | None => None,
+        };
         return Ok(Context {
             url,
+            token,
             program: args.remote_program.clone(),
             api: args.remote_api.clone(),
             sudo: args.sudo,
@@ -104,16 +118,24 @@ fn context(args: &Args, remote: &Remote) -> Result<Context, CliError> {
             .map_err(|error| CliError::bad_file(format!("{}: {error}", path.display())))
     });
     let ca = ca.transpose()?;
-    let token = terminal::secret("Token").map_err(CliError::failed)?;
+    Ok(Context {
+        url,
+        token: Some(token(server)?),
+        ca,
+        ..Context::default()
+    })
+}
+
+/// That of `--token-file`, else one that is asked for.
+fn token(server: &Server) -> Result<String, CliError> {
+    let token = match server.named_token()? {
+        Some(token) => token,
+        None => terminal::secret("Token").map_err(CliError::failed)?,
+    };
     let token = token.trim();
     if token.is_empty() || token.len() > 1000 || !token.bytes().all(|c| c.is_ascii_graphic()) {
         return Err(CliError::usage("a token is needed, on standard input")
             .hint("it is in the file control/token of the server's data folder"));
     }
-    Ok(Context {
-        url,
-        token: Some(token.to_owned()),
-        ca,
-        ..Context::default()
-    })
+    Ok(token.to_owned())
 }

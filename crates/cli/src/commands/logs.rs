@@ -80,7 +80,7 @@ pub async fn run(args: &Args, server: &Server) -> Result<(), CliError> {
 /// Shows a line as the API gives it.
 pub fn show(line: &str, access: bool, output: Output) {
     if output.json {
-        return output.text(line);
+        return output.as_is(line);
     }
     if access {
         return output.text(&show_access(line));
@@ -100,10 +100,10 @@ pub fn show(line: &str, access: bool, output: Output) {
         Some(b'w' | b't') => instance.get(9..).unwrap_or(instance),
         _ => instance,
     };
-    output.text(&format!(
-        "{dim}{} {instance:8} {:5}{off} {mark}{}{off}",
+    let (instance, stream) = (printable(instance), printable(&line.s));
+    output.as_is(&format!(
+        "{dim}{} {instance:8} {stream:5}{off} {mark}{}{off}",
         clock(line.t),
-        line.s,
         printable(&line.m)
     ));
 }

@@ -51,7 +51,7 @@ use hutong_runtime::paths::{Layout, SYSTEM_DATA_DIR};
 
 use crate::error::CliError;
 use crate::output::Output;
-use crate::remote::contexts::{Context, Contexts};
+use crate::remote::contexts::{Context, Contexts, LOCAL};
 
 #[derive(clap::Args)]
 pub struct AppArg {
@@ -70,19 +70,25 @@ pub struct Server {
 
 impl Server {
     pub fn client(&self) -> Result<Client, CliError> {
+        let address = match self.place()? {
+            // The environment's token is another server's, and nothing that this one should see.
+            Place::Far(context) => return context.client(self.named_token()?),
+            Place::Here(address) => address,
+            Place::Default => default_address(),
+        };
         let token = match &self.token_file {
-            Some(path) => {
-                let text = std::fs::read_to_string(path)
-                    .map_err(|error| CliError::bad_file(format!("{}: {error}", path.display())))?;
-                Some(text.trim().to_owned())
-            }
+            Some(path) => Some(read_token(path)?),
             None => std::env::var("HUTONG_TOKEN").ok(),
         };
-        match self.place()? {
-            Place::Here(address) => Ok(Client::new(address, token)),
-            Place::Default => Ok(Client::new(default_address(), token)),
-            Place::Far(context) => context.client(token),
-        }
+        Ok(Client::new(address, token))
+    }
+
+    /// The token in the file that the command line names; what the environment says does not count.
+    pub fn named_token(&self) -> Result<Option<String>, CliError> {
+        let set = std::env::var_os("HUTONG_TOKEN_FILE");
+        let named = self.token_file.as_ref();
+        let named = named.filter(|path| set.as_deref() != Some(path.as_os_str()));
+        named.map(|path| read_token(path)).transpose()
     }
 
     /// Nobody said where the server is: it is this machine's.
@@ -109,6 +115,9 @@ impl Server {
             (None, Some(api)) => return Ok(Place::Here(api.parse().map_err(CliError::usage)?)),
             (None, None) => set("HUTONG_CONTEXT"),
         };
+        if name.as_deref() == Some(LOCAL) {
+            return Ok(Place::Default);
+        }
         let all = Contexts::load()?;
         let Some(name) = name.or_else(|| all.current.clone()) else {
             return Ok(Place::Default);
@@ -133,6 +142,12 @@ enum Place {
     Here(Address),
     Far(Context),
     Default,
+}
+
+fn read_token(path: &Path) -> Result<String, CliError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|error| CliError::bad_file(format!("{}: {error}", path.display())))?;
+    Ok(text.trim().to_owned())
 }
 
 pub fn block_on<T>(work: impl Future<Output = Result<T, CliError>>) -> Result<T, CliError> {

@@ -81,8 +81,9 @@ impl FromStr for Remote {
                 host,
                 port,
             }),
+            // For ssh it may be an alias of its configuration, where case counts.
             ("https", None) => Ok(Remote::Https {
-                host,
+                host: host.to_ascii_lowercase(),
                 port: port.unwrap_or(HTTPS),
             }),
             ("https", Some(_)) => {
@@ -137,7 +138,7 @@ fn checked_host(host: &str) -> Result<String, String> {
     if host.len() > 253 || !host.chars().all(plain) {
         return Err(format!("`{}` is not a host", host.escape_default()));
     }
-    Ok(host.to_ascii_lowercase())
+    Ok(host.to_owned())
 }
 
 fn checked_user(user: &str) -> Result<String, String> {
@@ -162,6 +163,7 @@ mod tests {
             "ssh://me@host:2222",
             "ssh://me@10.0.0.1",
             "ssh://[::1]:22",
+            "ssh://Prod-DB",
             "https://hutong.example.com",
             "https://localhost:8443",
         ] {

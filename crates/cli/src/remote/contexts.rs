@@ -94,12 +94,15 @@ impl Context {
 }
 
 impl Contexts {
-    /// What is there; nothing, if there is no file.
+    /// What is there; nothing, if there is no file, or no folder for one.
     ///
     /// # Errors
     /// The file cannot be read, is not understood, or others may read it.
     pub fn load() -> Result<Self, CliError> {
-        Self::load_from(&path()?)
+        match path() {
+            Some(path) => Self::load_from(&path),
+            None => Ok(Self::default()),
+        }
     }
 
     fn load_from(path: &Path) -> Result<Self, CliError> {
@@ -131,7 +134,12 @@ impl Contexts {
     pub fn update(
         change: impl FnOnce(&mut Contexts) -> Result<(), CliError>,
     ) -> Result<(), CliError> {
-        Self::update_at(&path()?, change)
+        let path = path().ok_or_else(|| {
+            CliError::failed(
+                "there is no folder for contexts: neither HOME nor XDG_CONFIG_HOME is set",
+            )
+        })?;
+        Self::update_at(&path, change)
     }
 
     fn update_at(
@@ -197,7 +205,8 @@ pub fn check_name(name: &str) -> Result<(), CliError> {
     }
 }
 
-fn path() -> Result<PathBuf, CliError> {
+/// `None` without a home.
+fn path() -> Option<PathBuf> {
     // A relative path there is to be ignored, says the specification.
     let set = std::env::var_os("XDG_CONFIG_HOME").map(PathBuf::from);
     let home = || {
@@ -205,10 +214,7 @@ fn path() -> Result<PathBuf, CliError> {
         home.map(|home| PathBuf::from(home).join(".config"))
     };
     let folder = set.filter(|folder| folder.is_absolute()).or_else(home);
-    let folder = folder.ok_or_else(|| {
-        CliError::failed("there is no folder for contexts: neither HOME nor XDG_CONFIG_HOME is set")
-    })?;
-    Ok(folder.join("hutong").join("contexts.toml"))
+    Some(folder?.join("hutong").join("contexts.toml"))
 }
 
 #[cfg(test)]

@@ -1,10 +1,14 @@
 //! The API over TLS: the certificate is verified against the machine's roots, or against an authority of the user's own
 //! and no other.
 
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hutong_api::client::{Dial, DialError, Dialling, Stream};
+use rustix::net::sockopt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::aws_lc_rs;
@@ -15,6 +19,12 @@ use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use super::address::bracketed;
 
 const CONNECT: Duration = Duration::from_secs(15);
+/// For one of several addresses of a name: one that swallows everything must not use up the time of the others.
+const ONE_ADDRESS: Duration = Duration::from_secs(4);
+/// A connection that is silently gone is noticed within a minute or so, as with ssh.
+const ALIVE_AFTER: Duration = Duration::from_secs(20);
+const ALIVE_TRIES: u32 = 3;
+const UNANSWERED: Duration = Duration::from_secs(60);
 
 /// A server behind TLS.
 #[derive(Clone, Debug)]
@@ -46,13 +56,12 @@ impl Https {
             .map_err(|_| DialError::new(format!("`{}` is not a host", self.host)))?;
         let tls = TlsConnector::from(Arc::new(self.config()?));
         let work = async {
-            let tcp = TcpStream::connect((self.host.as_str(), self.port))
-                .await
-                .map_err(|error| {
-                    DialError::new(format!("no server answers at {place}: {error}"))
-                })?;
+            let tcp = self.reach().await.map_err(|error| {
+                DialError::new(format!("no server answers at {place}: {error}"))
+            })?;
             // Requests are small, and are answered before the next one.
             let _ = tcp.set_nodelay(true);
+            watch_over(&tcp);
             tls.connect(name, tcp).await.map_err(|error| {
                 DialError::new(format!("{place}: no TLS connection: {error}")).hint(
                     "an authority of your own is named with `hutong login --ca FILE`; `hutong cert ca` prints that of a server",
@@ -67,6 +76,31 @@ impl Https {
                 CONNECT.as_secs()
             ))),
         }
+    }
+
+    /// Tries the host's addresses, one after the other.
+    async fn reach(&self) -> io::Result<TcpStream> {
+        let mut left: VecDeque<SocketAddr> =
+            tokio::net::lookup_host((self.host.as_str(), self.port))
+                .await?
+                .collect();
+        let mut failed = io::Error::from(io::ErrorKind::NotFound);
+        while let Some(address) = left.pop_front() {
+            let connecting = TcpStream::connect(address);
+            let connected = match left.is_empty() {
+                // It has all the time that is left.
+                true => connecting.await,
+                false => match tokio::time::timeout(ONE_ADDRESS, connecting).await {
+                    Ok(connected) => connected,
+                    Err(_) => Err(io::ErrorKind::TimedOut.into()),
+                },
+            };
+            match connected {
+                Ok(tcp) => return Ok(tcp),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
     }
 
     fn config(&self) -> Result<ClientConfig, DialError> {
@@ -84,6 +118,16 @@ impl Https {
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(config)
     }
+}
+
+/// Without this an answer from a machine that is gone would be waited for without end.
+fn watch_over(tcp: &TcpStream) {
+    let _ = sockopt::set_socket_keepalive(tcp, true);
+    let _ = sockopt::set_tcp_keepidle(tcp, ALIVE_AFTER);
+    let _ = sockopt::set_tcp_keepintvl(tcp, ALIVE_AFTER);
+    let _ = sockopt::set_tcp_keepcnt(tcp, ALIVE_TRIES);
+    let milliseconds = u32::try_from(UNANSWERED.as_millis()).unwrap_or(u32::MAX);
+    let _ = sockopt::set_tcp_user_timeout(tcp, milliseconds);
 }
 
 /// The certificates of a PEM file.
@@ -127,6 +171,22 @@ mod tests {
         };
         assert_eq!(Dial::host(&at(443)), "[::1]");
         assert_eq!(Dial::host(&at(8443)), "[::1]:8443");
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_watched_over() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+        let listener = listener.expect("a port");
+        let there = Https {
+            host: "127.0.0.1".into(),
+            port: listener.local_addr().expect("an address").port(),
+            ca: None,
+        };
+        let tcp = there.reach().await.expect("connected");
+        watch_over(&tcp);
+        assert_eq!(sockopt::socket_keepalive(&tcp).ok(), Some(true));
+        assert_eq!(sockopt::tcp_keepidle(&tcp).ok(), Some(ALIVE_AFTER));
+        assert_eq!(sockopt::tcp_user_timeout(&tcp).ok(), Some(60_000));
     }
 
     #[test]

@@ -176,6 +176,22 @@ impl Ssh {
         format!("{user}{}{port}", bracketed(&self.host))
     }
 
+    /// How a person would connect.
+    fn by_hand(&self) -> String {
+        let port = self.port.map(|port| format!("-p {port} "));
+        let user = self.user.as_ref().map(|user| format!("{user}@"));
+        let (port, user) = (port.unwrap_or_default(), user.unwrap_or_default());
+        format!("ssh {port}{user}{}", self.host)
+    }
+
+    /// What it is called in known_hosts: with its port, where that is said.
+    fn known_as(&self) -> String {
+        match self.port {
+            None | Some(22) => self.host.clone(),
+            Some(port) => format!("'[{}]:{port}'", self.host),
+        }
+    }
+
     /// Why there was no greeting, from ssh's exit code and its words. OpenSSH gives 255 for failures of its own, else
     /// the code of the remote program; shells give 127 for one that is not there and 126 for one that may not run.
     fn explain(&self, code: Option<i32>, complaint: &str) -> DialError {
@@ -187,12 +203,20 @@ impl Ssh {
             .rfind(|line| !line.is_empty());
         let last = printable(last.unwrap_or("it says nothing"));
         if has("REMOTE HOST IDENTIFICATION HAS CHANGED") {
-            return DialError::new(format!("{place}: its host key is not the one that is known"))
-                .hint(format!("if the machine was set up anew: ssh-keygen -R {host}; else somebody may be in between"));
+            return DialError::new(format!(
+                "{place}: its host key is not the one that is known"
+            ))
+            .hint(format!(
+                "if the machine was set up anew: ssh-keygen -R {}; else somebody may be in between",
+                self.known_as()
+            ));
         }
         if has("Host key verification failed") {
             return DialError::new(format!("{place}: its host key is not known yet")).hint(
-                format!("connect once with `ssh {host}` and compare the fingerprint"),
+                format!(
+                    "connect once with `{}` and compare the fingerprint",
+                    self.by_hand()
+                ),
             );
         }
         if has("Could not resolve hostname") {
@@ -202,7 +226,10 @@ impl Ssh {
             return DialError::new(format!(
                 "{place}: the SSH server lets nobody in with these keys"
             ))
-            .hint("`ssh` to it must work without a password: ssh-copy-id, ssh-add");
+            .hint(format!(
+                "`{}` must work without a password: ssh-copy-id, ssh-add",
+                self.by_hand()
+            ));
         }
         match code {
             Some(255) | None => {
@@ -424,5 +451,8 @@ mod tests {
         );
         assert!(why(2, "usage: there is no such role").contains("too old"));
         assert!(why(3, "").contains("code 3"));
+        let hint = |words: &str| ssh().explain(Some(255), words).hint.unwrap_or_default();
+        assert!(hint(changed).contains("ssh-keygen -R '[example.com]:2222';"));
+        assert!(hint("Host key verification failed.").contains("`ssh -p 2222 me@example.com`"));
     }
 }

@@ -302,10 +302,9 @@ fn decide(
     }
     let prepares = builds::is_needed(&spec, &steps);
     let state = if prepares { "building" } else { "rolling" };
-    let deployment = control.store.deploy(name, &request.digest, &text, state)?;
-    if let Some(origin) = &request.applied_from {
-        control.store.note_folder(name, origin)?;
-    }
+    let folder = request.applied_from.as_deref();
+    let store = &control.store;
+    let deployment = store.deploy_from(name, &request.digest, &text, state, folder)?;
     if let Some(((replaced, release, _), _)) = &tried {
         lock(&control.observed).verdicts.remove(&replaced.id);
         let (old, new) = (release.number, deployment.release);

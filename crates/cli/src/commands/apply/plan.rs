@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use hutong_api::client::Client;
-use hutong_api::{App, ReleaseState};
+use hutong_api::{App, Deployment, ReleaseState};
 use serde_json::{Value, json};
 
 use crate::app_files::{self, AppFiles};
+use crate::commands::path;
 use crate::drift::{self, Difference};
 use crate::error::CliError;
 
@@ -26,10 +27,16 @@ pub enum Action {
     Change(Box<AppFiles>, Box<Difference>),
     /// The same content, but its release never got healthy.
     Again(Box<AppFiles>),
+    /// The same content, but the server knows it as another folder's, whose `--prune` would remove it.
+    Moved(Box<AppFiles>, String),
+    /// The same content, and it is on its way.
+    UnderWay(Box<Deployment>),
     /// Nothing is done about it.
     Unchanged,
-    /// The file is wrong, or the server could not be asked about it.
+    /// The file is wrong.
     Wrong(CliError),
+    /// The server could not be asked about it.
+    Unknown(CliError),
 }
 
 impl Action {
@@ -38,15 +45,11 @@ impl Action {
             Action::New(_) => "new",
             Action::Change(..) => "changed",
             Action::Again(_) => "again",
+            Action::Moved(..) => "moved",
+            Action::UnderWay(_) => "under-way",
             Action::Unchanged => "unchanged",
             Action::Wrong(_) => "wrong",
-        }
-    }
-
-    pub fn files(&self) -> Option<&AppFiles> {
-        match self {
-            Action::New(files) | Action::Change(files, _) | Action::Again(files) => Some(files),
-            Action::Unchanged | Action::Wrong(_) => None,
+            Action::Unknown(_) => "unknown",
         }
     }
 }
@@ -70,8 +73,13 @@ impl Item {
             Action::New(_) => ('+', "new".to_owned()),
             Action::Change(_, difference) => ('~', difference.summary()),
             Action::Again(_) => ('~', "tried again: it never got healthy".into()),
+            Action::Moved(_, other) => ('~', format!("was applied from {other} before")),
+            Action::UnderWay(deployment) => {
+                let release = deployment.release;
+                ('=', format!("unchanged, release {release} is on its way"))
+            }
             Action::Unchanged => ('=', "unchanged".into()),
-            Action::Wrong(error) => ('!', error.cause().to_owned()),
+            Action::Wrong(error) | Action::Unknown(error) => ('!', error.cause().to_owned()),
         };
         format!("{mark} {name}: {what}")
     }
@@ -87,7 +95,7 @@ impl Item {
                 value["keys"] = difference.keys_json();
                 value["files"] = difference.files_json();
             }
-            Action::Wrong(error) => value["error"] = error.cause().into(),
+            Action::Wrong(error) | Action::Unknown(error) => value["error"] = error.cause().into(),
             _ => {}
         }
         value
@@ -120,7 +128,13 @@ pub async fn make(client: &Client, folder: &Path, origin: &str) -> Result<Plan, 
                     files.spec.name
                 )))
             }
-            Ok(files) => decide(client, files).await.unwrap_or_else(Action::Wrong),
+            Ok(files) => {
+                let known = apps.iter().find(|one| one.name == files.spec.name.as_str());
+                let from = known.and_then(|one| one.applied_from.as_deref());
+                let elsewhere = from.filter(|from| *from != origin);
+                let decided = decide(client, files, elsewhere).await;
+                decided.unwrap_or_else(Action::Unknown)
+            }
             Err(error) => Action::Wrong(error),
         };
         items.push(Item { place, app, action });
@@ -133,16 +147,41 @@ pub async fn make(client: &Client, folder: &Path, origin: &str) -> Result<Plan, 
     Ok(Plan { items, gone })
 }
 
-async fn decide(client: &Client, files: AppFiles) -> Result<Action, CliError> {
+/// `elsewhere` is the other folder that the app was applied from, if it was.
+async fn decide(
+    client: &Client,
+    files: AppFiles,
+    elsewhere: Option<&str>,
+) -> Result<Action, CliError> {
     let files = Box::new(files);
-    let Some(there) = drift::wanted(client, files.spec.name.as_str()).await? else {
+    let name = files.spec.name.to_string();
+    let Some(there) = drift::wanted(client, &name).await? else {
         return Ok(Action::New(files));
     };
     let difference = drift::difference(client, &files, &there).await?;
-    Ok(match difference.differs {
-        true => Action::Change(files, Box::new(difference)),
-        false if there.state == ReleaseState::Failed => Action::Again(files),
-        false => Action::Unchanged,
+    if difference.differs {
+        return Ok(Action::Change(files, Box::new(difference)));
+    }
+    if let Some(other) = elsewhere {
+        return Ok(Action::Moved(files, other.to_owned()));
+    }
+    let mut state = there.state;
+    if state == ReleaseState::Deploying {
+        let app: App = client.get(&path(&["apps", &name])).await?;
+        match app.deploying {
+            Some(deployment) if deployment.release == there.release => {
+                return Ok(Action::UnderWay(Box::new(deployment)));
+            }
+            // It is over meanwhile.
+            _ => match drift::wanted(client, &name).await? {
+                Some(now) => state = now.state,
+                None => return Ok(Action::New(files)),
+            },
+        }
+    }
+    Ok(match state {
+        ReleaseState::Failed => Action::Again(files),
+        _ => Action::Unchanged,
     })
 }
 
@@ -186,6 +225,22 @@ mod tests {
         ];
         let named = BTreeSet::from(["kept"]);
         assert_eq!(gone(&apps, "set:web", &named), ["old"]);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_fails_is_not_a_wrong_file() {
+        let client = drift::tests::asks(|path| match path {
+            "/v1/apps" => (200, "[]".into()),
+            _ => (503, String::new()),
+        });
+        let dir = tempfile::tempdir().expect("tempdir");
+        let text = "name='a'\nupstream=['http://127.0.0.1:1']";
+        std::fs::write(dir.path().join("a.toml"), text).expect("write");
+        std::fs::write(dir.path().join("b.toml"), "name=").expect("write");
+        let plan = make(&client, dir.path(), "set:web").await;
+        let items = plan.map(|plan| plan.items).unwrap_or_default();
+        let words: Vec<_> = items.iter().map(|item| item.action.word()).collect();
+        assert_eq!(words, ["unknown", "wrong"]);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use hutong_core::image::{ImageUser, exposed_port};
 use hutong_core::spec::{self, AppSpec, Run};
+use hutong_core::units::show_size;
 use hutong_ipc::warden::{ImageLayers, Limits, PackedLayer, Unpack};
 use hutong_registry::{ContainerConfig, Digest, Image, Layer};
 use hutong_runtime::client::Driver;
@@ -24,6 +25,11 @@ use crate::{Control, controller, ids, lock, memory};
 const LEAST: u64 = 256 << 20;
 const EXPANSION: u64 = 100;
 const MOST: u64 = 16 << 30;
+/// What an image may say of how it is run.
+const MAX_VOLUMES: usize = 32;
+const MAX_VARIABLES: usize = 1000;
+/// Of variables, entry point and command, in bytes.
+const MAX_WORDS: usize = 256 << 10;
 
 /// Makes an image ready. What the release runs from; and its file, if that did not say a port that the image names.
 pub fn prepare(
@@ -35,7 +41,11 @@ pub fn prepare(
 ) -> Result<(String, Option<String>), Broken> {
     let reading = control.images.preparing.read();
     let _preparing = reading.unwrap_or_else(|poisoned| poisoned.into_inner());
-    let digest = find(control, deployment, image)?;
+    let digest = match find(control, deployment, image) {
+        // The caller looks whether anybody wants it.
+        Err(_) if is_superseded(control, deployment.id) => return Ok((String::new(), None)),
+        other => other?,
+    };
     let found = control.images.image(&digest).map_err(Broken::plain)?;
     let config = found.config.config.clone().unwrap_or_default();
     check(&config, spec, image)?;
@@ -60,7 +70,11 @@ fn find(control: &Control, deployment: &Deployment, image: &spec::Image) -> Resu
         Some(local) => images::resolve_local(&registry, local).map_err(Broken::plain),
         None => {
             let say = |doing: &str| say(control, deployment, doing);
-            remote::fetch(control, image, &say).map_err(Broken::plain)
+            let go_on = || match is_superseded(control, deployment.id) {
+                true => Err("nobody wants it any more".to_owned()),
+                false => control.has_disk(),
+            };
+            remote::fetch(control, image, &say, &go_on).map_err(Broken::plain)
         }
     }
 }
@@ -74,6 +88,7 @@ fn say(control: &Control, deployment: &Deployment, doing: &str) {
 /// What can be said before anything is unpacked.
 fn check(config: &ContainerConfig, spec: &AppSpec, image: &spec::Image) -> Result<(), Broken> {
     let reference = &image.reference;
+    bounded(config).map_err(|what| Broken::plain(format!("the image {reference} {what}")))?;
     if let Some(ImageUser::Number(0, _)) = program::user(config, image).map_err(Broken::plain)?
         && !image.allow_root
     {
@@ -89,6 +104,33 @@ fn check(config: &ContainerConfig, spec: &AppSpec, image: &spec::Image) -> Resul
         return Err(Broken::plain(format!(
             "the image {reference} says no command to run: set `command`"
         )));
+    }
+    Ok(())
+}
+
+/// An image's own words are somebody else's, and are read again and again.
+fn bounded(config: &ContainerConfig) -> Result<(), String> {
+    let volumes = config.volumes.as_ref().map_or(0, |volumes| volumes.len());
+    if volumes > MAX_VOLUMES {
+        return Err(format!(
+            "has {volumes} volumes, and {MAX_VOLUMES} are allowed"
+        ));
+    }
+    let variables = config.env.as_ref().map_or(0, Vec::len);
+    if variables > MAX_VARIABLES {
+        return Err(format!(
+            "has {variables} variables, and {MAX_VARIABLES} are allowed"
+        ));
+    }
+    let lists = [&config.env, &config.entrypoint, &config.cmd];
+    let words = lists.into_iter().flatten().flatten();
+    let bytes: usize = words.map(|word| word.len() + 1).sum();
+    if bytes > MAX_WORDS {
+        return Err(format!(
+            "has {} of variables and words to run, and {} are allowed",
+            show_size(bytes as u64),
+            show_size(MAX_WORDS as u64)
+        ));
     }
     Ok(())
 }
@@ -210,4 +252,34 @@ fn readable(control: &Control, layer: &Layer) -> Result<PackedLayer, Broken> {
         blob: layer.digest.to_string(),
         diff_id: layer.diff_id.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_image_says_has_bounds() {
+        let config = ContainerConfig {
+            volumes: Some(
+                (0..MAX_VOLUMES)
+                    .map(|n| (format!("/{n}"), serde_json::Value::Null))
+                    .collect(),
+            ),
+            env: Some(vec!["A=1".into(); MAX_VARIABLES]),
+            cmd: Some(vec!["x".repeat(MAX_WORDS - 4 * MAX_VARIABLES - 1)]),
+            ..ContainerConfig::default()
+        };
+        assert_eq!(bounded(&config), Ok(()));
+        let mut more = config.clone();
+        let volumes = more.volumes.get_or_insert_default();
+        volumes.insert("/more".into(), serde_json::Value::Null);
+        assert!(bounded(&more).is_err());
+        let mut more = config.clone();
+        more.env.get_or_insert_default().push(String::new());
+        assert!(bounded(&more).is_err());
+        let mut more = config;
+        more.entrypoint = Some(vec![String::new()]);
+        assert!(bounded(&more).is_err());
+    }
 }

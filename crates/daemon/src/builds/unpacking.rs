@@ -9,6 +9,7 @@ use hutong_core::image::{ImageUser, exposed_port};
 use hutong_core::spec::{self, AppSpec, Run};
 use hutong_core::units::show_size;
 use hutong_ipc::warden::{ImageLayers, Limits, PackedLayer, Unpack};
+use hutong_registry::unpack::Bounds;
 use hutong_registry::{ContainerConfig, Digest, Image, Layer};
 use hutong_runtime::client::Driver;
 
@@ -152,10 +153,15 @@ fn unpack_all(
     control.has_disk().map_err(Broken::plain)?;
     let _aside = wait_for_memory(control, deployment)?;
     let count = image.layers.len();
+    let mut left = Left {
+        bytes: MOST,
+        entries: Bounds::default().entries,
+    };
     if !stacked {
         let layers: Vec<&Layer> = image.layers.iter().collect();
         say(control, deployment, "unpacking the image");
-        return unpack(control, deployment, 0, &layers, true, image.digest.hex());
+        let digest = image.digest.hex();
+        return unpack(control, deployment, 0, &layers, true, digest, &mut left);
     }
     for (number, layer) in image.layers.iter().enumerate() {
         if is_superseded(control, deployment.id) {
@@ -165,9 +171,12 @@ fn unpack_all(
         if has(ImageLayers::Stacked(vec![digest.clone()]))? {
             continue;
         }
+        control.has_disk().map_err(Broken::plain)?;
         let doing = format!("unpacking layer {} of {count}", number + 1);
         say(control, deployment, &doing);
-        unpack(control, deployment, number, &[layer], false, &digest).map_err(|broken| Broken {
+        let one = [layer];
+        let done = unpack(control, deployment, number, &one, false, &digest, &mut left);
+        done.map_err(|broken| Broken {
             reason: format!(
                 "layer {} of {count} of the image {}",
                 number + 1,
@@ -179,6 +188,27 @@ fn unpack_all(
     Ok(())
 }
 
+/// What the layers of an image may still have, of those that are unpacked now.
+struct Left {
+    bytes: u64,
+    entries: u64,
+}
+
+impl Left {
+    /// Takes off what the unpacker says in the end: whoever broke into it may say what he likes, and has had one layer's
+    /// bound.
+    fn take(&mut self, log: &[String]) {
+        let said = log.iter().rev().find_map(|line| {
+            let (entries, rest) = line.strip_prefix("unpacked ")?.split_once(" entries, ")?;
+            let bytes = rest.strip_suffix(" bytes")?;
+            Some((entries.parse::<u64>().ok()?, bytes.parse::<u64>().ok()?))
+        });
+        let (entries, bytes) = said.unwrap_or_default();
+        self.entries = self.entries.saturating_sub(entries);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
 /// One step: starts the unpacker, waits for its end, and has kept what came of it.
 fn unpack(
     control: &Control,
@@ -187,7 +217,15 @@ fn unpack(
     layers: &[&Layer],
     flat: bool,
     digest: &str,
+    left: &mut Left,
 ) -> Result<(), Broken> {
+    if left.bytes == 0 || left.entries == 0 {
+        return Err(Broken::plain(format!(
+            "cannot be unpacked: the layers below it are all that an image may have, {} or {} files",
+            show_size(MOST),
+            Bounds::default().entries
+        )));
+    }
     let app = &deployment.app;
     let instance = ids::build_step(app, deployment.id, step);
     // What a control plane before us left of this step.
@@ -204,7 +242,11 @@ fn unpack(
             .map(|layer| readable(control, layer))
             .collect::<Result<_, _>>()?,
         flat,
-        bound: packed.saturating_mul(EXPANSION).clamp(LEAST, MOST),
+        bound: packed
+            .saturating_mul(EXPANSION)
+            .clamp(LEAST, MOST)
+            .min(left.bytes),
+        entries: left.entries,
         limits: Limits {
             memory,
             cpu_millis: CPU_MILLIS,
@@ -235,6 +277,7 @@ fn unpack(
             log,
         });
     }
+    left.take(&controller::last_words(control, app, deployment.id));
     patiently(|| control.warden.unpack_keep(&instance, app, flat, digest)).map_err(Broken::plain)
 }
 
@@ -257,6 +300,26 @@ fn readable(control: &Control, layer: &Layer) -> Result<PackedLayer, Broken> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn layers_share_a_bound() {
+        let mut left = Left {
+            bytes: 1000,
+            entries: 10,
+        };
+        let line = |text: &str| text.to_owned();
+        left.take(&[
+            line("unpacked 9 entries, 999 bytes"),
+            line("unpacked 3 entries, 400 bytes"),
+            line("WARN devices were left out"),
+        ]);
+        assert_eq!((left.bytes, left.entries), (600, 7));
+        left.take(&[line("unpacked many entries, 5 bytes")]);
+        left.take(&[]);
+        assert_eq!((left.bytes, left.entries), (600, 7));
+        left.take(&[line("unpacked 99 entries, 9999 bytes")]);
+        assert_eq!((left.bytes, left.entries), (0, 0));
+    }
 
     #[test]
     fn what_an_image_says_has_bounds() {

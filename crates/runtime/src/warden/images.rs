@@ -215,6 +215,7 @@ impl Warden {
             "flat": unpack.flat,
             "owners": base.is_some(),
             "bytes": unpack.bound,
+            "entries": (unpack.entries > 0).then_some(unpack.entries),
         });
         let user = match base {
             Some(_) => RunAs {

@@ -51,7 +51,7 @@ int main(int argc, char **argv) {
         } else if ((path = strstr(request, "/write?"))) {
             path += 7;
             path[strcspn(path, " ")] = 0;
-            int file = open(path, O_WRONLY | O_APPEND);
+            int file = open(path, O_WRONLY | O_APPEND | O_CREAT, 0600);
             int done = file >= 0 && dprintf(file, "written to %s\n", path) > 0;
             snprintf(body, sizeof body, done ? "done" : "errno %d", errno);
             if (file >= 0) close(file);
@@ -292,6 +292,21 @@ fn root_is_root_of_its_own_range_and_only_where_allowed() {
         said.contains("`nobody` is not in its /etc/passwd"),
         "{said}"
     );
+}
+
+/// What an app keeps stays readable to who serves, though a release with another user comes.
+#[test]
+fn data_is_not_taken_from_the_user_who_has_it() {
+    let Some(place) = Place::new() else { return };
+    let image = place.archive("data.tar", &[place.base()], &config(json!({})));
+    place.deploy(&place.app("keeper", "data = true\n"), &image);
+    assert_eq!(place.ask("keeper", "/write?/data/kept"), "done");
+    let other = "data = true\n[container]\nuser = 'app'\n";
+    let said = place.refused(&place.app("keeper", other), &image);
+    assert!(said.contains("/data is the user 1234's"), "{said}");
+    eventually("it serves, and reads what it wrote", 60, || {
+        place.ask("keeper", "/read?/data/kept") == "written to /data/kept\n"
+    });
 }
 
 /// As many images have it: their programs open what they log to.

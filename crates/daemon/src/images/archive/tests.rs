@@ -110,6 +110,10 @@ fn a_layout_is_taken_in_packed_or_not() {
     io::Write::write_all(&mut packed, &plain).expect("memory");
     let packed = packed.finish().expect("memory");
     assert_eq!(place.take_in(&packed).expect("the same"), digest);
+    // It is its repository's, and nobody else's.
+    let lead = |text: &str| crate::images::resolve_local(&place.registry, text);
+    assert_eq!(lead(&format!("shop@{digest}")), Ok(digest.clone()));
+    assert!(lead(&format!("other@{digest}")).is_err());
 }
 
 #[test]

@@ -9,7 +9,7 @@ pub mod remote;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, RwLock, RwLockWriteGuard, TryLockError};
+use std::sync::{Arc, Mutex, RwLock};
 use std::time::Duration;
 
 use hutong_core::spec::{self, ImageDriver};
@@ -235,11 +235,13 @@ pub fn sweep(control: &Control) -> Result<(), String> {
 }
 
 /// Has nobody prepare an image while it is held; none if somebody does.
-fn nothing_prepared(control: &Control) -> Result<Option<RwLockWriteGuard<'_, ()>>, String> {
+fn nothing_prepared(
+    control: &Control,
+) -> Result<Option<std::sync::RwLockWriteGuard<'_, ()>>, String> {
     let alone = match control.images.preparing.try_write() {
         Ok(alone) => alone,
-        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
-        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(std::sync::TryLockError::WouldBlock) => return Ok(None),
     };
     let building = control
         .store

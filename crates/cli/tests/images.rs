@@ -15,7 +15,7 @@ use hutong_testkit::{eventually, is_root, kill, skip};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Answers every request with who and where it is; the way of a file is asked for by `GET /read?PATH`.
+/// Answers every request with who and where it is; a file is read by `GET /read?PATH`, and written to by `GET /write?PATH`.
 const PROGRAM: &str = r#"
 #include <arpa/inet.h>
 #include <errno.h>
@@ -47,6 +47,13 @@ int main(int argc, char **argv) {
             path[strcspn(path, " ")] = 0;
             int file = open(path, O_RDONLY);
             if (file < 0 || read(file, body, sizeof body - 1) < 0) snprintf(body, sizeof body, "errno %d", errno);
+            if (file >= 0) close(file);
+        } else if ((path = strstr(request, "/write?"))) {
+            path += 7;
+            path[strcspn(path, " ")] = 0;
+            int file = open(path, O_WRONLY | O_APPEND | O_CREAT, 0600);
+            int done = file >= 0 && dprintf(file, "written to %s\n", path) > 0;
+            snprintf(body, sizeof body, done ? "done" : "errno %d", errno);
             if (file >= 0) close(file);
         } else {
             const char *colour = getenv("COLOUR"), *home = getenv("HOME");
@@ -121,6 +128,8 @@ impl Place {
             Entry::File("srv/hello", 0o644, b"from below"),
             Entry::File("srv/gone", 0o644, b"hidden"),
             Entry::Link("etc/hosts", "/srv/hello"),
+            Entry::Link("var/log/access", "/dev/stdout"),
+            Entry::Link("var/log/error", "/dev/stderr"),
         ]))
     }
 
@@ -283,6 +292,41 @@ fn root_is_root_of_its_own_range_and_only_where_allowed() {
         said.contains("`nobody` is not in its /etc/passwd"),
         "{said}"
     );
+}
+
+/// What an app keeps stays readable to who serves, though a release with another user comes.
+#[test]
+fn data_is_not_taken_from_the_user_who_has_it() {
+    let Some(place) = Place::new() else { return };
+    let image = place.archive("data.tar", &[place.base()], &config(json!({})));
+    place.deploy(&place.app("keeper", "data = true\n"), &image);
+    assert_eq!(place.ask("keeper", "/write?/data/kept"), "done");
+    let other = "data = true\n[container]\nuser = 'app'\n";
+    let said = place.refused(&place.app("keeper", other), &image);
+    assert!(said.contains("/data is the user 1234's"), "{said}");
+    eventually("it serves, and reads what it wrote", 60, || {
+        place.ask("keeper", "/read?/data/kept") == "written to /data/kept\n"
+    });
+}
+
+/// As many images have it: their programs open what they log to.
+#[test]
+fn logs_that_are_links_to_the_output_are_kept() {
+    let Some(place) = Place::new() else { return };
+    for (app, user, toml) in [
+        ("plain", "web", ""),
+        ("master", "", "[container]\nallow_root = true\n"),
+    ] {
+        let image = place.archive("logs.tar", &[place.base()], &config(json!({"User": user})));
+        place.deploy(&place.app(app, toml), &image);
+        for log in ["/var/log/access", "/var/log/error"] {
+            assert_eq!(place.ask(app, &format!("/write?{log}")), "done", "{app}");
+            eventually("it is kept", 20, || {
+                let logs = place.server.ok(&["logs", app]);
+                logs.contains(&format!("written to {log}"))
+            });
+        }
+    }
 }
 
 #[test]

@@ -166,9 +166,16 @@ pub fn parse_local(text: &str) -> Result<(RepositoryName, Reference), String> {
 /// What a reference of our own registry (`hutong.local/…`, without that) leads to.
 pub fn resolve_local(registry: &Registry, text: &str) -> Result<Digest, String> {
     let (name, reference) = parse_local(text)?;
-    registry
+    let failed = |error: &dyn std::error::Error| format!("the image {text}: {}", causes(error));
+    let digest = registry
         .resolve(&name, &reference)
-        .map_err(|error| format!("the image {text}: {}", causes(&error)))
+        .map_err(|error| failed(&error))?;
+    // Another repository's is somebody else's, who may not show it to all.
+    match registry.has_manifest(&name, &digest) {
+        Ok(true) => Ok(digest),
+        Ok(false) => Err(format!("the image {text}: {name} has no manifest {digest}")),
+        Err(error) => Err(failed(&error)),
+    }
 }
 
 /// Where the layers of an image are, or would be.
@@ -232,8 +239,20 @@ pub fn sweep(control: &Control) -> Result<(), String> {
     if !control.images.folder.is_dir() {
         return Ok(());
     }
-    let Ok(_alone) = control.images.preparing.try_write() else {
-        return Ok(());
+    match nothing_prepared(control)? {
+        Some(_alone) => sweep_layers(control),
+        None => Ok(()),
+    }
+}
+
+/// Has nobody prepare an image while it is held; none if somebody does.
+fn nothing_prepared(
+    control: &Control,
+) -> Result<Option<std::sync::RwLockWriteGuard<'_, ()>>, String> {
+    let alone = match control.images.preparing.try_write() {
+        Ok(alone) => alone,
+        Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(std::sync::TryLockError::WouldBlock) => return Ok(None),
     };
     let building = control
         .store
@@ -243,13 +262,24 @@ pub fn sweep(control: &Control) -> Result<(), String> {
         let release = control.store.release(&deployment.app, deployment.release);
         let spec = release.ok().flatten().and_then(|r| r.parse().ok());
         if spec.is_none_or(|spec| spec.image.is_some()) {
-            return Ok(());
+            return Ok(None);
         }
     }
+    Ok(Some(alone))
+}
+
+fn sweep_layers(control: &Control) -> Result<(), String> {
     let used = in_use(control)?;
     let (mut stacked, mut flat) = (HashSet::new(), Vec::new());
     for (app, digest, _) in &used {
-        let image = control.images.image(digest)?;
+        let image = match control.images.image(digest) {
+            Ok(image) => image,
+            // No release of it starts any more; what others left must not stay for its sake.
+            Err(error) => {
+                tracing::warn!("the image {digest} of {app} cannot be read: {error}");
+                continue;
+            }
+        };
         if let ImageLayers::Stacked(list) = layers(true, &image) {
             stacked.extend(list);
         }
@@ -294,7 +324,17 @@ fn collect(control: &Control) -> Result<(), String> {
     if !control.images.folder.is_dir() {
         return Ok(());
     }
-    sweep(control)?;
+    let full = control.has_disk().is_err();
+    if let Err(error) = control.images.client.forget_parts(full) {
+        tracing::warn!("what was fetched in part stays for now: {error}");
+    }
+    // Of an image that is being prepared no release says yet that it is needed.
+    let Some(_alone) = nothing_prepared(control)? else {
+        return Ok(());
+    };
+    if let Err(error) = sweep_layers(control) {
+        tracing::warn!("layers of images that nobody needs stay for now: {error}");
+    }
     let keep = pins(control)?;
     let now = Duration::from_millis(steady_ms());
     let registry = control.images.registry()?;

@@ -98,6 +98,9 @@ pub struct Unpack {
     pub flat: bool,
     /// Of what comes out, in bytes.
     pub bound: u64,
+    /// And how many files and folders; 0 is not said.
+    #[serde(default)]
+    pub entries: u64,
     pub limits: Limits,
 }
 

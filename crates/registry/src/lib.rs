@@ -173,6 +173,16 @@ impl Registry {
         self.store.resolve(repository, reference)
     }
 
+    /// Whether a repository has this manifest: [`Registry::resolve`] takes a digest for what it is.
+    pub fn has_manifest(
+        &self,
+        repository: &RepositoryName,
+        digest: &Digest,
+    ) -> Result<bool, StoreError> {
+        let found = self.store.media_type(repository, digest)?;
+        Ok(found.is_some())
+    }
+
     /// Content by its digest, whichever repository it is of: for who pinned it.
     pub fn content(&self, digest: &Digest) -> Result<Option<(File, u64)>, StoreError> {
         self.store.content(digest)

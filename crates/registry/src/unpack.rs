@@ -12,7 +12,7 @@
 //! never followed. Of a layer in a folder of its own, folders that no entry of the layer makes are root's with mode
 //! 0755, whatever a layer below says; tools that make layers do name them.
 
-mod archive;
+pub mod archive;
 mod layers;
 mod options;
 mod packed;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{PermissionsExt, chown, lchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -96,6 +96,48 @@ pub fn make_owned(path: &Path, owner: Option<u32>, mode: u32) -> io::Result<()> 
         Some(id) => chown(path, Some(id), Some(id)),
         None => Ok(()),
     }
+}
+
+/// Makes an app's `/data`, for the user and group that a release runs as. `of_app` says which users another release may
+/// have had: what one of them keeps in it is not taken from it, which may still serve.
+pub fn make_data(
+    path: &Path,
+    owner: Option<(u32, u32)>,
+    of_app: impl Fn(u32) -> bool,
+) -> io::Result<Data> {
+    let Some((uid, gid)) = owner else {
+        return make_owned(path, None, 0o700).map(|()| Data::Made);
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+        Ok(found) => {
+            let others = found.uid() != uid && of_app(found.uid());
+            if others && holds_something(path)? {
+                return Ok(Data::Others(found.uid()));
+            }
+        }
+    }
+    make_owned(path, None, 0o700)?;
+    chown(path, Some(uid), Some(gid)).map(|()| Data::Made)
+}
+
+/// Beside what a file system of its own has from the beginning.
+fn holds_something(folder: &Path) -> io::Result<bool> {
+    for entry in fs::read_dir(folder)? {
+        if entry?.file_name() != "lost+found" {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// What became of an app's `/data`.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Data {
+    Made,
+    /// It holds files, and is this user's.
+    Others(u32),
 }
 
 /// Deletes a folder and all below it. It is out of the way when this returns; what it held, which may
@@ -234,6 +276,20 @@ fn unlink(folder: &OwnedFd, name: &std::ffi::CStr) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_is_not_taken_from_who_keeps_something_in_it() {
+        let top = tempfile::tempdir().expect("tempdir");
+        let found = fs::metadata(top.path()).expect("it is there");
+        let (own, group) = (found.uid(), found.gid());
+        let data = top.path().join("data");
+        let make = |uid: u32, of_app: bool| make_data(&data, Some((uid, group)), |_| of_app);
+        assert_eq!(make(own, true).expect("made"), Data::Made);
+        fs::write(data.join("kept"), "x").expect("written");
+        assert_eq!(make(own, true).expect("the same user"), Data::Made);
+        assert_eq!(make(own + 1, true).expect("told"), Data::Others(own));
+        assert_eq!(fs::metadata(&data).expect("there").uid(), own);
+    }
 
     #[test]
     fn a_folder_of_any_depth_is_deleted_with_a_few_descriptors() {

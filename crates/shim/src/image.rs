@@ -7,14 +7,14 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use hutong_ipc::shim::{Launch, Mount, Root};
+use hutong_ipc::shim::{Launch, Mount, Root, UID_RANGE};
 
 use crate::sandbox::{NO_DEVICES, NO_SETUID, READ_ONLY, STAGING};
 use crate::{Context, sys};
 
-/// What each folder in memory may hold.
+/// What each folder in memory may hold, beside whose it is.
 const WRITABLE: &str = "size=64m,mode=1777";
 
 /// A file or folder of the host with the place where it is to appear.
@@ -54,8 +54,8 @@ pub fn build(
             .own_folder(name)
             .during(&format!("cannot make {name}"))?;
     }
-    for (path, options) in [("/tmp", tmp_options(launch)), ("/run", WRITABLE.into())] {
-        tmpfs(&place.folder(path), path, &options)?;
+    for (path, options) in [("/tmp", &*tmp_options(launch)), ("/run", WRITABLE)] {
+        place.memory(path, options)?;
     }
     tmpfs(
         &place.folder("/dev"),
@@ -63,7 +63,7 @@ pub fn build(
         "size=64k,nr_inodes=64,mode=755",
     )?;
     for path in &launch.writable {
-        tmpfs(&place.folder(path), path, WRITABLE)?;
+        place.memory(path, WRITABLE)?;
     }
     for (fd, mount) in sources {
         place
@@ -172,6 +172,23 @@ impl Place {
             other => other?,
         }
         sys::open_inside(&self.root, path, libc::O_DIRECTORY)
+    }
+
+    /// A folder in memory over what the image has there, and owned as that: programs look whose their folders are.
+    fn memory(&self, path: &str, options: &str) -> Result<(), String> {
+        let folder = self.folder(path);
+        let options = match (&folder, self.owner) {
+            (Ok(folder), Some(base)) => {
+                let found = fs::metadata(by_handle(folder))
+                    .during(&format!("cannot look at the folder {path}"))?;
+                let own = base..base + UID_RANGE;
+                let or_root = |id: u32| if own.contains(&id) { id } else { base };
+                let (uid, gid) = (or_root(found.uid()), or_root(found.gid()));
+                format!("{options},uid={uid},gid={gid}")
+            }
+            _ => options.to_owned(),
+        };
+        tmpfs(&folder, path, &options)
     }
 
     fn make(&self, above: &OwnedFd, name: &str) -> io::Result<()> {

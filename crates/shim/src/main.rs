@@ -92,6 +92,14 @@ fn launch(warden: &UnixStream) -> Result<std::convert::Infallible, String> {
     let pipe = || sys::pipe().during("cannot make a pipe");
     let (stdout, app_stdout) = pipe()?;
     let (stderr, app_stderr) = pipe()?;
+    if let Some(base) = launch.uid_base {
+        // Who opens /dev/stdout opens the pipe anew, and needs the right to.
+        let owner = (Some(base + launch.user.uid), Some(base + launch.user.gid));
+        for pipe in [&app_stdout, &app_stderr] {
+            std::os::unix::fs::fchown(pipe, owner.0, owner.1)
+                .during("cannot give a pipe to the app")?;
+        }
+    }
     let (ours, theirs) = UnixStream::pair().during("cannot make a socketpair")?;
     let forked = match &cgroup {
         Some(cgroup) => sys::fork_into(cgroup),

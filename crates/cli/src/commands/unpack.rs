@@ -1,7 +1,9 @@
 //! `hutong internal unpack`: layers of an image become a folder. The warden starts it in a sandbox that has the packed
-//! layers, an empty folder, and nothing else; what goes wrong is said on standard error, for control to read.
+//! layers, an empty folder, and nothing else; what goes wrong is said on standard error, and on standard output how much it
+//! was, for control to read.
 
 use std::fs::File;
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -28,6 +30,7 @@ struct Order {
     owners: bool,
     /// Of what comes out.
     bytes: u64,
+    entries: Option<u64>,
 }
 
 pub fn run() -> Result<ExitCode, CliError> {
@@ -37,6 +40,7 @@ pub fn run() -> Result<ExitCode, CliError> {
     let mut budget = Budget::new(&options.bounds);
     let out = File::open(&order.out).map_err(CliError::failed)?;
     let count = order.layers.len();
+    let (mut entries, mut bytes) = (0, 0);
     for (number, (path, diff_id)) in order.layers.iter().enumerate() {
         let failed = |reason: String| match count {
             1 => CliError::failed(reason),
@@ -46,7 +50,15 @@ pub fn run() -> Result<ExitCode, CliError> {
         for note in done.notes {
             tracing::warn!("{note}");
         }
+        entries += done.entries;
+        bytes += done.bytes;
     }
+    // Control takes it off what the image's other layers may have.
+    writeln!(
+        std::io::stdout(),
+        "unpacked {entries} entries, {bytes} bytes"
+    )
+    .map_err(CliError::failed)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -65,6 +77,7 @@ fn options(order: &Order) -> Options {
         },
         bounds: Bounds {
             bytes: order.bytes,
+            entries: order.entries.unwrap_or(Bounds::default().entries),
             ..Bounds::default()
         },
         ..Options::default()

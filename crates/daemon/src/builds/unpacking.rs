@@ -7,7 +7,9 @@ use std::os::unix::fs::PermissionsExt;
 
 use hutong_core::image::{ImageUser, exposed_port};
 use hutong_core::spec::{self, AppSpec, Run};
+use hutong_core::units::show_size;
 use hutong_ipc::warden::{ImageLayers, Limits, PackedLayer, Unpack};
+use hutong_registry::unpack::Bounds;
 use hutong_registry::{ContainerConfig, Digest, Image, Layer};
 use hutong_runtime::client::Driver;
 
@@ -24,6 +26,11 @@ use crate::{Control, controller, ids, lock, memory};
 const LEAST: u64 = 256 << 20;
 const EXPANSION: u64 = 100;
 const MOST: u64 = 16 << 30;
+/// What an image may say of how it is run.
+const MAX_VOLUMES: usize = 32;
+const MAX_VARIABLES: usize = 1000;
+/// Of variables, entry point and command, in bytes.
+const MAX_WORDS: usize = 256 << 10;
 
 /// Makes an image ready. What the release runs from; and its file, if that did not say a port that the image names.
 pub fn prepare(
@@ -35,7 +42,11 @@ pub fn prepare(
 ) -> Result<(String, Option<String>), Broken> {
     let reading = control.images.preparing.read();
     let _preparing = reading.unwrap_or_else(|poisoned| poisoned.into_inner());
-    let digest = find(control, deployment, image)?;
+    let digest = match find(control, deployment, image) {
+        // The caller looks whether anybody wants it.
+        Err(_) if is_superseded(control, deployment.id) => return Ok((String::new(), None)),
+        other => other?,
+    };
     let found = control.images.image(&digest).map_err(Broken::plain)?;
     let config = found.config.config.clone().unwrap_or_default();
     check(&config, spec, image)?;
@@ -60,7 +71,11 @@ fn find(control: &Control, deployment: &Deployment, image: &spec::Image) -> Resu
         Some(local) => images::resolve_local(&registry, local).map_err(Broken::plain),
         None => {
             let say = |doing: &str| say(control, deployment, doing);
-            remote::fetch(control, image, &say).map_err(Broken::plain)
+            let go_on = || match is_superseded(control, deployment.id) {
+                true => Err("nobody wants it any more".to_owned()),
+                false => control.has_disk(),
+            };
+            remote::fetch(control, image, &say, &go_on).map_err(Broken::plain)
         }
     }
 }
@@ -74,6 +89,7 @@ fn say(control: &Control, deployment: &Deployment, doing: &str) {
 /// What can be said before anything is unpacked.
 fn check(config: &ContainerConfig, spec: &AppSpec, image: &spec::Image) -> Result<(), Broken> {
     let reference = &image.reference;
+    bounded(config).map_err(|what| Broken::plain(format!("the image {reference} {what}")))?;
     if let Some(ImageUser::Number(0, _)) = program::user(config, image).map_err(Broken::plain)?
         && !image.allow_root
     {
@@ -89,6 +105,33 @@ fn check(config: &ContainerConfig, spec: &AppSpec, image: &spec::Image) -> Resul
         return Err(Broken::plain(format!(
             "the image {reference} says no command to run: set `command`"
         )));
+    }
+    Ok(())
+}
+
+/// An image's own words are somebody else's, and are read again and again.
+fn bounded(config: &ContainerConfig) -> Result<(), String> {
+    let volumes = config.volumes.as_ref().map_or(0, |volumes| volumes.len());
+    if volumes > MAX_VOLUMES {
+        return Err(format!(
+            "has {volumes} volumes, and {MAX_VOLUMES} are allowed"
+        ));
+    }
+    let variables = config.env.as_ref().map_or(0, Vec::len);
+    if variables > MAX_VARIABLES {
+        return Err(format!(
+            "has {variables} variables, and {MAX_VARIABLES} are allowed"
+        ));
+    }
+    let lists = [&config.env, &config.entrypoint, &config.cmd];
+    let words = lists.into_iter().flatten().flatten();
+    let bytes: usize = words.map(|word| word.len() + 1).sum();
+    if bytes > MAX_WORDS {
+        return Err(format!(
+            "has {} of variables and words to run, and {} are allowed",
+            show_size(bytes as u64),
+            show_size(MAX_WORDS as u64)
+        ));
     }
     Ok(())
 }
@@ -110,10 +153,15 @@ fn unpack_all(
     control.has_disk().map_err(Broken::plain)?;
     let _aside = wait_for_memory(control, deployment)?;
     let count = image.layers.len();
+    let mut left = Left {
+        bytes: MOST,
+        entries: Bounds::default().entries,
+    };
     if !stacked {
         let layers: Vec<&Layer> = image.layers.iter().collect();
         say(control, deployment, "unpacking the image");
-        return unpack(control, deployment, 0, &layers, true, image.digest.hex());
+        let digest = image.digest.hex();
+        return unpack(control, deployment, 0, &layers, true, digest, &mut left);
     }
     for (number, layer) in image.layers.iter().enumerate() {
         if is_superseded(control, deployment.id) {
@@ -123,9 +171,12 @@ fn unpack_all(
         if has(ImageLayers::Stacked(vec![digest.clone()]))? {
             continue;
         }
+        control.has_disk().map_err(Broken::plain)?;
         let doing = format!("unpacking layer {} of {count}", number + 1);
         say(control, deployment, &doing);
-        unpack(control, deployment, number, &[layer], false, &digest).map_err(|broken| Broken {
+        let one = [layer];
+        let done = unpack(control, deployment, number, &one, false, &digest, &mut left);
+        done.map_err(|broken| Broken {
             reason: format!(
                 "layer {} of {count} of the image {}",
                 number + 1,
@@ -137,6 +188,27 @@ fn unpack_all(
     Ok(())
 }
 
+/// What the layers of an image may still have, of those that are unpacked now.
+struct Left {
+    bytes: u64,
+    entries: u64,
+}
+
+impl Left {
+    /// Takes off what the unpacker says in the end: whoever broke into it may say what he likes, and has had one layer's
+    /// bound.
+    fn take(&mut self, log: &[String]) {
+        let said = log.iter().rev().find_map(|line| {
+            let (entries, rest) = line.strip_prefix("unpacked ")?.split_once(" entries, ")?;
+            let bytes = rest.strip_suffix(" bytes")?;
+            Some((entries.parse::<u64>().ok()?, bytes.parse::<u64>().ok()?))
+        });
+        let (entries, bytes) = said.unwrap_or_default();
+        self.entries = self.entries.saturating_sub(entries);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
 /// One step: starts the unpacker, waits for its end, and has kept what came of it.
 fn unpack(
     control: &Control,
@@ -145,7 +217,15 @@ fn unpack(
     layers: &[&Layer],
     flat: bool,
     digest: &str,
+    left: &mut Left,
 ) -> Result<(), Broken> {
+    if left.bytes == 0 || left.entries == 0 {
+        return Err(Broken::plain(format!(
+            "cannot be unpacked: the layers below it are all that an image may have, {} or {} files",
+            show_size(MOST),
+            Bounds::default().entries
+        )));
+    }
     let app = &deployment.app;
     let instance = ids::build_step(app, deployment.id, step);
     // What a control plane before us left of this step.
@@ -162,7 +242,11 @@ fn unpack(
             .map(|layer| readable(control, layer))
             .collect::<Result<_, _>>()?,
         flat,
-        bound: packed.saturating_mul(EXPANSION).clamp(LEAST, MOST),
+        bound: packed
+            .saturating_mul(EXPANSION)
+            .clamp(LEAST, MOST)
+            .min(left.bytes),
+        entries: left.entries,
         limits: Limits {
             memory,
             cpu_millis: CPU_MILLIS,
@@ -193,6 +277,7 @@ fn unpack(
             log,
         });
     }
+    left.take(&controller::last_words(control, app, deployment.id));
     patiently(|| control.warden.unpack_keep(&instance, app, flat, digest)).map_err(Broken::plain)
 }
 
@@ -210,4 +295,54 @@ fn readable(control: &Control, layer: &Layer) -> Result<PackedLayer, Broken> {
         blob: layer.digest.to_string(),
         diff_id: layer.diff_id.to_string(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layers_share_a_bound() {
+        let mut left = Left {
+            bytes: 1000,
+            entries: 10,
+        };
+        let line = |text: &str| text.to_owned();
+        left.take(&[
+            line("unpacked 9 entries, 999 bytes"),
+            line("unpacked 3 entries, 400 bytes"),
+            line("WARN devices were left out"),
+        ]);
+        assert_eq!((left.bytes, left.entries), (600, 7));
+        left.take(&[line("unpacked many entries, 5 bytes")]);
+        left.take(&[]);
+        assert_eq!((left.bytes, left.entries), (600, 7));
+        left.take(&[line("unpacked 99 entries, 9999 bytes")]);
+        assert_eq!((left.bytes, left.entries), (0, 0));
+    }
+
+    #[test]
+    fn what_an_image_says_has_bounds() {
+        let config = ContainerConfig {
+            volumes: Some(
+                (0..MAX_VOLUMES)
+                    .map(|n| (format!("/{n}"), serde_json::Value::Null))
+                    .collect(),
+            ),
+            env: Some(vec!["A=1".into(); MAX_VARIABLES]),
+            cmd: Some(vec!["x".repeat(MAX_WORDS - 4 * MAX_VARIABLES - 1)]),
+            ..ContainerConfig::default()
+        };
+        assert_eq!(bounded(&config), Ok(()));
+        let mut more = config.clone();
+        let volumes = more.volumes.get_or_insert_default();
+        volumes.insert("/more".into(), serde_json::Value::Null);
+        assert!(bounded(&more).is_err());
+        let mut more = config.clone();
+        more.env.get_or_insert_default().push(String::new());
+        assert!(bounded(&more).is_err());
+        let mut more = config;
+        more.entrypoint = Some(vec![String::new()]);
+        assert!(bounded(&more).is_err());
+    }
 }

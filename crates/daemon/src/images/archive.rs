@@ -2,13 +2,15 @@
 //! `docker save` writes. It is taken apart in a folder of its own, which goes in any case; what belongs to the image for
 //! this machine goes into the registry, where each part must have the digest that names it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use flate2::read::GzDecoder;
 use hutong_core::units::show_size;
+use hutong_registry::unpack::UnpackError;
+use hutong_registry::unpack::archive::{Archive, Kind as EntryKind};
 use hutong_registry::{
     Algorithm, DOCKER_MANIFEST, Descriptor, Digest, Kind, MAX_MANIFEST, Manifest, Platform,
     Reference, Registry, RepositoryName, StoreError,
@@ -21,6 +23,12 @@ use super::causes;
 
 /// Files of an archive; an image has one for each layer and a few more.
 const MAX_FILES: usize = 10_000;
+/// What an archive may have beside the content of files, in bytes.
+const MAX_OVERHEAD: u64 = 32 << 20;
+/// As many as an image may have.
+const MAX_LAYERS: usize = 256;
+/// Platforms that are named to who has none for this machine.
+const NAMED: usize = 20;
 /// Indexes in indexes.
 const MAX_NESTING: usize = 4;
 
@@ -117,36 +125,51 @@ impl Files {
 
     fn read(&mut self, source: impl Read, bound: u64) -> Result<(), ArchiveError> {
         let mut left = bound;
-        let mut archive = tar::Archive::new(source);
-        let entries = archive.entries().map_err(ArchiveError::Broken)?;
-        for (number, entry) in entries.enumerate() {
-            let mut entry = entry.map_err(ArchiveError::Broken)?;
-            if number >= MAX_FILES {
+        let of_reading = |error: io::Error| match error.get_ref() {
+            Some(inner) if inner.is::<Over>() => ArchiveError::TooLarge(bound),
+            _ => ArchiveError::Broken(error),
+        };
+        let of_archive = |error: UnpackError| match error {
+            UnpackError::Source(error) => of_reading(error),
+            UnpackError::Broken(what) => ArchiveError::Broken(io::Error::other(what)),
+            UnpackError::Unsupported(what) => {
+                Bad(format!("the archive holds {what}, which is not supported"))
+            }
+            other => Bad(other.to_string()),
+        };
+        // Headers are not counted one by one, and what is behind the last one is read, too.
+        let mut archive = Archive::new(Bounded {
+            source,
+            left: bound.saturating_add(MAX_OVERHEAD),
+        });
+        let mut number = 0;
+        while let Some(entry) = archive.advance().map_err(of_archive)? {
+            number += 1;
+            if number > MAX_FILES {
                 return Err(Bad(format!("the archive has over {MAX_FILES} files")));
             }
-            let name = clean(&entry.path_bytes())?;
-            let kind = entry.header().entry_type();
-            if kind.is_dir() || kind.is_pax_global_extensions() || name.is_empty() {
+            let name = clean(&entry.path)?;
+            if entry.kind == EntryKind::Directory || name.is_empty() {
                 continue;
             }
-            let size = entry.size();
             left = left
-                .checked_sub(size)
+                .checked_sub(entry.size)
                 .ok_or(ArchiveError::TooLarge(bound))?;
-            let found = if kind.is_file() {
-                let path = self.folder.join(number.to_string());
-                let mut file = File::create_new(&path).map_err(Disk)?;
-                copy(&mut entry, &mut file, size)?;
-                Entry::File(path, size)
-            } else if kind.is_symlink() || kind.is_hard_link() {
-                let target = entry.link_name_bytes().unwrap_or_default();
-                let from = match kind.is_symlink() {
-                    true => name.rsplit_once('/').map_or("", |(folder, _)| folder),
-                    false => "",
-                };
-                Entry::Link(follow(from, &String::from_utf8_lossy(&target))?)
-            } else {
-                return Err(Bad(format!("`{name}` of the archive is no plain file")));
+            let found = match entry.kind {
+                EntryKind::File => {
+                    let path = self.folder.join(number.to_string());
+                    let mut file = File::create_new(&path).map_err(Disk)?;
+                    copy(&mut archive, &mut file, entry.size, &of_reading)?;
+                    Entry::File(path, entry.size)
+                }
+                EntryKind::Symlink | EntryKind::HardLink => {
+                    let from = match entry.kind {
+                        EntryKind::Symlink => name.rsplit_once('/').map_or("", |(above, _)| above),
+                        _ => "",
+                    };
+                    Entry::Link(follow(from, &String::from_utf8_lossy(&entry.link))?)
+                }
+                _ => return Err(Bad(format!("`{name}` of the archive is no plain file"))),
             };
             self.files.insert(name, found);
         }
@@ -176,15 +199,39 @@ impl Files {
     }
 }
 
+/// A source that may give so much.
+struct Bounded<R> {
+    source: R,
+    left: u64,
+}
+
+#[derive(Debug, Error)]
+#[error("over the bound")]
+struct Over;
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.source.read(buffer)?;
+        let left = self.left.checked_sub(count as u64);
+        self.left = left.ok_or_else(|| io::Error::other(Over))?;
+        Ok(count)
+    }
+}
+
 /// Reading is the archive's, writing is the disk's.
-fn copy(from: &mut impl Read, to: &mut File, size: u64) -> Result<(), ArchiveError> {
+fn copy(
+    from: &mut impl Read,
+    to: &mut File,
+    size: u64,
+    of_reading: &dyn Fn(io::Error) -> ArchiveError,
+) -> Result<(), ArchiveError> {
     use std::io::Write;
     let mut buffer = vec![0; 64 << 10];
     let mut came = 0;
     loop {
         let count = match from.read(&mut buffer) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            other => other.map_err(ArchiveError::Broken)?,
+            other => other.map_err(of_reading)?,
         };
         if count == 0 {
             break;
@@ -229,6 +276,22 @@ struct Saved {
     layers: Vec<String>,
 }
 
+/// What the indexes of an archive lead to.
+#[derive(Default)]
+struct Collected {
+    seen: BTreeSet<Digest>,
+    /// Images for this machine.
+    found: BTreeSet<Digest>,
+    /// What others are for, the first few.
+    others: Vec<String>,
+}
+
+fn too_many(layers: usize) -> ArchiveError {
+    Bad(format!(
+        "the image has {layers} layers, and {MAX_LAYERS} are allowed"
+    ))
+}
+
 struct Store<'a> {
     registry: &'a Registry,
     repository: &'a RepositoryName,
@@ -237,19 +300,17 @@ struct Store<'a> {
 
 impl Store<'_> {
     fn layout(&self, index: &[u8]) -> Result<Digest, ArchiveError> {
-        let mut found = BTreeMap::new();
-        let mut others = Vec::new();
-        self.collect(index, None, 0, &mut found, &mut others)?;
+        let mut all = Collected::default();
+        self.collect(index, None, 0, &mut all)?;
         let host = Platform::host();
         let wanted = format!("{}/{}", host.os, host.architecture);
-        let mut found = found.into_iter();
-        let (digest, bytes) = found.next().ok_or_else(|| {
-            others.truncate(20);
-            Bad(match others.is_empty() {
+        let mut found = all.found.into_iter();
+        let digest = found.next().ok_or_else(|| {
+            Bad(match all.others.is_empty() {
                 true => "the archive holds no image".into(),
                 false => format!(
                     "the archive holds no image for {wanted}, but for {}",
-                    others.join(", ")
+                    all.others.join(", ")
                 ),
             })
         })?;
@@ -260,21 +321,28 @@ impl Store<'_> {
                 more + 1
             )));
         }
+        let bytes = self.files.small(&name_of(&digest))?;
+        let bytes = bytes.ok_or_else(|| Bad(format!("the archive lacks {digest}")))?;
         let manifest = Manifest::parse(&bytes, None).map_err(Bad)?;
+        if manifest.layers.len() > MAX_LAYERS {
+            return Err(too_many(manifest.layers.len()));
+        }
+        let mut seen = BTreeSet::new();
         for blob in manifest.blobs() {
-            self.blob(blob)?;
+            if seen.insert(blob.digest.as_str()) {
+                self.blob(blob)?;
+            }
         }
         self.manifest(&digest, &bytes)
     }
 
-    /// The images of an index that are for this machine, and what others are for.
+    /// Looks through an index and those in it, each once however often it is named.
     fn collect(
         &self,
         bytes: &[u8],
         media_type: Option<&str>,
         depth: usize,
-        found: &mut BTreeMap<Digest, Vec<u8>>,
-        others: &mut Vec<String>,
+        all: &mut Collected,
     ) -> Result<(), ArchiveError> {
         if depth > MAX_NESTING {
             return Err(Bad("the archive's indexes are too deep".into()));
@@ -285,10 +353,16 @@ impl Store<'_> {
             if let Some(platform) = &one.platform
                 && (platform.os != host.os || platform.architecture != host.architecture)
             {
-                others.push(format!("{}/{}", platform.os, platform.architecture));
+                if all.others.len() < NAMED {
+                    all.others
+                        .push(format!("{}/{}", platform.os, platform.architecture));
+                }
                 continue;
             }
             let digest = one.digest().map_err(|error| Bad(error.to_string()))?;
+            if !all.seen.insert(digest.clone()) {
+                continue;
+            }
             // Of an image for many platforms some archives hold one.
             let Some(bytes) = self.files.small(&name_of(&digest))? else {
                 continue;
@@ -296,9 +370,9 @@ impl Store<'_> {
             let said = Some(one.media_type.as_str()).filter(|text| !text.is_empty());
             match Manifest::parse(&bytes, said).map_err(Bad)?.kind {
                 Kind::Image => {
-                    found.insert(digest, bytes);
+                    all.found.insert(digest);
                 }
-                Kind::Index => self.collect(&bytes, said, depth + 1, found, others)?,
+                Kind::Index => self.collect(&bytes, said, depth + 1, all)?,
                 Kind::Artifact => {}
             }
         }
@@ -342,7 +416,11 @@ impl Store<'_> {
                 list.len()
             )));
         };
+        if saved.layers.len() > MAX_LAYERS {
+            return Err(too_many(saved.layers.len()));
+        }
         let mut parts = Vec::with_capacity(saved.layers.len() + 1);
+        let mut known: HashMap<&Path, Digest> = HashMap::new();
         for (name, media_type) in std::iter::once((&saved.config, CONFIG))
             .chain(saved.layers.iter().map(|name| (name, LAYER)))
         {
@@ -351,11 +429,18 @@ impl Store<'_> {
                 .files
                 .find(&name)
                 .ok_or_else(|| Bad(format!("the archive lacks {name}")))?;
-            let mut hasher = Algorithm::Sha256.hasher();
-            let mut file = File::open(path).map_err(Disk)?;
-            hasher.read_all(&mut file).map_err(Disk)?;
-            let digest = hasher.finish();
-            self.file(&digest, path)?;
+            let digest = match known.get(path) {
+                Some(digest) => digest.clone(),
+                None => {
+                    let mut hasher = Algorithm::Sha256.hasher();
+                    let mut file = File::open(path).map_err(Disk)?;
+                    hasher.read_all(&mut file).map_err(Disk)?;
+                    let digest = hasher.finish();
+                    self.file(&digest, path)?;
+                    known.insert(path, digest.clone());
+                    digest
+                }
+            };
             parts.push(Descriptor {
                 media_type: media_type.to_owned(),
                 digest: digest.to_string(),

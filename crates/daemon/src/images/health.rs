@@ -25,8 +25,10 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const RETRIES: u32 = 3;
 const LONGEST: Duration = Duration::from_secs(3600);
-/// Checks at once, of all apps.
-const AT_ONCE: usize = 4;
+/// A check that takes longer failed, whatever the image allows: each holds a place.
+const LONGEST_CHECK: Duration = Duration::from_secs(60);
+/// Checks at once, of all apps; of an instance there is one.
+const AT_ONCE: usize = 64;
 
 /// A check as it is made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,7 +60,7 @@ impl Check {
         Some(Check {
             argv,
             interval: time(said.interval, INTERVAL).max(LEAST),
-            timeout: time(said.timeout, TIMEOUT),
+            timeout: time(said.timeout, TIMEOUT).min(LONGEST_CHECK),
             start: time(said.start_period, Duration::ZERO),
             retries: match said.retries {
                 Some(retries) if retries > 0 => u32::try_from(retries).unwrap_or(u32::MAX),
@@ -75,19 +77,19 @@ pub fn has_check(config: &ContainerConfig) -> bool {
 
 /// One instance that is checked.
 struct Subject {
+    /// What is found of one is not taken for another of the same name: a frozen instance comes and goes.
+    number: u64,
     /// With its environment; `None` where the image has no check.
     check: Option<Arc<(Check, Vec<(String, String)>)>>,
     began: Instant,
     next: Instant,
     failures: u32,
     health: Health,
-    under_way: bool,
 }
 
 impl Subject {
     /// Takes a result in.
     fn note(&mut self, check: &Check, passed: bool, now: Instant) {
-        self.under_way = false;
         if passed {
             (self.failures, self.health) = (0, Health::Healthy);
         } else if self.health != Health::Starting || now >= self.began + check.start {
@@ -108,13 +110,17 @@ impl Subject {
 pub async fn run(control: Arc<Control>) {
     let places = Arc::new(Semaphore::new(AT_ONCE));
     let mut subjects: HashMap<String, Subject> = HashMap::new();
-    let mut checks: JoinSet<(String, bool)> = JoinSet::new();
+    let mut numbers = 0u64..;
+    let mut checks: JoinSet<(String, u64, bool)> = JoinSet::new();
+    // Instances that are being checked; also of subjects that are gone meanwhile.
+    let mut under_way: HashSet<String> = HashSet::new();
     loop {
         tokio::select! {
             () = tokio::time::sleep(LEAST) => {}
             Some(done) = checks.join_next(), if !checks.is_empty() => {
-                if let Ok((instance, passed)) = done {
-                    note(&control, &mut subjects, &instance, passed);
+                if let Ok((instance, number, passed)) = done {
+                    under_way.remove(&instance);
+                    note(&control, &mut subjects, (instance.as_str(), number), passed);
                 }
                 continue;
             }
@@ -135,33 +141,40 @@ pub async fn run(control: Arc<Control>) {
             if !subjects.contains_key(&one.instance) {
                 let (ours, instance) = (control.clone(), one.clone());
                 let found = tokio::task::spawn_blocking(move || subject(&ours, &instance)).await;
-                if let Ok(Some(found)) = found {
+                if let (Ok(Some(found)), Some(number)) = (found, numbers.next()) {
+                    let found = Subject { number, ..found };
                     subjects.insert(one.instance.clone(), found);
                 }
             }
         }
         let now = Instant::now();
-        for (name, subject) in &mut subjects {
+        for (name, subject) in &subjects {
             let Some(check) = subject.check.clone() else {
                 continue;
             };
-            if subject.under_way || subject.next > now {
+            if subject.next > now || !under_way.insert(name.clone()) {
                 continue;
             }
-            subject.under_way = true;
             let (ours, name, places) = (control.clone(), name.clone(), places.clone());
+            let number = subject.number;
             checks.spawn(async move {
                 let _place = places.acquire_owned().await;
                 let asked = name.clone();
                 let passed = tokio::task::spawn_blocking(move || passes(&ours, &asked, &check));
-                (name, passed.await.unwrap_or(false))
+                (name, number, passed.await.unwrap_or(false))
             });
         }
     }
 }
 
-fn note(control: &Control, subjects: &mut HashMap<String, Subject>, instance: &str, passed: bool) {
-    let Some(subject) = subjects.get_mut(instance) else {
+fn note(
+    control: &Control,
+    subjects: &mut HashMap<String, Subject>,
+    (instance, number): (&str, u64),
+    passed: bool,
+) {
+    let subject = subjects.get_mut(instance);
+    let Some(subject) = subject.filter(|subject| subject.number == number) else {
         return;
     };
     let Some(check) = subject.check.clone() else {
@@ -187,6 +200,7 @@ fn subject(control: &Control, instance: &Instance) -> Option<Subject> {
     let (_, release, spec) = made;
     let now = Instant::now();
     let mut subject = Subject {
+        number: 0,
         check: None,
         began: now,
         next: now,
@@ -196,7 +210,6 @@ fn subject(control: &Control, instance: &Instance) -> Option<Subject> {
             true => Health::Healthy,
             false => Health::Starting,
         },
-        under_way: false,
     };
     let Some(digest) = images::of_release(&release) else {
         return Some(subject);
@@ -264,6 +277,11 @@ mod tests {
         let plain = Check::of(&config(&["CMD", "/check", "now"], None)).expect("one");
         assert_eq!(plain.argv, ["/check", "now"]);
         assert_eq!((plain.interval, plain.retries), (INTERVAL, 2));
+        let mut slow = config(&["CMD", "/check"], None);
+        if let Some(check) = &mut slow.healthcheck {
+            check.timeout = Some(3_600_000_000_000);
+        }
+        assert_eq!(Check::of(&slow).expect("one").timeout, LONGEST_CHECK);
         for none in [&["NONE"][..], &[], &["CMD"], &["CMD-SHELL"], &["/check"]] {
             assert_eq!(Check::of(&config(none, None)), None, "{none:?}");
         }
@@ -275,12 +293,12 @@ mod tests {
         let check = Check::of(&config(&["CMD", "x"], None)).expect("one");
         let began = Instant::now();
         let mut subject = Subject {
+            number: 0,
             check: None,
             began,
             next: began,
             failures: 0,
             health: Health::Starting,
-            under_way: true,
         };
         for _ in 0..9 {
             subject.note(&check, false, began);

@@ -72,6 +72,8 @@ pub fn writable(config: &ContainerConfig, image: &Image, data: bool) -> Vec<Stri
         let of_ours = ["/tmp", "/run", "/proc", "/sys", "/dev", "/etc"];
         path.is_empty()
             || of_ours.contains(&path)
+            || path.starts_with("/proc/")
+            || path.starts_with("/dev/")
             || (data && path == "/data")
             || image.mount.as_deref() == Some(path)
     };
@@ -146,9 +148,16 @@ mod tests {
             working_dir: Some("/srv/../app/".into()),
             stop_signal: Some("SIGQUIT".into()),
             volumes: Some(
-                ["/var/lib/x/", "/", "/data", "relative"]
-                    .map(|path| (path.to_owned(), serde_json::Value::Null))
-                    .into(),
+                [
+                    "/var/lib/x/",
+                    "/",
+                    "/data",
+                    "relative",
+                    "/dev/shm",
+                    "/proc/1",
+                ]
+                .map(|path| (path.to_owned(), serde_json::Value::Null))
+                .into(),
             ),
             ..ContainerConfig::default()
         };

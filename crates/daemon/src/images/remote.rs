@@ -4,22 +4,26 @@
 
 mod client;
 
+use std::collections::HashSet;
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use hutong_core::spec::{Image, Pull};
 use hutong_core::units::show_size;
 use hutong_registry::{
-    Descriptor, Digest, Kind, Manifest, Platform, Reference, Registry, RepositoryName,
+    Algorithm, Descriptor, Digest, Kind, Manifest, Platform, Reference, Registry, RepositoryName,
 };
 
-use self::client::{Client, Source};
+use self::client::{Client, GoOn, LOOK, Source};
 use super::causes;
 use crate::{Control, lock};
 
 /// An image has so many bytes at most, packed.
 const MAX_IMAGE: u64 = 16 << 30;
+/// Nobody goes on with what lies untouched for so long.
+const PART_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Repositories of ours that hold what came from elsewhere.
 const REMOTE: &str = "remote/";
 /// What a name without a registry means, and where that one is.
@@ -95,8 +99,17 @@ pub struct Remotes {
     folder: PathBuf,
     ca_bundle: Option<PathBuf>,
     client: OnceLock<Client>,
-    /// One image at a time: two may share blobs, and the line.
-    turn: Mutex<()>,
+    /// Repositories that are being fetched from, one image of each at a time: two may share blobs.
+    under_way: Mutex<HashSet<RepositoryName>>,
+}
+
+/// A repository that nobody else fetches from meanwhile.
+struct Turn<'a>(&'a Remotes, RepositoryName);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        lock(&self.0.under_way).remove(&self.1);
+    }
 }
 
 impl Remotes {
@@ -105,8 +118,42 @@ impl Remotes {
             folder,
             ca_bundle,
             client: OnceLock::new(),
-            turn: Mutex::new(()),
+            under_way: Mutex::default(),
         }
+    }
+
+    /// Waits until it is this repository's turn, if somebody still wants it.
+    fn turn(&self, repository: &RepositoryName, go_on: GoOn<'_>) -> Result<Turn<'_>, String> {
+        while !lock(&self.under_way).insert(repository.clone()) {
+            go_on()?;
+            std::thread::sleep(LOOK);
+        }
+        Ok(Turn(self, repository.clone()))
+    }
+
+    /// Where a blob's bytes go as they come. Two repositories may bring the same one at the same time.
+    fn part(&self, repository: &RepositoryName, digest: &Digest) -> PathBuf {
+        let of = Digest::of(Algorithm::Sha256, repository.as_str().as_bytes());
+        self.folder
+            .join(format!("{}-{}", &of.hex()[..16], digest.hex()))
+    }
+
+    /// Removes what came of blobs and was given up long ago; with `all`, whatever is there: who is still at it fetches
+    /// that again.
+    pub fn forget_parts(&self, all: bool) -> std::io::Result<()> {
+        let entries = match std::fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            other => other?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            let touched = entry.metadata().and_then(|found| found.modified());
+            let age = touched.map(|then| SystemTime::now().duration_since(then));
+            if all || matches!(age, Ok(Ok(age)) if age > PART_LIFE) {
+                let _ = std::fs::remove_file(entry.path());
+            }
+        }
+        Ok(())
     }
 
     fn client(&self) -> Result<&Client, String> {
@@ -119,8 +166,13 @@ impl Remotes {
 }
 
 /// The manifest (or index) that the reference leads to; fetched with all that it is made of for this machine, as `pull`
-/// says. On a thread that may wait, within the runtime.
-pub fn fetch(control: &Control, image: &Image, say: &dyn Fn(&str)) -> Result<Digest, String> {
+/// says. On a thread that may wait, within the runtime. `go_on` is asked about once a second; its error ends it.
+pub fn fetch(
+    control: &Control,
+    image: &Image,
+    say: &dyn Fn(&str),
+    go_on: GoOn<'_>,
+) -> Result<Digest, String> {
     let registry = control.images.registry()?;
     let name = Name::parse(&image.reference)?;
     let repository = name.repository()?;
@@ -139,17 +191,22 @@ pub fn fetch(control: &Control, image: &Image, say: &dyn Fn(&str)) -> Result<Dig
     control.has_disk()?;
     let login = control.store.registry_login(&name.host);
     let login = login.map_err(|error| error.to_string())?;
-    let _turn = lock(&control.images.client.turn);
+    let remotes = &control.images.client;
+    let _turn = remotes.turn(&repository, go_on)?;
     let mut fetching = Fetching {
         runtime: tokio::runtime::Handle::current(),
-        client: control.images.client.client()?,
-        folder: &control.images.client.folder,
+        client: remotes.client()?,
+        remotes,
         registry: &registry,
         repository,
         source: name.source(login),
         say,
+        go_on,
     };
     let fetched = fetching.fetch(&name.reference);
+    if fetched.is_err() && control.has_disk().is_err() {
+        let _ = remotes.forget_parts(true);
+    }
     fetched.map_err(|error| format!("cannot fetch the image {}: {error}", image.reference))
 }
 
@@ -166,11 +223,12 @@ fn is_whole(registry: &Registry, digest: &Digest) -> bool {
 struct Fetching<'a> {
     runtime: tokio::runtime::Handle,
     client: &'a Client,
-    folder: &'a Path,
+    remotes: &'a Remotes,
     registry: &'a Registry,
     repository: RepositoryName,
     source: Source,
     say: &'a dyn Fn(&str),
+    go_on: GoOn<'a>,
 }
 
 impl Fetching<'_> {
@@ -199,7 +257,7 @@ impl Fetching<'_> {
 
     fn manifest(&mut self, reference: &Reference) -> Result<(Vec<u8>, Option<String>), String> {
         let text = reference.to_string();
-        let asked = self.client.manifest(&mut self.source, &text);
+        let asked = self.client.manifest(&mut self.source, &text, self.go_on);
         let (bytes, media_type) = self.runtime.block_on(asked)?;
         if let Reference::Digest(digest) = reference {
             let found = Digest::of(digest.algorithm(), &bytes);
@@ -251,10 +309,13 @@ impl Fetching<'_> {
             return Ok(());
         }
         let failed = |error: std::io::Error| format!("cannot keep a part: {error}");
-        std::fs::create_dir_all(self.folder).map_err(failed)?;
-        let path = self.folder.join(digest.hex());
+        std::fs::create_dir_all(&self.remotes.folder).map_err(failed)?;
+        let path = self.remotes.part(&self.repository, &digest);
         let name = digest.to_string();
-        let got = self.client.blob(&mut self.source, &name, blob.size, &path);
+        let wanted = (name.as_str(), blob.size);
+        let got = self
+            .client
+            .blob(&mut self.source, wanted, &path, self.go_on);
         self.runtime.block_on(got)?;
         let mut file = File::open(&path).map_err(failed)?;
         let taken = self.registry.ingest(&self.repository, &digest, &mut file);
@@ -328,5 +389,40 @@ mod tests {
         for bad in ["", "Nginx", "a/../b", "x:", "x@sha256:1", "ghcr.io/"] {
             assert!(Name::parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn parts_go_when_they_are_old_or_the_disk_is_full() {
+        let place = tempfile::tempdir().expect("tempdir");
+        let remotes = Remotes::new(place.path().join("fetched"), None);
+        remotes.forget_parts(true).expect("there are none");
+        std::fs::create_dir(&remotes.folder).expect("made");
+        let one: RepositoryName = "remote/one.test/a".parse().expect("good");
+        let other: RepositoryName = "remote/two.test/a".parse().expect("good");
+        let digest = Digest::of(Algorithm::Sha256, b"x");
+        let (fresh, old) = (remotes.part(&one, &digest), remotes.part(&other, &digest));
+        assert_ne!(fresh, old);
+        std::fs::write(&fresh, "x").expect("written");
+        let file = File::create(&old).expect("made");
+        let then = SystemTime::now() - 2 * PART_LIFE;
+        file.set_modified(then).expect("dated");
+        remotes.forget_parts(false).expect("good");
+        assert!(fresh.exists() && !old.exists());
+        remotes.forget_parts(true).expect("good");
+        assert!(!fresh.exists());
+    }
+
+    #[test]
+    fn repositories_wait_for_nobody_but_themselves() {
+        let place = tempfile::tempdir().expect("tempdir");
+        let remotes = Remotes::new(place.path().to_owned(), None);
+        let one: RepositoryName = "remote/one.test/a".parse().expect("good");
+        let other: RepositoryName = "remote/one.test/b".parse().expect("good");
+        let stop = || -> Result<(), String> { Err("enough".to_owned()) };
+        let first = remotes.turn(&one, &stop).expect("free");
+        assert!(remotes.turn(&other, &stop).is_ok());
+        assert!(remotes.turn(&one, &stop).is_err());
+        drop(first);
+        assert!(remotes.turn(&one, &stop).is_ok());
     }
 }

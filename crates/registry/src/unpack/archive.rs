@@ -17,7 +17,7 @@ const MAX_PAX: u64 = 1 << 20;
 const MAX_BEFORE: usize = 16;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     File,
     Directory,
     Symlink,
@@ -29,12 +29,14 @@ pub(super) enum Kind {
 }
 
 #[derive(Debug)]
-pub(super) struct Entry {
+pub struct Entry {
     pub kind: Kind,
     /// As it is written; not checked.
     pub path: Vec<u8>,
     /// Of a symbolic link what it says, of a hard link the other name.
     pub link: Vec<u8>,
+    /// Of the content that follows.
+    pub size: u64,
     pub mode: u32,
     pub uid: u64,
     pub gid: u64,
@@ -56,7 +58,7 @@ struct Before {
     attributes: Vec<String>,
 }
 
-pub(super) struct Archive<R> {
+pub struct Archive<R> {
     source: R,
     /// Of the current entry's content, and what fills its last block.
     left: u64,
@@ -171,6 +173,7 @@ impl<R: Read> Archive<R> {
             kind,
             path,
             link,
+            size,
             mode,
             uid: before
                 .uid

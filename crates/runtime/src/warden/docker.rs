@@ -17,9 +17,10 @@ use hutong_ipc::warden::Tree;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::requests::{SPOOL_BYTES, checked_app, checked_instance};
+use super::requests::{SPOOL_BYTES, checked_app, checked_instance, data_of_others};
 use super::{Warden, bind_unix, lock};
 use crate::disks::Unready;
+use crate::trees::Data;
 use crate::{launch, sys, trees};
 
 /// Sends the driver its setup and answers it from then on.
@@ -146,9 +147,16 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
                     Err(Unready::Later(why)) => return Ok((Told::Later(why), Vec::new())),
                     Err(Unready::Failed(why)) => return Err(why),
                 };
-                let (uid, _) = user.unwrap_or(own);
-                trees::make_owned(&folder, Some(uid), 0o700)
+                let (uid, gid) = user.unwrap_or(own);
+                // A fresh one is the host's root's.
+                let made = trees::make_data(&folder, Some((uid, gid)), |id| id != 0)
                     .map_err(|error| format!("cannot make /data: {error}"))?;
+                if let Data::Others(id) = made
+                    && uid != 0
+                {
+                    let inside = |id: u32| if id == own.0 { APP_UID } else { id };
+                    return Err(data_of_others(inside(uid), inside(id)));
+                }
             }
             let text = |path: std::path::PathBuf| path.to_string_lossy().into_owned();
             let prepared = Prepared {

@@ -34,7 +34,7 @@ const UNPACKER: u64 = 0b1_1011;
 
 const MAX_LAYERS: usize = 256;
 /// An /etc/passwd is not longer, in bytes.
-const MAX_PASSWD: u64 = 1 << 20;
+const MAX_PASSWD: u64 = 256 << 10;
 
 /// What an app from an image sees, beside what each sees.
 pub(super) struct Inside {
@@ -215,6 +215,7 @@ impl Warden {
             "flat": unpack.flat,
             "owners": base.is_some(),
             "bytes": unpack.bound,
+            "entries": (unpack.entries > 0).then_some(unpack.entries),
         });
         let user = match base {
             Some(_) => RunAs {
@@ -276,7 +277,11 @@ impl Warden {
         // On disk before the name says that it is there.
         rustix::fs::syncfs(File::open(&out).map_err(failed)?)
             .map_err(|error| failed(error.into()))?;
-        fs::rename(&out, kept).map_err(failed)?;
+        match fs::rename(&out, kept) {
+            // Another app's came between.
+            Err(_) if kept.is_dir() => return delete(&folder),
+            other => other.map_err(failed)?,
+        }
         hutong_ipc::fail::point("unpack.kept");
         let above = kept.parent().unwrap_or(kept);
         File::open(above)
@@ -285,7 +290,8 @@ impl Warden {
         delete(&folder)
     }
 
-    /// Whether layers can be stacked, and shown with an app's ids: tried once.
+    /// Whether layers can be stacked, and shown with an app's ids: tried once. Where layers are stacked already, a failure
+    /// may pass, and is not remembered.
     pub(super) fn can_stack(&self) -> Result<bool, String> {
         let mut known = lock(&self.stacks);
         if let Some(stacks) = *known {
@@ -300,7 +306,12 @@ impl Warden {
                 "layers of images are not shared between apps here, each has a copy: {reason}"
             );
         }
-        *known = Some(tried.is_ok());
+        let is_layer = |(name, _): &(String, PathBuf)| !name.starts_with(trees::GONE);
+        let has_layers =
+            || entries(&self.layout.layers()).is_ok_and(|found| found.iter().any(is_layer));
+        if tried.is_ok() || !has_layers() {
+            *known = Some(tried.is_ok());
+        }
         Ok(tried.is_ok())
     }
 

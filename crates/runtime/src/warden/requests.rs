@@ -10,7 +10,7 @@ use hutong_core::spec::EgressRule;
 use hutong_core::spec::links::{self, MAX_LINKS};
 use hutong_ipc::channel;
 use hutong_ipc::gateway::Secret;
-use hutong_ipc::shim::{APP_UID, INIT_UID, Launch, Wall};
+use hutong_ipc::shim::{APP_UID, INIT_UID, Launch, RunAs, UID_RANGE, Wall};
 use hutong_ipc::warden::{Answer, Build, Instance, Limits, Process, Quota, Request, Start, Tree};
 
 use super::children::Role;
@@ -21,6 +21,7 @@ use crate::instances::Record;
 use crate::launch::Launcher;
 use crate::result::{self, Looked};
 use crate::sandbox::{base_env, files, host_mounts, merge_env, mount};
+use crate::trees::Data;
 use crate::{processes, sys, trees};
 
 const MAX_CONNECTIONS: usize = 16;
@@ -45,6 +46,17 @@ const CACHES: [(&str, &str); 9] = [
 ];
 /// Where a company's or a test's certificate authorities appear inside.
 const CA_INSIDE: &str = "/etc/hutong/ca.pem";
+
+/// Why a release does not get the app's `/data`; users as the image numbers them.
+pub(super) fn data_of_others(user: u32, owner: u32) -> String {
+    let remedy = match owner {
+        APP_UID => "set `user = \"app\"` in [container]".to_owned(),
+        _ => format!("use an image that runs as {owner}"),
+    };
+    format!(
+        "/data is the user {owner}'s, as whom the app ran so far, and this release runs as the user {user}: {remedy}, or remove the app with its data first"
+    )
+}
 
 pub fn accept(warden: &Arc<Warden>, listener: &UnixListener) {
     let control = warden
@@ -309,7 +321,7 @@ impl Warden {
             Some(image) => Some(self.inside(start, image)?),
             None => None,
         };
-        let user = inside.as_ref().map_or(APP_UID, |inside| inside.user.uid);
+        let user = inside.as_ref().map_or_else(RunAs::default, |it| it.user);
         let (mut mounts, mut env) = match &start.image {
             Some(image) => {
                 let tree = image.mount.as_ref().map(|at| mount(&tree, at, false));
@@ -329,9 +341,17 @@ impl Warden {
                 Err(Unready::Later(why)) => return Ok(Answer::Later(why)),
                 Err(Unready::Failed(why)) => return Err(why),
             }
-            let owner = base.map(|base| base + user);
-            trees::make_owned(&data, owner, 0o700)
+            let owner = base.map(|base| (base + user.uid, base + user.gid));
+            let first = base.unwrap_or_default();
+            let of_app = |id: u32| (first..first + UID_RANGE).contains(&id);
+            let made = trees::make_data(&data, owner, of_app)
                 .map_err(|error| format!("cannot make /data: {error}"))?;
+            // Root of the range may use what another user has, and images' own programs hand it on to one.
+            if let Data::Others(id) = made
+                && user.uid != 0
+            {
+                return Err(data_of_others(user.uid, id - first));
+            }
             mounts.push(mount(&data, "/data", true));
             env.push(("DATA_DIR".into(), "/data".into()));
         }

@@ -110,6 +110,10 @@ fn a_layout_is_taken_in_packed_or_not() {
     io::Write::write_all(&mut packed, &plain).expect("memory");
     let packed = packed.finish().expect("memory");
     assert_eq!(place.take_in(&packed).expect("the same"), digest);
+    // It is its repository's, and nobody else's.
+    let lead = |text: &str| crate::images::resolve_local(&place.registry, text);
+    assert_eq!(lead(&format!("shop@{digest}")), Ok(digest.clone()));
+    assert!(lead(&format!("other@{digest}")).is_err());
 }
 
 #[test]
@@ -160,4 +164,61 @@ fn what_is_wrong_is_said_and_leaves_nothing() {
     assert!(place.take_in(&whole[..whole.len() / 2]).is_err());
     assert!(follow("a", "../../b").is_err());
     assert_eq!(follow("a/b", "../c").expect("inside"), "a/c");
+}
+
+#[test]
+fn an_archive_is_bounded_in_all_that_it_has() {
+    let place = Place::new();
+    let record = |kind: tar::EntryType, size: u64| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_size(size);
+        header.set_cksum();
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.resize(bytes.len() + 4096, b'a');
+        bytes
+    };
+    for (kind, size) in [
+        (tar::EntryType::GNULongName, 1 << 40),
+        (tar::EntryType::GNULongLink, 1 << 20),
+        (tar::EntryType::XHeader, 1 << 30),
+    ] {
+        let said = place.take_in(&record(kind, size)).expect_err("too long");
+        assert!(said.to_string().contains("too long"), "{said}");
+    }
+    // Zeros behind the end, which nobody counts as content.
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    io::Write::write_all(&mut packed, &archive(&layout(None))).expect("memory");
+    let zeros = vec![0; 1 << 20];
+    for _ in 0..=(MAX_OVERHEAD >> 20) + 1 {
+        io::Write::write_all(&mut packed, &zeros).expect("memory");
+    }
+    let said = place.take_in(&packed.finish().expect("memory"));
+    assert!(matches!(said, Err(ArchiveError::TooLarge(_))), "{said:?}");
+}
+
+#[test]
+fn what_is_named_often_is_looked_at_once_and_layers_have_a_bound() {
+    let place = Place::new();
+    // Each index names the next one a thousand times.
+    let mut files = layout(None);
+    let last = files.iter().position(|(name, _)| name == "index.json");
+    let (_, mut inner) = files.remove(last.expect("it is there"));
+    for _ in 0..MAX_NESTING {
+        let kind = "application/vnd.oci.image.index.v1+json";
+        let entry = blob(&mut files, kind, inner);
+        let index = json!({"schemaVersion": 2, "mediaType": kind, "manifests": vec![entry; 1000]});
+        inner = index.to_string().into_bytes();
+    }
+    files.push(("index.json".into(), inner));
+    // 1 MB is what tests allow.
+    place.take_in(&archive(&files)).expect("good");
+    let list = json!([{"Config": "c.json", "Layers": vec!["layer.tar"; MAX_LAYERS + 1]}]);
+    let files = [
+        ("c.json".to_owned(), b"{}".to_vec()),
+        ("layer.tar".to_owned(), archive(&[])),
+        ("manifest.json".to_owned(), list.to_string().into_bytes()),
+    ];
+    let said = place.take_in(&archive(&files)).expect_err("too many");
+    assert!(said.to_string().contains("257 layers"), "{said}");
 }

@@ -2,15 +2,18 @@
 //! blob goes to a file as it comes, and on from there when the line breaks. Errors name hosts, and neither passwords
 //! nor tokens nor the addresses that blobs are redirected to, which are keys to them.
 
-use std::io::Write;
-use std::net::IpAddr;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt, Empty, Limited};
+use hutong_core::spec::egress;
 use hutong_registry::{DOCKER_LIST, DOCKER_MANIFEST, MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
@@ -21,6 +24,7 @@ use hyper::{Request, Response, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::TokioExecutor;
 use rustls::crypto::aws_lc_rs;
 use rustls::{ClientConfig, RootCertStore};
@@ -31,15 +35,22 @@ use tokio::time::{sleep, timeout};
 
 const AGENT: &str = concat!("hutong/", env!("CARGO_PKG_VERSION"));
 const CONNECT: Duration = Duration::from_secs(10);
-/// Until an answer begins, and between two parts of it.
+/// Until an answer begins.
 const ANSWER: Duration = Duration::from_secs(30);
+/// In so long come all of what is small, and so many bytes of a blob.
 const STALL: Duration = Duration::from_secs(60);
+const LEAST: u64 = 1 << 20;
+/// How often is asked whether to go on.
+pub const LOOK: Duration = Duration::from_secs(1);
 const MAX_TOKEN: usize = 64 << 10;
 const MAX_REDIRECTS: usize = 5;
 /// Tries of one thing, if the line or the registry fails; each waits twice as long as the one before.
 const TRIES: u32 = 6;
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Whether somebody still wants it, and there is room for it.
+pub type GoOn<'a> = &'a dyn Fn() -> Result<(), String>;
 
 /// A repository of another registry, and what opens it.
 pub struct Source {
@@ -70,6 +81,11 @@ impl Source {
         };
         format!("{scheme}://{}/v2/{}/{rest}", self.address, self.path)
     }
+
+    /// Whether whoever named it trusts this address, too: it is the registry's own, or that is on this machine.
+    fn trusts(&self, host: &str) -> bool {
+        host == self.address || is_this_machine(&self.address)
+    }
 }
 
 /// Why something was not had.
@@ -81,7 +97,44 @@ enum Failure {
 
 use Failure::{Again, Final};
 
-pub struct Client(legacy::Client<HttpsConnector<HttpConnector>, Empty<Bytes>>);
+type Line = legacy::Client<HttpsConnector<HttpConnector<Resolver>>, Empty<Bytes>>;
+
+pub struct Client {
+    /// To the registry itself, which may be anywhere.
+    anywhere: Line,
+    /// To where it sends us: what of this server's network may be reached, a registry does not say.
+    public: Line,
+}
+
+/// The system's names. Addresses are looked at here, where they are connected to: a second answer may be another.
+#[derive(Clone)]
+struct Resolver {
+    only_public: bool,
+}
+
+impl tower::Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let only_public = self.only_public;
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let good: Vec<SocketAddr> = found
+                .filter(|address| !only_public || is_public(address.ip()))
+                .collect();
+            match good.is_empty() {
+                true if only_public => Err(io::Error::other("it has no public address")),
+                _ => Ok(good.into_iter()),
+            }
+        })
+    }
+}
 
 impl Client {
     /// Trusts the machine's roots, and those of `extra`.
@@ -91,18 +144,22 @@ impl Client {
             .map_err(|error| format!("TLS cannot be set up: {error}"))?
             .with_root_certificates(roots(extra)?)
             .with_no_client_auth();
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(CONNECT));
-        let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            // Plain only to this machine, see `checked`.
-            .https_or_http()
-            .enable_http1()
-            .wrap_connector(tcp);
-        Ok(Client(
-            legacy::Client::builder(TokioExecutor::new()).build(connector),
-        ))
+        let line = |only_public: bool| -> Line {
+            let mut tcp = HttpConnector::new_with_resolver(Resolver { only_public });
+            tcp.enforce_http(false);
+            tcp.set_connect_timeout(Some(CONNECT));
+            let connector = HttpsConnectorBuilder::new()
+                .with_tls_config(tls.clone())
+                // Plain only to this machine, see `checked`.
+                .https_or_http()
+                .enable_http1()
+                .wrap_connector(tcp);
+            legacy::Client::builder(TokioExecutor::new()).build(connector)
+        };
+        Ok(Client {
+            anywhere: line(false),
+            public: line(true),
+        })
     }
 
     /// A manifest by tag or digest, with its media type.
@@ -110,6 +167,7 @@ impl Client {
         &self,
         source: &mut Source,
         reference: &str,
+        go_on: GoOn<'_>,
     ) -> Result<(Vec<u8>, Option<String>), String> {
         let url = source.url(&format!("manifests/{reference}"));
         let kinds = [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].join(", ");
@@ -118,7 +176,7 @@ impl Client {
             let got = self.try_manifest(source, &url, &kinds).await;
             match got {
                 Ok(got) => return Ok(got),
-                Err(failure) => pauses.take(failure).await?,
+                Err(failure) => pauses.take(failure, go_on).await?,
             }
         }
     }
@@ -138,27 +196,29 @@ impl Client {
         Ok((bytes.to_vec(), media_type))
     }
 
-    /// A blob into a file, from where that ends.
+    /// A blob (digest and size) into a file, from where that ends.
     pub async fn blob(
         &self,
         source: &mut Source,
-        digest: &str,
-        size: u64,
+        (digest, size): (&str, u64),
         path: &Path,
+        go_on: GoOn<'_>,
     ) -> Result<(), String> {
         let url = source.url(&format!("blobs/{digest}"));
         let mut pauses = Pauses::default();
+        let mut reached = length(path);
         loop {
-            let before = length(path);
-            if before == size && path.exists() {
+            if length(path) == size && path.exists() {
                 return Ok(());
             }
-            if let Err(failure) = self.try_blob(source, &url, size, path).await {
-                // A line that breaks again and again, and brings something each time, gets there.
-                if length(path) > before {
+            if let Err(failure) = self.try_blob(source, &url, size, path, go_on).await {
+                // A line that breaks again and again, and brings much in between, gets there.
+                let have = length(path);
+                if have >= reached.saturating_add(LEAST) {
+                    reached = have;
                     pauses = Pauses::default();
                 }
-                pauses.take(failure).await?;
+                pauses.take(failure, go_on).await?;
             }
         }
     }
@@ -169,8 +229,13 @@ impl Client {
         url: &str,
         size: u64,
         path: &Path,
+        go_on: GoOn<'_>,
     ) -> Result<(), Failure> {
-        let disk = |error: std::io::Error| Final(format!("a part cannot be written: {error}"));
+        let disk = |error: io::Error| {
+            // Most likely the disk is full; it must not stay so for what came so far.
+            let _ = std::fs::remove_file(path);
+            Final(format!("a part cannot be written: {error}"))
+        };
         let mut file = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
@@ -195,9 +260,20 @@ impl Client {
             have = 0;
         }
         let mut body = response.into_body();
+        let (mut looked, mut since, mut had) = (Instant::now(), Instant::now(), have);
         loop {
-            let frame = match timeout(STALL, body.frame()).await {
-                Err(_) => return Err(Again(format!("{host} is too slow"), None)),
+            if looked.elapsed() >= LOOK {
+                go_on().map_err(Final)?;
+                looked = Instant::now();
+            }
+            if since.elapsed() >= STALL {
+                if have < had.saturating_add(LEAST) {
+                    return Err(Again(format!("{host} is too slow"), None));
+                }
+                (since, had) = (Instant::now(), have);
+            }
+            let frame = match timeout(LOOK, body.frame()).await {
+                Err(_) => continue,
                 Ok(None) => break,
                 Ok(Some(Err(error))) => {
                     return Err(Again(format!("the line to {host} broke: {error}"), None));
@@ -233,13 +309,15 @@ impl Client {
         accept: Option<&str>,
         range: Option<&str>,
     ) -> Result<(Response<Incoming>, String), Failure> {
+        let own = checked(url, source)?;
         let mut refused = false;
         loop {
             let authorization = source.authorization.clone();
             let (response, host) = self
-                .follow(url, authorization.as_ref(), accept, range)
+                .follow(source, url, authorization.as_ref(), accept, range)
                 .await?;
-            if response.status() != StatusCode::UNAUTHORIZED || refused {
+            // Who asks from elsewhere is shown nothing: it would say itself where to.
+            if response.status() != StatusCode::UNAUTHORIZED || refused || host != own {
                 return Ok((response, host));
             }
             refused = true;
@@ -253,18 +331,27 @@ impl Client {
 
     async fn follow(
         &self,
+        source: &Source,
         url: &str,
         authorization: Option<&HeaderValue>,
         accept: Option<&str>,
         range: Option<&str>,
     ) -> Result<(Response<Incoming>, String), Failure> {
         let mut url = url.to_owned();
-        let first = checked(&url)?;
+        let first = checked(&url, source)?;
         for _ in 0..=MAX_REDIRECTS {
-            let host = checked(&url)?;
+            let host = checked(&url, source)?;
             // Who is sent to another host needs nothing of ours there.
             let authorization = authorization.filter(|_| host == first);
-            let response = self.ask(&url, &host, authorization, accept, range).await?;
+            let line = self.line(source, &host);
+            let response = ask(
+                line,
+                (url.as_str(), host.as_str()),
+                authorization,
+                accept,
+                range,
+            )
+            .await?;
             if !response.status().is_redirection() {
                 return Ok((response, host));
             }
@@ -281,33 +368,10 @@ impl Client {
         Err(Final(format!("{first} sends us from one place to another")))
     }
 
-    async fn ask(
-        &self,
-        url: &str,
-        host: &str,
-        authorization: Option<&HeaderValue>,
-        accept: Option<&str>,
-        range: Option<&str>,
-    ) -> Result<Response<Incoming>, Failure> {
-        let mut request = Request::get(url).header(USER_AGENT, AGENT);
-        if let Some(value) = authorization {
-            request = request.header(AUTHORIZATION, value.clone());
-        }
-        if let Some(kinds) = accept {
-            request = request.header(ACCEPT, kinds);
-        }
-        if let Some(range) = range {
-            request = request.header(RANGE, range);
-        }
-        let odd = |_| Final(format!("{host} gave an address that is none"));
-        let request = request.body(Empty::new()).map_err(odd)?;
-        match timeout(ANSWER, self.0.request(request)).await {
-            Err(_) => Err(Again(format!("{host} does not answer"), None)),
-            Ok(Err(error)) => {
-                let why = super::causes(&error);
-                Err(Again(format!("{host} cannot be reached: {why}"), None))
-            }
-            Ok(Ok(response)) => Ok(response),
+    fn line(&self, source: &Source, host: &str) -> &Line {
+        match source.trusts(host) {
+            true => &self.anywhere,
+            false => &self.public,
         }
     }
 
@@ -333,9 +397,17 @@ impl Client {
         }
         let scope = format!("repository:{}:pull", source.path);
         url.push_str(&format!("scope={}", escaped(&scope)));
-        let at = checked(&url)?;
+        let at = checked(&url, source)?;
         let basic = basic.transpose()?;
-        let response = self.ask(&url, &at, basic.as_ref(), None, None).await?;
+        let line = self.line(source, &at);
+        let response = ask(
+            line,
+            (url.as_str(), at.as_str()),
+            basic.as_ref(),
+            None,
+            None,
+        )
+        .await?;
         let response = expect(response, &at, &source.name, &[StatusCode::OK])?;
         let bytes = read(response.into_body(), MAX_TOKEN, &at).await?;
         let token: Token = serde_json::from_slice(&bytes)
@@ -343,6 +415,35 @@ impl Client {
         let token = token.token.or(token.access_token);
         let token = token.ok_or_else(|| Final(format!("{at} gives no token for {host}")))?;
         sensitive(&format!("Bearer {token}")).map(Some)
+    }
+}
+
+async fn ask(
+    line: &Line,
+    (url, host): (&str, &str),
+    authorization: Option<&HeaderValue>,
+    accept: Option<&str>,
+    range: Option<&str>,
+) -> Result<Response<Incoming>, Failure> {
+    let mut request = Request::get(url).header(USER_AGENT, AGENT);
+    if let Some(value) = authorization {
+        request = request.header(AUTHORIZATION, value.clone());
+    }
+    if let Some(kinds) = accept {
+        request = request.header(ACCEPT, kinds);
+    }
+    if let Some(range) = range {
+        request = request.header(RANGE, range);
+    }
+    let odd = |_| Final(format!("{host} gave an address that is none"));
+    let request = request.body(Empty::new()).map_err(odd)?;
+    match timeout(ANSWER, line.request(request)).await {
+        Err(_) => Err(Again(format!("{host} does not answer"), None)),
+        Ok(Err(error)) => {
+            let why = crate::images::causes(&error);
+            Err(Again(format!("{host} cannot be reached: {why}"), None))
+        }
+        Ok(Ok(response)) => Ok(response),
     }
 }
 
@@ -401,7 +502,7 @@ struct Pauses(u32);
 
 impl Pauses {
     /// Waits, if there is to be another try.
-    async fn take(&mut self, failure: Failure) -> Result<(), String> {
+    async fn take(&mut self, failure: Failure, go_on: GoOn<'_>) -> Result<(), String> {
         let (reason, wanted) = match failure {
             Final(reason) => return Err(reason),
             Again(reason, wanted) => (reason, wanted),
@@ -411,8 +512,15 @@ impl Pauses {
             return Err(reason);
         }
         let own = FIRST_PAUSE * 2u32.pow(self.0 - 1);
-        sleep(wanted.unwrap_or(own).clamp(own, LONGEST_PAUSE)).await;
-        Ok(())
+        let until = Instant::now() + wanted.unwrap_or(own).clamp(own, LONGEST_PAUSE);
+        loop {
+            go_on()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            sleep(left.min(LOOK)).await;
+        }
     }
 }
 
@@ -471,8 +579,10 @@ fn basic(user: &str, password: &str) -> Result<HeaderValue, Failure> {
     ))
 }
 
-/// Host and port of an address that may be asked: passwords and tokens travel there, so plain HTTP stays on this machine.
-fn checked(url: &str) -> Result<String, Failure> {
+/// Host and port of an address that may be asked: passwords and tokens travel there, so plain HTTP stays on this machine,
+/// and a registry that is elsewhere sends nobody to this machine or its network. What names stand for is looked at
+/// where they are connected to ([`Resolver`]).
+fn checked(url: &str, source: &Source) -> Result<String, Failure> {
     let odd = || Final("a registry gave an address that is none".into());
     let uri: Uri = url.parse().map_err(|_| odd())?;
     let authority = uri.authority().ok_or_else(odd)?;
@@ -480,20 +590,60 @@ fn checked(url: &str) -> Result<String, Failure> {
         return Err(odd());
     }
     let host = authority.as_str().to_owned();
+    if let Some(address) = literal(&host)
+        && !source.trusts(&host)
+        && !is_public(address)
+    {
+        let name = &source.name;
+        return Err(Final(format!(
+            "{name} sends us to {host}, which is no public address"
+        )));
+    }
     match uri.scheme_str() {
         Some("https") => Ok(host),
-        Some("http") if is_this_machine(&host) => Ok(host),
+        Some("http") if is_this_machine(&host) && is_this_machine(&source.address) => Ok(host),
         _ => Err(Final(format!("{host} is to be asked over HTTPS"))),
     }
 }
 
-fn is_this_machine(address: &str) -> bool {
-    let host = match address.rsplit_once(':') {
+/// An address that needs no name.
+fn literal(address: &str) -> Option<IpAddr> {
+    let host = without_port(address);
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    bare.parse().ok()
+}
+
+fn without_port(address: &str) -> &str {
+    match address.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => host,
         _ => address,
+    }
+}
+
+/// Whether an address is neither private nor special. Of IPv6 (RFC 4291, IANA's registry) that is global unicast without
+/// what holds an address of IPv4 or is for documents; by way of a translator (RFC 6052), what it stands for counts.
+fn is_public(address: IpAddr) -> bool {
+    let v6 = match address.to_canonical() {
+        IpAddr::V4(v4) => return egress::is_public(v4),
+        IpAddr::V6(v6) => v6,
     };
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    bare == "localhost" || bare.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    let within =
+        |prefix: Ipv6Addr, bits: u32| (v6.to_bits() ^ prefix.to_bits()).leading_zeros() >= bits;
+    if within(Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, 0, 0), 96) {
+        return egress::is_public(Ipv4Addr::from_bits(v6.to_bits() as u32));
+    }
+    let not = [
+        // Special purposes, Teredo among them; documents; 6to4.
+        (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
+        (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32),
+        (Ipv6Addr::new(0x2002, 0, 0, 0, 0, 0, 0, 0), 16),
+    ];
+    within(Ipv6Addr::new(0x2000, 0, 0, 0, 0, 0, 0, 0), 3)
+        && !not.into_iter().any(|(prefix, bits)| within(prefix, bits))
+}
+
+fn is_this_machine(address: &str) -> bool {
+    without_port(address) == "localhost" || literal(address).is_some_and(|ip| ip.is_loopback())
 }
 
 fn escaped(text: &str) -> String {
@@ -559,13 +709,15 @@ mod tests {
 
     #[test]
     fn plain_http_stays_on_this_machine() {
+        let here = Source::new("localhost:5000", "localhost:5000", "x", None);
         for good in [
             "https://example.com/x",
+            "https://10.0.0.1/x",
             "http://127.0.0.1:5000/v2/",
             "http://localhost:5000/",
             "http://[::1]:5000/",
         ] {
-            assert!(checked(good).is_ok(), "{good}");
+            assert!(checked(good, &here).is_ok(), "{good}");
         }
         for bad in [
             "http://example.com/",
@@ -575,12 +727,62 @@ mod tests {
             "/x",
             "",
         ] {
-            assert!(checked(bad).is_err(), "{bad}");
+            assert!(checked(bad, &here).is_err(), "{bad}");
         }
         let url = Source::new("ghcr.io", "ghcr.io", "me/x", None).url("manifests/1");
         assert_eq!(url, "https://ghcr.io/v2/me/x/manifests/1");
         let url = Source::new("here", "localhost:5000", "x", None).url("blobs/y");
         assert_eq!(url, "http://localhost:5000/v2/x/blobs/y");
+    }
+
+    #[test]
+    fn a_registry_elsewhere_sends_nobody_to_this_network() {
+        let elsewhere = Source::new("ghcr.io", "ghcr.io", "me/x", None);
+        for good in ["https://example.com/x", "https://93.184.216.34/"] {
+            assert!(checked(good, &elsewhere).is_ok(), "{good}");
+        }
+        for bad in [
+            "http://127.0.0.1:5000/",
+            "http://localhost:5000/",
+            "https://127.0.0.1/",
+            "https://169.254.169.254/latest",
+            "https://10.0.0.1:8443/",
+            "https://[::1]/",
+            "https://[::ffff:10.0.0.1]/",
+            "https://[fd00::1]:443/",
+            "https://[64:ff9b::a00:1]/",
+        ] {
+            assert!(checked(bad, &elsewhere).is_err(), "{bad}");
+        }
+        // Who named it, named its address.
+        let own = Source::new("10.0.0.1:5000", "10.0.0.1:5000", "x", None);
+        assert!(checked("https://10.0.0.1:5000/v2/", &own).is_ok());
+        assert!(checked("https://10.0.0.2:5000/v2/", &own).is_err());
+        for public in ["1.1.1.1", "2606:4700::1111", "64:ff9b::101:101"] {
+            assert!(is_public(public.parse().expect("good")), "{public}");
+        }
+        for not in [
+            "192.168.1.1",
+            "::",
+            "fe80::1",
+            "ff02::1",
+            "2002:a00:1::",
+            "2001:db8::1",
+            "::10.0.0.1",
+        ] {
+            assert!(!is_public(not.parse().expect("good")), "{not}");
+        }
+    }
+
+    #[tokio::test]
+    async fn names_are_looked_at_where_they_are_connected_to() {
+        use std::str::FromStr;
+        use tower::Service;
+        for (only_public, good) in [(true, false), (false, true)] {
+            let name = Name::from_str("localhost").expect("a name");
+            let found = Resolver { only_public }.call(name).await;
+            assert_eq!(found.is_ok(), good);
+        }
     }
 
     #[test]

@@ -11,9 +11,9 @@ pub const MAX_BYTES: usize = 256 << 10;
 /// Images that one may begin with, or copy from.
 const MAX_BASES: usize = 32;
 
-/// Labels of images that are built here: whose server, and whose app.
-pub const LABEL_SERVER: &str = "hutong.image.server";
+/// Labels of images that are built here, and of each of their stages: whose app, and which builds'.
 pub const LABEL_APP: &str = "hutong.image.app";
+pub const LABEL_STAGES: &str = "hutong.image.stages";
 
 /// Every instruction that there is.
 const KNOWN: [&str; 18] = [

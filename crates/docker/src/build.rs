@@ -31,7 +31,7 @@ use crate::engine::{Engine, is_missing};
 use crate::serve;
 
 /// Labels of images are others than those of containers: a container has its image's, too.
-const LABEL_SERVER: &str = dockerfile::LABEL_SERVER;
+pub const LABEL_SERVER: &str = "hutong.image.server";
 pub const LABEL_APP: &str = dockerfile::LABEL_APP;
 const LABEL_KEY: &str = "hutong.image.key";
 
@@ -65,7 +65,7 @@ pub async fn run(
     };
     let (lines, mut said) = mpsc::channel(LINES);
     let context = context?;
-    let _under_way = UnderWay::begin(engine, &build.app);
+    let _under_way = UnderWay::begin(engine, build);
     let work = engine.build(build, context, lines);
     let mut work = std::pin::pin!(work);
     let (mut hears, mut tells) = stream.split();
@@ -100,14 +100,16 @@ pub async fn run(
 struct UnderWay {
     engine: Rc<Engine>,
     app: String,
+    stages: String,
 }
 
 impl UnderWay {
-    fn begin(engine: &Rc<Engine>, app: &str) -> Self {
+    fn begin(engine: &Rc<Engine>, build: &Build) -> Self {
         engine.building.set(engine.building.get() + 1);
         UnderWay {
             engine: engine.clone(),
-            app: app.to_owned(),
+            app: build.app.clone(),
+            stages: build.stages.clone(),
         }
     }
 }
@@ -117,10 +119,11 @@ impl Drop for UnderWay {
         let left = self.engine.building.get().saturating_sub(1);
         self.engine.building.set(left);
         let (engine, app) = (self.engine.clone(), self.app.clone());
+        let stages = self.stages.clone();
         tokio::task::spawn_local(async move {
             // The last container may be on its way out.
             tokio::time::sleep(REMOVE_AGAIN).await;
-            if let Err(reason) = engine.sweep_dangling(&app).await {
+            if let Err(reason) = engine.sweep_dangling(&app, &stages).await {
                 tracing::debug!("what a build of {app} left stays: {reason}");
             }
         });
@@ -151,6 +154,7 @@ impl Engine {
     ) -> Result<Image, String> {
         let sound = AppName::new(&build.app).is_ok()
             && is_digest(&build.key)
+            && is_digest(&build.stages)
             && check_path(&build.dockerfile).is_ok_and(|path| !path.is_empty());
         if !sound {
             return Err("not an app, a key and a path".into());
@@ -383,9 +387,9 @@ impl Engine {
     }
 
     /// Removes what builds of an app left without a name: stages, and layers of builds that failed.
-    async fn sweep_dangling(&self, app: &str) -> Result<(), String> {
+    async fn sweep_dangling(&self, app: &str, stages: &str) -> Result<(), String> {
         let labels = vec![
-            format!("{LABEL_SERVER}={}", self.setup.server),
+            format!("{}={stages}", dockerfile::LABEL_STAGES),
             format!("{LABEL_APP}={app}"),
         ];
         let options = ListImagesOptions {

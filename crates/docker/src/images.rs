@@ -8,7 +8,7 @@ use hutong_core::image::ImageUser;
 use hutong_core::name::is_digest;
 use hutong_ipc::docker::{Image, Pull};
 
-use crate::build::LABEL_APP;
+use crate::build::{LABEL_APP, LABEL_SERVER};
 use crate::engine::Engine;
 
 /// How long an image may take to be fetched, and to say nothing.
@@ -23,7 +23,11 @@ impl Engine {
         let looked = self.docker()?.inspect_image(&found.id).await;
         let config = looked.map_err(|error| error.to_string())?.config;
         let labels = config.and_then(|config| config.labels).unwrap_or_default();
-        if labels.get(LABEL_APP).is_some_and(|owner| owner != app) {
+        // A stage says no server; what another server built came from a registry.
+        let ours = labels
+            .get(LABEL_SERVER)
+            .is_none_or(|server| *server == self.setup.server);
+        if ours && labels.get(LABEL_APP).is_some_and(|owner| owner != app) {
             return Err(format!("the image {image} was built for another app"));
         }
         Ok(found)

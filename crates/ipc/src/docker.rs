@@ -82,6 +82,8 @@ pub struct Build {
     pub key: String,
     /// It is built anew even so, and nothing of earlier builds is used.
     pub fresh: bool,
+    /// What the stages of this app's builds are labelled with, 64 hex digits.
+    pub stages: String,
     /// Where the Dockerfile lies in the context.
     pub dockerfile: String,
     /// The images that it begins with.

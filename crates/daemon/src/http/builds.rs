@@ -15,6 +15,9 @@ use crate::Control;
 const LEAST_SECRET: usize = 8;
 /// All secrets of an app's builds, in bytes.
 const MAX_SECRETS: usize = 64 << 10;
+/// Secrets of an app's builds, and lines of all their values.
+const SECRETS: usize = 64;
+const SECRET_LINES: usize = 256;
 
 /// Ends the build that is under way, or waits; what served before serves on.
 #[utoipa::path(post, path = "/v1/apps/{app}/build/cancel", responses((status = 200, body = Deployment), (status = 404, body = Problem), (status = 409, body = Problem)))]
@@ -110,6 +113,19 @@ pub async fn change_secrets(
     let added: usize = change.set.values().map(String::len).sum();
     if kept + added > MAX_SECRETS {
         return Err(ApiError::bad("the secrets would be over 64K"));
+    }
+    let stay = known
+        .iter()
+        .filter(|(key, _)| !change.set.contains_key(key) && !change.unset.contains(key));
+    let values = stay
+        .map(|(_, value)| value)
+        .chain(change.set.values())
+        .collect::<Vec<_>>();
+    let lines: usize = values.iter().map(|value| value.lines().count()).sum();
+    if values.len() > SECRETS || lines > SECRET_LINES {
+        return Err(ApiError::bad(format!(
+            "the secrets would be more than {SECRETS}, or have over {SECRET_LINES} lines: every line of a build is searched for each of them"
+        )));
     }
     control
         .store

@@ -28,6 +28,8 @@ const MAX_CONNECTIONS: usize = 16;
 pub(super) const SPOOL_BYTES: u64 = 4 << 20;
 /// Bound of all secrets of a build, in bytes.
 const MAX_SECRETS: usize = 256 << 10;
+/// Secrets of a build.
+const SECRETS: usize = 64;
 /// What an app's builds may keep for the next one, in bytes.
 const MAX_CACHE: u64 = 2 << 30;
 const CACHE_INSIDE: &str = "/cache";
@@ -143,7 +145,7 @@ fn checked_program(argv: &[String], env: &[(String, String)]) -> Result<(), Stri
 fn checked_secrets(secrets: &[(String, Secret)]) -> Result<(), String> {
     let total: usize = secrets.iter().map(|(_, value)| value.0.len()).sum();
     let good = secrets.iter().all(|(name, _)| is_env_key(name));
-    if good && total <= MAX_SECRETS {
+    if good && total <= MAX_SECRETS && secrets.len() <= SECRETS {
         Ok(())
     } else {
         Err("not a build's secrets".into())
@@ -669,6 +671,7 @@ impl Warden {
         checked_app(app)?;
         checked_key(key)?;
         checked_secrets(secrets)?;
+        let _one = lock(&self.keeping);
         let folder = self.layout.builds().join(build_folder(instance));
         let apps = self.layout.built().join(app);
         let failed = |error: std::io::Error| format!("cannot keep the build: {error}");

@@ -50,11 +50,6 @@ pub struct Checked {
     pub adds: bool,
 }
 
-/// The images that a Dockerfile begins with, or every reason why it is not built.
-pub fn bases(path: &str, text: &str) -> Result<Vec<String>, Problems> {
-    check(path, text).map(|checked| checked.bases)
-}
-
 /// What a Dockerfile comes to, or every reason why it is not built.
 pub fn check(path: &str, text: &str) -> Result<Checked, Problems> {
     let mut list = Vec::new();
@@ -473,6 +468,10 @@ pub fn check_image(image: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn bases(path: &str, text: &str) -> Result<Vec<String>, Problems> {
+        check(path, text).map(|checked| checked.bases)
+    }
 
     #[test]
     fn images_are_found() {

@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn nothing_takes_for_ever_and_nothing_panics() {
-        let long = format!("{}x\n", "**/*a*a*a*a*a*/".repeat(200));
+        let long = format!("{}x\n", "**/*a*a*a*a*a*/".repeat(100));
         let path = "a/".repeat(200);
         assert!(!Ignored::parse(&long).has(&path));
         let many = format!("{}x\n!a\n", "**/".repeat(MAX_PARTS));

@@ -346,3 +346,27 @@ fn what_is_missing_is_written_into_the_configuration() {
     let image = docker.expect("complete").spec.image.expect("an image");
     assert_eq!(image.dockerfile.expect("built").path, "Dockerfile");
 }
+
+#[test]
+fn all_texts_together_are_bounded() {
+    let mut files = Listing::default();
+    let big = vec![b'x'; MAX_TEXT as usize];
+    for number in 0..16 {
+        files.add(&format!("a{number:02}.py"), MAX_TEXT, || Some(big.clone()));
+    }
+    files.add("package.json", 2, || panic!("it must not be read"));
+    let refused = detect(&files, 8080, false).expect_err("too much");
+    assert!(refused.message.contains("too much"), "{}", refused.message);
+}
+
+#[test]
+fn a_pom_is_no_way_to_fill_the_memory() {
+    let long = format!("<project><{}>x", "n".repeat(300));
+    assert!(refusal(&[("pom.xml", &long)]).contains("name is too long"));
+    let many = "<a>x</a>".repeat(10_000);
+    let pom = format!(
+        "<project>{many}<artifactId>a</artifactId><version>1</version><build><finalName>b</finalName><finalName>c</finalName></build></project>"
+    );
+    let found = plan(&[("pom.xml", &pom)]);
+    assert!(command(&found).ends_with("target/b.jar"));
+}

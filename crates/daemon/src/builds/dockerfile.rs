@@ -189,7 +189,7 @@ fn fill(
         if !needed && ignored.has(&path) {
             continue;
         }
-        let mut file = File::open(context.tree.join(&path))?;
+        let file = File::open(context.tree.join(&path))?;
         let found = file.metadata()?;
         let executable = found.permissions().mode() & 0o111 != 0;
         let mut header = tar::Header::new_gnu();
@@ -202,7 +202,7 @@ fn fill(
             continue;
         }
         let mut start = Vec::new();
-        file.by_ref().take(512).read_to_end(&mut start)?;
+        (&file).take(512).read_to_end(&mut start)?;
         if context.adds && is_archive(&start) {
             return Err(io::Error::other(format!(
                 "`{path}` is an archive, and the Dockerfile has ADD, for which the engine itself unpacks archives, without any bound: COPY it and unpack it by RUN, or leave it out by .dockerignore"
@@ -222,7 +222,7 @@ fn is_archive(start: &[u8]) -> bool {
     let skippable = start.len() >= 4 && start[0] & 0xf0 == 0x50 && start[1..4] == *b"\x2a\x4d\x18";
     begins.iter().any(|begin| start.starts_with(begin))
         || skippable
-        || start.get(257..262) == Some(b"ustar")
+        || start.get(257..262).is_some_and(|part| part == b"ustar")
 }
 
 #[cfg(test)]

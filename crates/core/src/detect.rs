@@ -63,6 +63,7 @@ pub fn wants(path: &str) -> bool {
     (deep <= DEPTH && WANTED.contains(&name))
         || (deep <= 1 && (name.ends_with(".py") || name.ends_with(".go")))
         || (deep == 2 && name == "main.go")
+        || (name.ends_with(".txt") && (deep == 0 || (deep == 1 && path.contains("requirements"))))
 }
 
 /// Folders of other people's code.

@@ -679,16 +679,13 @@ impl Store {
 
     /// Ends a deployment that is still being built; false if it is not, or no longer.
     pub fn cancel(&self, deployment: u64, reason: &str) -> Result<bool> {
-        let mut ended = false;
         self.write(|t| {
-            let changed = t.execute(
+            let ended = t.execute(
                 "UPDATE deployments SET state = 'failed', reason = ?2, log = '[]', finished_ms = ?3 WHERE id = ?1 AND state = 'building'",
                 params![deployment, reason, now_ms()],
             )?;
-            ended = changed > 0;
-            Ok(())
-        })?;
-        Ok(ended)
+            Ok(ended > 0)
+        })
     }
 
     pub fn set_goal(&self, app: &str, goal: Goal, purge: bool) -> Result<()> {

@@ -121,10 +121,14 @@ impl Drop for UnderWay {
         let (engine, app) = (self.engine.clone(), self.app.clone());
         let stages = self.stages.clone();
         tokio::task::spawn_local(async move {
-            // The last container may be on its way out.
-            tokio::time::sleep(REMOVE_AGAIN).await;
-            if let Err(reason) = engine.sweep_dangling(&app, &stages).await {
-                tracing::debug!("what a build of {app} left stays: {reason}");
+            // The last container may be on its way out, and whoever builds next tidies up as well.
+            for _ in 0..REMOVALS {
+                tokio::time::sleep(REMOVE_AGAIN).await;
+                match engine.sweep_dangling(&app, &stages).await {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(reason) => tracing::debug!("what a build of {app} left stays: {reason}"),
+                }
             }
         });
     }
@@ -386,8 +390,9 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes what builds of an app left without a name: stages, and layers of builds that failed.
-    async fn sweep_dangling(&self, app: &str, stages: &str) -> Result<(), String> {
+    /// Removes what builds of an app left without a name: stages, and layers of builds that failed. False: some of it is
+    /// still in use.
+    async fn sweep_dangling(&self, app: &str, stages: &str) -> Result<bool, String> {
         let labels = vec![
             format!("{}={stages}", dockerfile::LABEL_STAGES),
             format!("{LABEL_APP}={app}"),
@@ -401,20 +406,22 @@ impl Engine {
         };
         let docker = self.connect().await?;
         let found = docker.list_images(Some(options)).await;
+        let mut clean = true;
         for image in found.map_err(|error| error.to_string())? {
             // A whole image has its key, and is swept when no release uses it; these are only parts.
             if image.labels.contains_key(LABEL_KEY) {
                 continue;
             }
             if self.building.get() > 0 {
-                return Ok(());
+                return Ok(true);
             }
             let options = None::<RemoveImageOptions>;
             if let Err(error) = docker.remove_image(&image.id, options, None).await {
                 tracing::debug!("the image {} stays for now: {error}", image.id);
+                clean = false;
             }
         }
-        Ok(())
+        Ok(clean)
     }
 
     /// The last container of it may be on its way out.

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use hutong_api::{BuildSecret, Deployment, EnvChange, Problem};
 use hutong_core::name::is_env_key;
+use serde::Deserialize;
 
 use super::deploy::wire_deployment;
 use super::{ApiError, Result, apps};
@@ -19,15 +20,27 @@ const MAX_SECRETS: usize = 64 << 10;
 const SECRETS: usize = 64;
 const SECRET_LINES: usize = 256;
 
-/// Ends the build that is under way, or waits; what served before serves on.
-#[utoipa::path(post, path = "/v1/apps/{app}/build/cancel", responses((status = 200, body = Deployment), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[derive(Deserialize)]
+pub struct Which {
+    deployment: Option<u64>,
+}
+
+/// Ends the build that is under way, or waits; what served before serves on. With `deployment` only if it is that one's.
+#[utoipa::path(post, path = "/v1/apps/{app}/build/cancel", params(("deployment" = Option<u64>, Query)), responses((status = 200, body = Deployment), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn cancel(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,
+    Query(which): Query<Which>,
 ) -> Result<Json<Deployment>> {
     apps::find(&control, &name)?;
     let nothing = || ApiError::conflict(format!("nothing of {name} is being built"));
     let under_way = control.store.under_way(&name)?.ok_or_else(nothing)?;
+    if let Some(id) = which.deployment.filter(|id| *id != under_way.id) {
+        return Err(nothing().hint(format!(
+            "deployment {id} is over; {} has taken its place",
+            under_way.id
+        )));
+    }
     if under_way.state != "building" {
         return Err(nothing().hint(format!(
             "release {} is being rolled out already; `hutong rollback {name}` undoes that",

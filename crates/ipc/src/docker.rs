@@ -17,6 +17,7 @@ pub enum Request {
     Resolve {
         image: String,
         pull: Pull,
+        #[serde(default)]
         app: String,
     },
     /// Has the engine build an image of a Dockerfile. A socket comes along by which the context (a tar archive) can be

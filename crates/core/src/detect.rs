@@ -18,6 +18,8 @@ use crate::spec::{self, AppSpec, Missing, Place, Problem, Problems};
 
 /// Of files whose text is needed, more than so many bytes are not read.
 pub const MAX_TEXT: u64 = 1 << 20;
+/// Nor are more bytes of all of them together.
+const MAX_TEXTS: usize = 16 << 20;
 /// Of a folder, more files than this are not listed.
 pub const MAX_FILES: usize = 50_000;
 /// A file's text is needed down to this many folders deep.
@@ -61,6 +63,7 @@ pub fn wants(path: &str) -> bool {
     (deep <= DEPTH && WANTED.contains(&name))
         || (deep <= 1 && (name.ends_with(".py") || name.ends_with(".go")))
         || (deep == 2 && name == "main.go")
+        || (name.ends_with(".txt") && (deep == 0 || (deep == 1 && path.contains("requirements"))))
 }
 
 /// Folders of other people's code.
@@ -72,6 +75,8 @@ fn is_foreign(part: &str) -> bool {
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
     files: BTreeMap<String, Text>,
+    /// Bytes of all texts.
+    read: usize,
 }
 
 /// What is known of a file's text.
@@ -79,7 +84,7 @@ pub struct Listing {
 pub enum Text {
     /// Nobody needs it.
     Unread,
-    /// It is over [`MAX_TEXT`].
+    /// It is over [`MAX_TEXT`], or all texts together would be too much.
     TooLong,
     Read(String),
 }
@@ -92,11 +97,14 @@ impl Listing {
         }
         let text = match wants(path) {
             false => Text::Unread,
-            true if size > MAX_TEXT => Text::TooLong,
+            true if size > MAX_TEXT || self.read >= MAX_TEXTS => Text::TooLong,
             true => content().map_or(Text::Unread, |bytes| {
                 Text::Read(String::from_utf8_lossy(&bytes).into_owned())
             }),
         };
+        if let Text::Read(text) = &text {
+            self.read += text.len();
+        }
         self.files.insert(path.to_owned(), text);
     }
 
@@ -126,8 +134,9 @@ impl Listing {
             Some(Text::TooLong) => Err(Refusal::at(
                 path,
                 format!(
-                    "over {}, too much to be read",
-                    crate::units::show_size(MAX_TEXT)
+                    "over {}, or over {} with what is beside it: too much to be read",
+                    crate::units::show_size(MAX_TEXT),
+                    crate::units::show_size(MAX_TEXTS as u64)
                 ),
             )),
             Some(Text::Unread) | None => Err(Refusal::at(path, "cannot be read")),

@@ -2,6 +2,10 @@
 //! begins a comment, `*` and `?` stay within a path's part, `**` does not, `!` takes back, the last that fits decides,
 //! and what fits a folder fits all below it.
 
+/// The file is not longer, in bytes.
+pub const MAX_BYTES: usize = 64 << 10;
+/// Parts of one pattern; a longer one is left out.
+const MAX_PARTS: usize = 256;
 /// Patterns at most; more are left out, so that more is sent than need be, never less.
 const MAX_PATTERNS: usize = 1000;
 
@@ -34,7 +38,9 @@ impl Ignored {
                     part => parts.push(part.to_owned()),
                 }
             }
-            (!parts.is_empty()).then_some((parts, verdict))
+            (1..=MAX_PARTS)
+                .contains(&parts.len())
+                .then_some((parts, verdict))
         });
         Ignored {
             patterns: patterns.take(MAX_PATTERNS).collect(),
@@ -55,13 +61,9 @@ impl Ignored {
     }
 }
 
-/// Whether a pattern fits a path, or a folder that it is in.
+/// Whether a pattern fits a path, or a folder that it is in. By rows rather than by recursion: many `**` must not take for
+/// ever; and by one table for all folders of the path.
 fn fits_or_above(pattern: &[String], parts: &[&str]) -> bool {
-    (1..=parts.len()).any(|length| fits(pattern, &parts[..length]))
-}
-
-/// By rows rather than by recursion: many `**` must not take for ever.
-fn fits(pattern: &[String], parts: &[&str]) -> bool {
     let mut reached = vec![false; parts.len() + 1];
     reached[0] = true;
     for piece in pattern {
@@ -76,9 +78,13 @@ fn fits(pattern: &[String], parts: &[&str]) -> bool {
                 next[index + 1] = reached[index] && part_fits(piece, part);
             }
         }
+        if !next.contains(&true) {
+            return false;
+        }
         reached = next;
     }
-    reached[parts.len()]
+    // The path itself, or one of the folders that it is in; not the context as a whole.
+    reached[1..].contains(&true)
 }
 
 /// `*`, `?`, `[a-z]`, `[^a]` and `\` within one part of a path, as Go's `filepath.Match` has them.
@@ -188,9 +194,11 @@ mod tests {
 
     #[test]
     fn nothing_takes_for_ever_and_nothing_panics() {
-        let long = format!("{}x\n", "**/*a*a*a*a*a*/".repeat(200));
+        let long = format!("{}x\n", "**/*a*a*a*a*a*/".repeat(100));
         let path = "a/".repeat(200);
         assert!(!Ignored::parse(&long).has(&path));
+        let many = format!("{}x\n!a\n", "**/".repeat(MAX_PARTS));
+        assert!(!Ignored::parse(&many).has("a/x"));
         for odd in ["[", "[]", "[^", "\\", "!", "!!", "..", "[a-", "*[", "/"] {
             Ignored::parse(odd).has("a/b");
         }

@@ -232,7 +232,11 @@ fn fetch(
     if control.settings.docker.is_none() {
         return Err(Broken::plain(NO_ENGINE));
     }
-    let found = patiently(|| control.docker.resolve(reference, image.pull));
+    let found = patiently(|| {
+        control
+            .docker
+            .resolve(reference, image.pull, &deployment.app)
+    });
     found.map_err(Broken::plain)
 }
 

@@ -113,7 +113,7 @@ pub fn reserve(control: &Control) -> (u64, u64) {
     (free, wanted.unwrap_or((total / 20).min(RESERVE)))
 }
 
-/// Logs go first, then builds; apps and the platform go on.
+/// Logs go first, then builds, then what they keep for the next; apps and the platform go on.
 fn watch_reserve(control: &Control) {
     let (mut free, reserve) = reserve(control);
     if free < reserve {
@@ -129,6 +129,38 @@ fn watch_reserve(control: &Control) {
     for build in control.warden.list().into_iter().flatten() {
         if build.build && !build.ending {
             let _ = control.warden.kill(&build.instance);
+        }
+    }
+    drop_caches(control);
+}
+
+/// What builds keep for the next one goes before anything else of an app's, the largest first.
+fn drop_caches(control: &Control) {
+    let known = lock(&control.observed).disk.apps.clone();
+    let mut caches: Vec<(u64, String)> = known
+        .into_iter()
+        .filter(|(_, used)| used.caches > 0)
+        .map(|(app, used)| (used.caches, app))
+        .collect();
+    caches.sort_by(|one, other| other.cmp(one));
+    for (size, app) in caches {
+        if control.has_disk().is_ok() {
+            return;
+        }
+        // What is being built is about to end, and then its turn comes.
+        let builds = match control.store.under_way(&app) {
+            Ok(under_way) => under_way.is_some_and(|one| one.state == "building"),
+            Err(_) => true,
+        };
+        if builds || control.warden.drop_cache(&app).is_err() {
+            continue;
+        }
+        tracing::warn!(
+            "the disk is full: what builds of {app} kept, {}, is thrown away",
+            show_size(size)
+        );
+        if let Some(used) = lock(&control.observed).disk.apps.get_mut(&app) {
+            used.caches = 0;
         }
     }
 }

@@ -153,10 +153,11 @@ impl DockerClient {
         }
     }
 
-    /// Has the engine fetch an image; takes long.
-    pub fn resolve(&self, image: &str, pull: spec::Pull) -> Result<Image, DriverError> {
+    /// Has the engine fetch an image for an app; takes long.
+    pub fn resolve(&self, image: &str, pull: spec::Pull, app: &str) -> Result<Image, DriverError> {
         let request = Request::Resolve {
             image: image.to_owned(),
+            app: app.to_owned(),
             pull: match pull {
                 spec::Pull::Missing => Pull::Missing,
                 spec::Pull::Always => Pull::Always,

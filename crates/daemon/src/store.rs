@@ -679,6 +679,17 @@ impl Store {
         })
     }
 
+    /// Ends a deployment that is still being built; false if it is not, or no longer.
+    pub fn cancel(&self, deployment: u64, reason: &str) -> Result<bool> {
+        self.write(|t| {
+            let ended = t.execute(
+                "UPDATE deployments SET state = 'failed', reason = ?2, log = '[]', finished_ms = ?3 WHERE id = ?1 AND state = 'building'",
+                params![deployment, reason, now_ms()],
+            )?;
+            Ok(ended > 0)
+        })
+    }
+
     pub fn set_goal(&self, app: &str, goal: Goal, purge: bool) -> Result<()> {
         let work = |t: &rusqlite::Transaction<'_>| {
             t.execute(

@@ -31,12 +31,12 @@ use crate::engine::{Engine, is_missing};
 use crate::serve;
 
 /// Labels of images are others than those of containers: a container has its image's, too.
-const LABEL_SERVER: &str = "hutong.image.server";
-const LABEL_APP: &str = "hutong.image.app";
+pub const LABEL_SERVER: &str = "hutong.image.server";
+pub const LABEL_APP: &str = dockerfile::LABEL_APP;
 const LABEL_KEY: &str = "hutong.image.key";
 
-/// Lines on their way to control; the engine waits when there are more.
-const LINES: usize = 64;
+/// Lines on their way to control; more are left out, so that the engine is always listened to.
+const LINES: usize = 1024;
 /// The longest line that is passed on, in bytes.
 const MAX_LINE: usize = 8 << 10;
 /// How often the engine's disk is looked at.
@@ -64,30 +64,74 @@ pub async fn run(
         return serve::send(&mut stream, &refused).await;
     };
     let (lines, mut said) = mpsc::channel(LINES);
-    let work = engine.build(build, context?, lines);
+    let context = context?;
+    let _under_way = UnderWay::begin(engine, build);
+    let work = engine.build(build, context, lines);
     let mut work = std::pin::pin!(work);
     let (mut hears, mut tells) = stream.split();
-    let mut nothing = [0; 1];
-    let done = loop {
-        tokio::select! {
-            biased;
-            Some(line) = said.recv() => {
-                tells.write_all(&channel::encode(&Answer::Output(line))?).await?;
-            }
-            done = &mut work => break done,
-            // What is dropped with this ends the build.
-            _ = hears.read(&mut nothing) => return Ok(()),
+    // Beside the work, not between: a reader that is slow keeps no guard waiting.
+    let passing_on = async move {
+        while let Some(line) = said.recv().await {
+            tells
+                .write_all(&channel::encode(&Answer::Output(line))?)
+                .await?;
         }
+        Ok::<_, std::io::Error>(tells)
     };
-    while let Ok(line) = said.try_recv() {
-        let frame = channel::encode(&Answer::Output(line))?;
-        tells.write_all(&frame).await?;
-    }
+    let mut passing_on = std::pin::pin!(passing_on);
+    let mut nothing = [0; 1];
+    let done = tokio::select! {
+        biased;
+        done = &mut work => done,
+        // It ends before the work only when nobody reads any more.
+        passed = &mut passing_on => return passed.map(drop),
+        // What is dropped with this ends the build.
+        _ = hears.read(&mut nothing) => return Ok(()),
+    };
+    let mut tells = passing_on.await?;
     let answer = match done {
         Ok(image) => Answer::Resolved(image),
         Err(reason) => Answer::Refused(reason),
     };
     tells.write_all(&channel::encode(&answer)?).await
+}
+
+/// A build that is under way: meanwhile no image is removed that it may begin with. What its stages left goes at its end.
+struct UnderWay {
+    engine: Rc<Engine>,
+    app: String,
+    stages: String,
+}
+
+impl UnderWay {
+    fn begin(engine: &Rc<Engine>, build: &Build) -> Self {
+        engine.building.set(engine.building.get() + 1);
+        UnderWay {
+            engine: engine.clone(),
+            app: build.app.clone(),
+            stages: build.stages.clone(),
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let left = self.engine.building.get().saturating_sub(1);
+        self.engine.building.set(left);
+        let (engine, app) = (self.engine.clone(), self.app.clone());
+        let stages = self.stages.clone();
+        tokio::task::spawn_local(async move {
+            // The last container may be on its way out, and whoever builds next tidies up as well.
+            for _ in 0..REMOVALS {
+                tokio::time::sleep(REMOVE_AGAIN).await;
+                match engine.sweep_dangling(&app, &stages).await {
+                    Ok(true) => return,
+                    Ok(false) => {}
+                    Err(reason) => tracing::debug!("what a build of {app} left stays: {reason}"),
+                }
+            }
+        });
+    }
 }
 
 /// The container that a step runs in; it goes when nobody waits for the build any more.
@@ -114,6 +158,7 @@ impl Engine {
     ) -> Result<Image, String> {
         let sound = AppName::new(&build.app).is_ok()
             && is_digest(&build.key)
+            && is_digest(&build.stages)
             && check_path(&build.dockerfile).is_ok_and(|path| !path.is_empty());
         if !sound {
             return Err("not an app, a key and a path".into());
@@ -136,9 +181,12 @@ impl Engine {
                 return self.resolve(&tag, Pull::Never).await;
             }
         }
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(build.timeout_ms);
+        let late = || format!("took over {} s", build.timeout_ms / 1000);
         for base in &build.bases {
-            let _ = lines.send(format!("looking for the image {base}")).await;
-            self.check_base(base).await?;
+            let _ = lines.try_send(format!("looking for the image {base}"));
+            let checked = tokio::time::timeout_at(deadline, self.check_base(base, &build.app));
+            checked.await.map_err(|_| late())??;
         }
         let network = match build.egress {
             true => self.build_network(build).await?,
@@ -174,8 +222,9 @@ impl Engine {
         };
         let body = body_try_stream(chunks(context));
         let mut said = Box::pin(docker.build_image(options, None, Some(body)));
-        let deadline = tokio::time::Instant::now() + Duration::from_millis(build.timeout_ms);
         let mut look = tokio::time::interval(LOOK);
+        // The engine is always listened to: a step's container gets its bound when it says that it made it.
+        let mut dropped: u64 = 0;
         loop {
             let next = tokio::select! {
                 next = said.next() => next,
@@ -186,7 +235,7 @@ impl Engine {
                     continue;
                 }
                 () = tokio::time::sleep_until(deadline) => {
-                    return Err(format!("took over {} s", build.timeout_ms / 1000));
+                    return Err(late());
                 }
             };
             let Some(info) = next else { break };
@@ -199,10 +248,19 @@ impl Engine {
                 if let Some(id) = line.trim_start().strip_prefix(RUNNING) {
                     self.bound(id, &mark, build.limits.pids, &step).await?;
                 }
-                if !line.is_empty() {
-                    let _ = lines.send(cut(line)).await;
+                if line.is_empty() {
+                    continue;
+                }
+                if dropped > 0 && lines.try_send(left_out(dropped)).is_ok() {
+                    dropped = 0;
+                }
+                if dropped > 0 || lines.try_send(cut(line)).is_err() {
+                    dropped += 1;
                 }
             }
+        }
+        if dropped > 0 {
+            let _ = lines.try_send(left_out(dropped));
         }
         // The engine removed it.
         step.container.take();
@@ -244,24 +302,23 @@ impl Engine {
         }
     }
 
-    /// Fetches an image that a Dockerfile begins with, if it is not there, and refuses one whose triggers would have the
-    /// engine fetch something.
-    async fn check_base(&self, base: &str) -> Result<(), String> {
-        self.resolve(base, Pull::Missing).await?;
+    /// Fetches an image that a Dockerfile begins with or copies from, if it is not there, and refuses another app's, and
+    /// one whose triggers would have the engine do something by itself.
+    async fn check_base(&self, base: &str, app: &str) -> Result<(), String> {
+        dockerfile::check_image(base)?;
+        self.resolve_for(base, Pull::Missing, app).await?;
         let found = self.docker()?.inspect_image(base).await;
         let config = found.map_err(|error| error.to_string())?.config;
-        let triggers = config.and_then(|config| config.on_build);
-        match triggers
-            .iter()
-            .flatten()
-            .find(|one| dockerfile::fetches(one))
-        {
-            Some(trigger) => Err(format!(
-                "the image {base} has the engine do `{}` when something is built of it, past the walls of this server",
-                cut(trigger)
-            )),
-            None => Ok(()),
+        let config = config.unwrap_or_default();
+        for trigger in config.on_build.iter().flatten() {
+            if let Err(why) = dockerfile::check_trigger(trigger) {
+                return Err(format!(
+                    "the image {base} has the engine do `{}` when something is built of it: {why}",
+                    cut(trigger)
+                ));
+            }
         }
+        Ok(())
     }
 
     /// The app's own network with a way to every public address, behind its walls.
@@ -306,7 +363,8 @@ impl Engine {
         ])
     }
 
-    /// Removes images that were built here and that no release uses. One that a container uses stays until the next time.
+    /// Removes images that were built here and that no release uses. One that a container uses stays until the next
+    /// time, as all do while something is being built, which may begin with one.
     pub async fn sweep_images(&self, keep: &[String]) -> Result<(), String> {
         let label = format!("{LABEL_SERVER}={}", self.setup.server);
         let options = ListImagesOptions {
@@ -334,9 +392,46 @@ impl Engine {
         Ok(())
     }
 
+    /// Removes what builds of an app left without a name: stages, and layers of builds that failed. False: some of it is
+    /// still in use.
+    async fn sweep_dangling(&self, app: &str, stages: &str) -> Result<bool, String> {
+        let labels = vec![
+            format!("{}={stages}", dockerfile::LABEL_STAGES),
+            format!("{LABEL_APP}={app}"),
+        ];
+        let options = ListImagesOptions {
+            filters: Some(HashMap::from([
+                ("label".to_owned(), labels),
+                ("dangling".to_owned(), vec!["true".to_owned()]),
+            ])),
+            ..Default::default()
+        };
+        let docker = self.connect().await?;
+        let found = docker.list_images(Some(options)).await;
+        let mut clean = true;
+        for image in found.map_err(|error| error.to_string())? {
+            // A whole image has its key, and is swept when no release uses it; these are only parts.
+            if image.labels.contains_key(LABEL_KEY) {
+                continue;
+            }
+            if self.building.get() > 0 {
+                return Ok(true);
+            }
+            let options = None::<RemoveImageOptions>;
+            if let Err(error) = docker.remove_image(&image.id, options, None).await {
+                tracing::debug!("the image {} stays for now: {error}", image.id);
+                clean = false;
+            }
+        }
+        Ok(clean)
+    }
+
     /// The last container of it may be on its way out.
     async fn remove_image(&self, name: &str) {
         for _ in 0..REMOVALS {
+            if self.building.get() > 0 {
+                return;
+            }
             let Ok(docker) = self.docker() else { return };
             let options = None::<RemoveImageOptions>;
             match docker.remove_image(name, options, None).await {
@@ -384,6 +479,10 @@ fn too_full(root: Option<&str>, reserve: u64) -> Option<String> {
 fn failure(text: &str) -> String {
     let text = text.strip_prefix("Docker stream error: ").unwrap_or(text);
     cut(text.trim())
+}
+
+fn left_out(lines: u64) -> String {
+    format!("({lines} lines came too fast and are left out)")
 }
 
 fn cut(line: &str) -> String {

@@ -95,6 +95,8 @@ pub struct Engine {
     pub changed: Notify,
     /// Held while a network is made.
     pub networks: tokio::sync::Mutex<()>,
+    /// Builds under way.
+    pub building: Cell<usize>,
     docker: RefCell<Option<Docker>>,
     remapped: Cell<Option<bool>>,
     warden: Arc<Mutex<UnixStream>>,
@@ -144,6 +146,7 @@ impl Engine {
             setup,
             changed: Notify::new(),
             networks: tokio::sync::Mutex::new(()),
+            building: Cell::default(),
             docker: RefCell::default(),
             remapped: Cell::default(),
             warden: Arc::new(Mutex::new(warden)),
@@ -402,11 +405,13 @@ impl Engine {
                 Answer::Instances(self.list())
             }
             Request::List => Answer::Later(self.trouble.borrow().clone()),
-            Request::Resolve { image, pull } => match self.resolve(&image, pull).await {
-                Ok(image) => Answer::Resolved(image),
-                Err(reason) if self.answers().await => Answer::Refused(reason),
-                Err(reason) => Answer::Later(reason),
-            },
+            Request::Resolve { image, pull, app } => {
+                match self.resolve_for(&image, pull, &app).await {
+                    Ok(image) => Answer::Resolved(image),
+                    Err(reason) if self.answers().await => Answer::Refused(reason),
+                    Err(reason) => Answer::Later(reason),
+                }
+            }
             Request::Start(start) => self.begin(*start),
             Request::Stop {
                 instance,

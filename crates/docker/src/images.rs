@@ -8,6 +8,7 @@ use hutong_core::image::ImageUser;
 use hutong_core::name::is_digest;
 use hutong_ipc::docker::{Image, Pull};
 
+use crate::build::{LABEL_APP, LABEL_SERVER};
 use crate::engine::Engine;
 
 /// How long an image may take to be fetched, and to say nothing.
@@ -15,6 +16,23 @@ const FETCH: Duration = Duration::from_secs(15 * 60);
 const STALL: Duration = Duration::from_secs(60);
 
 impl Engine {
+    /// As [`Engine::resolve`], but for an app: none that was built for another.
+    pub async fn resolve_for(&self, image: &str, pull: Pull, app: &str) -> Result<Image, String> {
+        let found = self.resolve(image, pull).await?;
+        // By its id: the name may have gone elsewhere meanwhile.
+        let looked = self.docker()?.inspect_image(&found.id).await;
+        let config = looked.map_err(|error| error.to_string())?.config;
+        let labels = config.and_then(|config| config.labels).unwrap_or_default();
+        // A stage says no server; what another server built came from a registry.
+        let ours = labels
+            .get(LABEL_SERVER)
+            .is_none_or(|server| *server == self.setup.server);
+        if ours && labels.get(LABEL_APP).is_some_and(|owner| owner != app) {
+            return Err(format!("the image {image} was built for another app"));
+        }
+        Ok(found)
+    }
+
     /// Has the engine fetch an image, if need be, and says which one it is.
     pub async fn resolve(&self, image: &str, pull: Pull) -> Result<Image, String> {
         let docker = self.connect().await?;

@@ -55,7 +55,7 @@ fn what_is_no_service_is_a_mistake_with_its_place() {
             "compose.yml:3:12: `a b` is no image such as python:3.12",
         ),
         (
-            "services:\n  web:\n    image: a\n    command: \"'x\"\n",
+            "services:\n  web:\n    image: x\n    command: \"'x\"\n",
             "compose.yml:4:14: a quote is not closed",
         ),
         (

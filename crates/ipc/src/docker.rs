@@ -13,10 +13,12 @@ use crate::warden::{Evidence, Limits, Quota, Tree};
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// Has the engine fetch an image, and says which one it is.
+    /// Has the engine fetch an image, and says which one it is; none that was built for another app than this.
     Resolve {
         image: String,
         pull: Pull,
+        #[serde(default)]
+        app: String,
     },
     /// Has the engine build an image of a Dockerfile. A socket comes along by which the context (a tar archive) can be
     /// read. Answered by any number of [`Answer::Output`], then by `Resolved` or `Refused`. Who hangs up has ended it.
@@ -81,6 +83,8 @@ pub struct Build {
     pub key: String,
     /// It is built anew even so, and nothing of earlier builds is used.
     pub fresh: bool,
+    /// What the stages of this app's builds are labelled with, 64 hex digits.
+    pub stages: String,
     /// Where the Dockerfile lies in the context.
     pub dockerfile: String,
     /// The images that it begins with.

@@ -45,6 +45,11 @@ pub trait Driver: Send + Sync {
     fn listening(&self, instance: &str) -> Result<Vec<shim::Listening>, DriverError>;
 }
 
+/// How long an answer may take; and one for which a build's result is read through, which has a bound of its own, and may
+/// have to wait for another's.
+const ANSWER: Duration = Duration::from_secs(120);
+const LONG_ANSWER: Duration = Duration::from_secs(15 * 60);
+
 /// Idle connections that are kept.
 const KEPT: usize = 4;
 
@@ -87,9 +92,21 @@ impl WardenClient {
             }
         }
         let fresh = UnixStream::connect(&self.path).map_err(unreachable)?;
-        let _ = fresh.set_read_timeout(Some(Duration::from_secs(120)));
+        let _ = fresh.set_read_timeout(Some(ANSWER));
         let (answer, _) = channel::call(&fresh, request, &[]).map_err(unreachable)?;
         self.keep(fresh);
+        refused(answer)
+    }
+
+    /// As [`Self::ask`], for what takes long: on a line of its own, with more time.
+    fn ask_patiently(&self, request: &Request) -> Result<Answer, DriverError> {
+        let unreachable = |source| DriverError::Unreachable {
+            path: self.path.clone(),
+            source,
+        };
+        let fresh = UnixStream::connect(&self.path).map_err(unreachable)?;
+        let _ = fresh.set_read_timeout(Some(LONG_ANSWER));
+        let (answer, _) = channel::call(&fresh, request, &[]).map_err(unreachable)?;
         refused(answer)
     }
 
@@ -134,7 +151,7 @@ impl WardenClient {
         key: &str,
         secrets: &[(String, Secret)],
     ) -> Result<Option<String>, DriverError> {
-        match self.ask(&Request::BuildKeep {
+        match self.ask_patiently(&Request::BuildKeep {
             instance: instance.into(),
             app: app.into(),
             key: key.into(),

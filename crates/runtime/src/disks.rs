@@ -410,11 +410,48 @@ pub fn usage(layout: &Layout, apps: &[String]) -> Vec<DiskUse> {
             data: data.unwrap_or(0),
             bound,
             built: measure(&layout.built().join(app)).unwrap_or(0),
-            caches: measure(&layout.caches().join(app)).unwrap_or(0),
+            caches: cache_size(&layout.caches().join(app)),
             known: data.is_some(),
         }
     };
     apps.iter().map(measured).collect()
+}
+
+/// What caches of builds hold, by their folder: only a build changes that, and there may be very many files in them.
+static CACHES: Mutex<BTreeMap<PathBuf, u64>> = Mutex::new(BTreeMap::new());
+
+fn caches() -> std::sync::MutexGuard<'static, BTreeMap<PathBuf, u64>> {
+    CACHES
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// One that takes too long to be measured is taken to be so large.
+const UNMEASURED: u64 = 2 << 30;
+
+/// What a cache holds, as it was when it was last measured.
+fn cache_size(folder: &Path) -> u64 {
+    if let Some(known) = caches().get(folder) {
+        return *known;
+    }
+    let size = measure(folder).unwrap_or(UNMEASURED);
+    caches().insert(folder.to_owned(), size);
+    size
+}
+
+/// Measures a cache anew; one that takes too long is as large as can be.
+pub fn measure_cache(folder: &Path) -> u64 {
+    let size = measure(folder).unwrap_or(u64::MAX);
+    caches().insert(folder.to_owned(), size);
+    size
+}
+
+/// A cache may hold something else now; none of a folder: any of them may.
+pub fn forget_cache(folder: Option<&Path>) {
+    match folder {
+        Some(folder) => drop(caches().remove(folder)),
+        None => caches().clear(),
+    }
 }
 
 /// Bytes on disk below a folder, on its own file system; links are not followed. `du` takes folders of any depth.

@@ -78,6 +78,8 @@ struct Warden {
     stacks: Mutex<Option<bool>>,
     /// Held while a build's folder is made.
     preparing: Mutex<()>,
+    /// Held while a build's result is looked at and kept: asked twice, the second waits for the first.
+    keeping: Mutex<()>,
     /// Instances being started: their address on the egress network is taken.
     starting: Mutex<Vec<u16>>,
     root: bool,
@@ -146,6 +148,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         making: std::sync::RwLock::new(()),
         stacks: Mutex::new(None),
         preparing: Mutex::new(()),
+        keeping: Mutex::new(()),
         starting: Mutex::new(Vec::new()),
         root,
         program,

@@ -57,8 +57,13 @@ fn program(seen: &Seen<'_>) -> Result<String, Refusal> {
     let is_main = |path: &&str| {
         let name = path.rsplit('/').next().unwrap_or_default();
         let text = seen.files.text(path).unwrap_or_default();
+        let left_out = text.lines().any(|line| {
+            let line = line.trim_end();
+            line == "//go:build ignore" || line == "// +build ignore"
+        });
         name.ends_with(".go")
             && !name.ends_with("_test.go")
+            && !left_out
             && text
                 .lines()
                 .any(|line| line.trim_end() == "package main" || line.starts_with("package main "))

@@ -62,15 +62,27 @@ pub(super) fn detect(seen: &Seen<'_>) -> Result<Plan, Refusal> {
     })
 }
 
-/// Texts of elements by their path, the first of each; enough of XML for that.
-struct Pom<'a>(Vec<(String, &'a str)>);
+/// Texts of the elements that are asked for by their path, the first of each; enough of XML for that.
+struct Pom<'a>(Vec<(&'static str, &'a str)>);
+
+/// What is asked for.
+const ASKED: [&str; 5] = [
+    "project/packaging",
+    "project/build/finalName",
+    "project/artifactId",
+    "project/version",
+    "project/parent/version",
+];
+
+/// The longest name of an element, in bytes.
+const MAX_NAME: usize = 256;
 
 /// Elements within each other.
 const MAX_DEPTH: usize = 64;
 
 impl<'a> Pom<'a> {
     fn read(text: &'a str) -> Result<Self, Refusal> {
-        let mut found = Vec::new();
+        let mut found: Vec<(&'static str, &'a str)> = Vec::new();
         let mut open: Vec<&str> = Vec::new();
         let mut rest = text;
         let mut seen_project = false;
@@ -87,8 +99,12 @@ impl<'a> Pom<'a> {
         };
         while let Some(start) = rest.find('<') {
             let content = rest[..start].trim();
-            if !open.is_empty() && !content.is_empty() {
-                found.push((open.join("/"), content));
+            let is_open = |path: &&&str| path.split('/').eq(open.iter().copied());
+            if !content.is_empty()
+                && let Some(path) = ASKED.iter().find(is_open)
+                && !found.iter().any(|(at, _)| at == path)
+            {
+                found.push((*path, content));
             }
             rest = &rest[start..];
             let skip = [
@@ -118,6 +134,9 @@ impl<'a> Pom<'a> {
                 if open.len() >= MAX_DEPTH {
                     return Err(wrong(rest, "the elements are too deep".into()));
                 }
+                if name.len() > MAX_NAME {
+                    return Err(wrong(rest, "an element's name is too long".into()));
+                }
                 seen_project |= open.is_empty() && name == "project";
                 open.push(name);
             }
@@ -136,7 +155,7 @@ impl<'a> Pom<'a> {
     }
 
     fn get(&self, path: &str) -> Option<&'a str> {
-        let found = self.0.iter().find(|(at, _)| at == path);
+        let found = self.0.iter().find(|(at, _)| *at == path);
         found.map(|(_, text)| *text)
     }
 }

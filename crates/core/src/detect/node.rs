@@ -65,6 +65,14 @@ impl Package {
         })
     }
 
+    /// On any package whose name begins so.
+    fn depends_on_any(&self, prefix: &str) -> bool {
+        ["dependencies", "devDependencies"]
+            .iter()
+            .filter_map(|kind| self.all.get(kind)?.as_object())
+            .any(|all| all.keys().any(|name| name.starts_with(prefix)))
+    }
+
     fn has_dependencies(&self) -> bool {
         ["dependencies", "devDependencies", "optionalDependencies"]
             .iter()
@@ -183,7 +191,7 @@ pub(super) fn detect(seen: &Seen<'_>) -> Result<Plan, Refusal> {
             because.push(why);
             Program::Static { folder, spa }
         }
-        Output::Program => match program(seen, &package, &mut because) {
+        Output::Program => match program(seen, &package, install.manager, &mut because) {
             Some(command) => Program::Command(command),
             None => match super::site::detect(seen) {
                 Some(site) if !builds => {
@@ -287,6 +295,32 @@ fn output(seen: &Seen<'_>, package: &Package) -> Result<Output, Refusal> {
             false => Output::Program,
         });
     }
+    if package.depends_on("nuxt") {
+        let generates = package
+            .script("build")
+            .unwrap_or_default()
+            .contains("generate");
+        return Ok(match generates {
+            true => folder(
+                ".output/public",
+                false,
+                "Nuxt generates files into .output/public/".into(),
+            ),
+            false => Output::Program,
+        });
+    }
+    if package.depends_on("@sveltejs/kit") {
+        return Ok(match package.depends_on("@sveltejs/adapter-static") {
+            true => folder("build", false, "SvelteKit writes files into build/".into()),
+            false => Output::Program,
+        });
+    }
+    if ["@remix-run/", "@react-router/"]
+        .iter()
+        .any(|scope| package.depends_on_any(scope))
+    {
+        return Ok(Output::Program);
+    }
     if package.depends_on("astro") {
         let text = config(&["astro.config.mjs", "astro.config.ts"]);
         if says(text, "output", "server") {
@@ -304,8 +338,7 @@ fn output(seen: &Seen<'_>, package: &Package) -> Result<Output, Refusal> {
     }
     let builder = BUILDERS.iter().find(|(name, ..)| package.depends_on(name));
     let starts_program = package.script("start").is_some_and(|start| {
-        let first = start.split_whitespace().next().unwrap_or_default();
-        ["node", "tsx", "ts-node"].contains(&first)
+        !builder.is_some_and(|(name, ..)| start.split("&&").any(|part| runs(part, name)))
     });
     match builder {
         Some((name, place, spa)) if !starts_program => Ok(folder(
@@ -316,12 +349,10 @@ fn output(seen: &Seen<'_>, package: &Package) -> Result<Output, Refusal> {
         _ if package.script("start").is_some() => Ok(Output::Program),
         _ => {
             let script = package.script("build").unwrap_or_default();
-            let word = |place: &&&str| {
-                script
-                    .split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != '-')
-                    .any(|word| word == **place)
-            };
-            match ["dist", "build", "out", "public"].iter().find(word) {
+            match ["dist", "build", "out", "public"]
+                .iter()
+                .find(|place| names_folder(script, place))
+            {
                 Some(place) => Ok(folder(
                     place,
                     false,
@@ -331,6 +362,43 @@ fn output(seen: &Seen<'_>, package: &Package) -> Result<Output, Refusal> {
             }
         }
     }
+}
+
+/// Whether the program that a line begins with is a builder's own, such as its server for development.
+fn runs(line: &str, builder: &str) -> bool {
+    let before = ["cross-env", "env", "npx"];
+    let real = line
+        .split_whitespace()
+        .find(|word| !before.contains(word) && !word.contains('=') && !word.starts_with('-'));
+    let own = match builder {
+        "@vue/cli-service" => "vue-cli-service",
+        "@docusaurus/core" => "docusaurus",
+        "@11ty/eleventy" => "eleventy",
+        other => other,
+    };
+    real.is_some_and(|word| word == own || (own == "webpack" && word == "webpack-dev-server"))
+}
+
+/// Whether a script names a folder as that which it writes to. `build` is a word of many commands, so it counts only
+/// behind an option, or as part of a path.
+fn names_folder(script: &str, place: &str) -> bool {
+    let mut before = "";
+    for word in script.split_whitespace() {
+        let word = word.trim_matches(['"', '\'', ';']);
+        let (option, value) = match word.split_once('=') {
+            Some((option, value)) if word.starts_with('-') => (option, value),
+            _ => (before, word),
+        };
+        let plain = value.trim_start_matches("./");
+        let first = plain.split('/').next().unwrap_or_default();
+        let writes = ["-o", "-d", "-D", "--to", "--dir", "--dest"].contains(&option)
+            || option.starts_with("--out");
+        if first == place && (place != "build" || writes || value.contains('/')) {
+            return true;
+        }
+        before = word;
+    }
+    false
 }
 
 fn nothing_to_run(builds: bool) -> Refusal {
@@ -376,17 +444,25 @@ fn angular_output(text: &str) -> Result<String, Refusal> {
 }
 
 /// What is run for visitors.
-fn program(seen: &Seen<'_>, package: &Package, because: &mut Vec<String>) -> Option<Vec<String>> {
+fn program(
+    seen: &Seen<'_>,
+    package: &Package,
+    manager: Manager,
+    because: &mut Vec<String>,
+) -> Option<Vec<String>> {
     if let Some(web) = &seen.web {
         because.push("Procfile: `web` is run".into());
         return Some(web.clone());
     }
     if let Some(start) = package.script("start") {
         because.push(format!("its script `start` ({start}) is run"));
+        // There may be no node_modules: yarn says where packages lie.
+        if manager == Manager::YarnBerry {
+            return Some(words("yarn run start"));
+        }
         // Without a shell and npm between, signals reach the program itself.
-        let direct = (!needs_shell(start))
-            .then(|| shell_words::split(start).ok())
-            .flatten();
+        let alone = package.script("prestart").is_none() && !needs_shell(start);
+        let direct = alone.then(|| shell_words::split(start).ok()).flatten();
         return Some(match direct {
             Some(command) if !command.is_empty() => command,
             _ => words("npm run --silent start"),
@@ -395,6 +471,10 @@ fn program(seen: &Seen<'_>, package: &Package, because: &mut Vec<String>) -> Opt
     if package.depends_on("next") {
         because.push("Next: `next start` is run".into());
         return Some(words(&format!("next start -p {}", seen.port)));
+    }
+    if package.depends_on("@sveltejs/adapter-node") {
+        because.push("SvelteKit: its own server is run".into());
+        return Some(words("node build"));
     }
     if package.depends_on("nuxt") {
         because.push("Nuxt: its own server is run".into());

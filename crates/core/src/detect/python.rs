@@ -90,8 +90,23 @@ fn needs(seen: &Seen<'_>, because: &mut Vec<String>) -> Result<Needs, Refusal> {
                     )
                 });
             }
-            local &= is_local(line);
-            needs.names.extend(package_name(line));
+            let Some(other) = included(line) else {
+                local &= is_local(line);
+                needs.names.extend(package_name(line));
+                continue;
+            };
+            // One more file, and no further: enough to know what is there.
+            let Some(text) = files.text(other) else {
+                local = false;
+                continue;
+            };
+            for line in text.lines() {
+                let line = line.split(" #").next().unwrap_or_default().trim();
+                if !line.is_empty() && !line.starts_with('#') {
+                    local &= is_local(line);
+                    needs.names.extend(package_name(line));
+                }
+            }
         }
         because.push(match local {
             true => "requirements.txt: packages that are in the folder".to_owned(),
@@ -125,10 +140,21 @@ fn needs(seen: &Seen<'_>, because: &mut Vec<String>) -> Result<Needs, Refusal> {
     needs
         .names
         .extend(poetrys.into_iter().flatten().map(|(name, _)| normal(name)));
-    if project.contains_key("build-system") && (table.is_some() || poetry.is_some()) {
+    // Such a project is only a list of packages, and pip cannot install it.
+    let no_package = poetry
+        .and_then(|poetry| poetry.get("package-mode"))
+        .and_then(toml::Value::as_bool)
+        == Some(false);
+    let installs = project.contains_key("build-system") && (table.is_some() || poetry.is_some());
+    if installs && !no_package {
         because.push("pyproject.toml: pip installs the project".into());
         needs.steps.push(Step::new(&format!("{PIP} ."), true));
-    } else if poetry.is_some() {
+    } else if no_package && listed.is_empty() {
+        return Err(Refusal::at(
+            "pyproject.toml",
+            "says `package-mode = false`, so that pip cannot install it: export a requirements.txt (`poetry export`), or list the packages in [project]",
+        ));
+    } else if poetry.is_some() && !no_package {
         return Err(Refusal::at(
             "pyproject.toml",
             "is Poetry's, and has no [build-system] by which pip could install it: `poetry init` writes one, or export a requirements.txt",
@@ -150,6 +176,15 @@ fn needs(seen: &Seen<'_>, because: &mut Vec<String>) -> Result<Needs, Refusal> {
         because.push("pyproject.toml: no packages".into());
     }
     Ok(needs)
+}
+
+/// The file that a line of requirements.txt takes in.
+fn included(line: &str) -> Option<&str> {
+    let rest = line
+        .strip_prefix("--requirement")
+        .or_else(|| line.strip_prefix("-r"))?;
+    let path = rest.trim_start_matches(['=', ' ', '\t']).trim();
+    Some(path.trim_start_matches("./"))
 }
 
 /// Whether a line of requirements.txt needs nothing but the folder.

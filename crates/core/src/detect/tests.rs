@@ -346,3 +346,120 @@ fn what_is_missing_is_written_into_the_configuration() {
     let image = docker.expect("complete").spec.image.expect("an image");
     assert_eq!(image.dockerfile.expect("built").path, "Dockerfile");
 }
+
+#[test]
+fn all_texts_together_are_bounded() {
+    let mut files = Listing::default();
+    let big = vec![b'x'; MAX_TEXT as usize];
+    for number in 0..16 {
+        files.add(&format!("a{number:02}.py"), MAX_TEXT, || Some(big.clone()));
+    }
+    files.add("package.json", 2, || panic!("it must not be read"));
+    let refused = detect(&files, 8080, false).expect_err("too much");
+    assert!(refused.message.contains("too much"), "{}", refused.message);
+}
+
+#[test]
+fn a_pom_is_no_way_to_fill_the_memory() {
+    let long = format!("<project><{}>x", "n".repeat(300));
+    assert!(refusal(&[("pom.xml", &long)]).contains("name is too long"));
+    let many = "<a>x</a>".repeat(10_000);
+    let pom = format!(
+        "<project>{many}<artifactId>a</artifactId><version>1</version><build><finalName>b</finalName><finalName>c</finalName></build></project>"
+    );
+    let found = plan(&[("pom.xml", &pom)]);
+    assert!(command(&found).ends_with("target/b.jar"));
+}
+
+#[test]
+fn node_servers_beside_builders() {
+    let of = |package: &str| plan(&[("package.json", package), ("package-lock.json", LOCK)]);
+    let nuxt = of(r#"{"scripts": {"build": "nuxt build"}, "dependencies": {"nuxt": "3"}}"#);
+    assert_eq!(command(&nuxt), "node .output/server/index.mjs");
+    let kit = r#"{"scripts": {"build": "vite build"}, "devDependencies": {"vite": "5", "@sveltejs/kit": "2", "@sveltejs/adapter-node": "5"}}"#;
+    assert_eq!(command(&of(kit)), "node build");
+    let remix = r#"{"scripts": {"build": "remix vite:build", "start": "remix-serve build/server/index.js"}, "dependencies": {"vite": "5", "@remix-run/node": "2"}}"#;
+    assert_eq!(command(&of(remix)), "remix-serve build/server/index.js");
+    let other = r#"{"scripts": {"build": "vite build", "start": "bun run.js"}, "devDependencies": {"vite": "5"}}"#;
+    assert_eq!(command(&of(other)), "bun run.js");
+    let dev = of(
+        r#"{"scripts": {"build": "vite build", "start": "cross-env A=1 vite --host"}, "devDependencies": {"vite": "5"}}"#,
+    );
+    assert!(matches!(dev.program, Program::Static { .. }));
+    let before = of(r#"{"scripts": {"prestart": "node a.js", "start": "node b.js"}}"#);
+    assert_eq!(command(&before), "npm run --silent start");
+    let berry = plan(&[
+        ("package.json", r#"{"scripts": {"start": "node b.js"}}"#),
+        ("yarn.lock", "# yarn\n__metadata:\n"),
+    ]);
+    assert_eq!(command(&berry), "yarn run start");
+}
+
+#[test]
+fn build_is_a_folder_only_where_it_is_written_to() {
+    let of = |script: &str| {
+        let package = format!(r#"{{"scripts": {{"build": "{script}"}}}}"#);
+        detect(&listing(&[("package.json", &package)]), 8080, false)
+    };
+    for script in ["tool build", "node build.js", "turbo run build"] {
+        assert!(of(script).is_err(), "{script}");
+    }
+    for script in [
+        "tool -o build",
+        "tool --outdir=build",
+        "cp -r src/ ./build/",
+        "tool build/x.js",
+    ] {
+        let folder = "build".to_owned();
+        let found = of(script).expect(script);
+        assert_eq!(
+            found.program,
+            Program::Static { folder, spa: false },
+            "{script}"
+        );
+    }
+}
+
+#[test]
+fn what_is_said_of_spa_is_not_said_twice() {
+    let package = r#"{"scripts": {"build": "vite build"}, "devDependencies": {"vite": "5"}}"#;
+    let files = [("package.json", package), ("package-lock.json", LOCK)];
+    for said in ["false", "true"] {
+        let text = format!("name = 'a'\nspa = {said}\n");
+        let done = complete("hutong.toml", &text, false, || listing(&files)).expect("complete");
+        assert_eq!(done.text.matches("spa =").count(), 1);
+    }
+}
+
+#[test]
+fn requirements_of_requirements() {
+    let app = ("app.py", "from flask import Flask\napp = Flask(__name__)\n");
+    let found = plan(&[
+        app,
+        ("requirements.txt", "-r requirements/base.txt\n"),
+        ("requirements/base.txt", "flask\ngunicorn # server\n"),
+    ]);
+    assert_eq!(command(&found), "gunicorn --bind 0.0.0.0:8080 app:app");
+    assert!(found.steps[1].network);
+    let local = plan(&[
+        app,
+        ("requirements.txt", "-r other.txt\n"),
+        ("other.txt", "--no-index\n./flask-3.0-py3-none-any.whl\n"),
+    ]);
+    assert!(!local.steps[1].network);
+    let poetry = refusal(&[(
+        "pyproject.toml",
+        "[build-system]\nrequires=[]\n[tool.poetry]\npackage-mode=false\n[tool.poetry.dependencies]\nflask='*'\n",
+    )]);
+    assert!(poetry.contains("package-mode"), "{poetry}");
+}
+
+#[test]
+fn go_files_that_are_left_out_are_no_programs() {
+    let found = plan(&[
+        ("go.mod", "module x\n"),
+        ("gen.go", "//go:build ignore\n\npackage main\n"),
+        ("cmd/web/main.go", "package main\n"),
+    ]);
+    assert!(steps(&found)[0].ends_with("./cmd/web"));
+}

@@ -89,7 +89,7 @@ pub const TIMEOUT: Duration = Duration::from_secs(15 * 60);
 pub struct Missing {
     /// There is no `[build]`.
     pub build: bool,
-    /// `spa` is set already.
+    /// `spa` is said already, whichever way.
     pub spa: bool,
     /// The port that the program will listen on.
     pub port: u16,
@@ -97,7 +97,12 @@ pub struct Missing {
 
 /// What is to be detected before a text can be parsed: it says nothing to run. `None` if it does, or cannot be read.
 pub fn missing(text: &str) -> Option<Missing> {
+    #[derive(Deserialize)]
+    struct Said {
+        spa: Option<serde::de::IgnoredAny>,
+    }
     let raw: RawSpec = toml::from_str(text).ok()?;
+    let said: Said = toml::from_str(text).ok()?;
     let runs = raw.command.is_some() || raw.folder.is_some() || raw.upstream.is_some();
     let beside = !(raw.workers.is_empty() && raw.cron.is_empty());
     if runs || raw.has_image() || beside {
@@ -106,7 +111,7 @@ pub fn missing(text: &str) -> Option<Missing> {
     let port = raw.port.as_ref().map(|port| *port.get_ref());
     Some(Missing {
         build: raw.build.is_none(),
-        spa: raw.spa,
+        spa: said.spa.is_some(),
         port: port.and_then(|port| port.try_into().ok()).unwrap_or(8080),
     })
 }

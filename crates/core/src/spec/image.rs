@@ -254,6 +254,7 @@ fn is_reference(text: &str) -> bool {
     (1..=255).contains(&text.len())
         && text.bytes().all(plain)
         && text.as_bytes()[0].is_ascii_alphanumeric()
+        && crate::dockerfile::check_image(text).is_ok()
 }
 
 fn is_plain_path(path: &str) -> bool {

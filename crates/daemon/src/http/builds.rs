@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use hutong_api::{BuildSecret, Deployment, EnvChange, Problem};
 use hutong_core::name::is_env_key;
+use serde::Deserialize;
 
 use super::deploy::wire_deployment;
 use super::{ApiError, Result, apps};
@@ -15,16 +16,31 @@ use crate::Control;
 const LEAST_SECRET: usize = 8;
 /// All secrets of an app's builds, in bytes.
 const MAX_SECRETS: usize = 64 << 10;
+/// Secrets of an app's builds, and lines of all their values.
+const SECRETS: usize = 64;
+const SECRET_LINES: usize = 256;
 
-/// Ends the build that is under way, or waits; what served before serves on.
-#[utoipa::path(post, path = "/v1/apps/{app}/build/cancel", responses((status = 200, body = Deployment), (status = 404, body = Problem), (status = 409, body = Problem)))]
+#[derive(Deserialize)]
+pub struct Which {
+    deployment: Option<u64>,
+}
+
+/// Ends the build that is under way, or waits; what served before serves on. With `deployment` only if it is that one's.
+#[utoipa::path(post, path = "/v1/apps/{app}/build/cancel", params(("deployment" = Option<u64>, Query)), responses((status = 200, body = Deployment), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn cancel(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,
+    Query(which): Query<Which>,
 ) -> Result<Json<Deployment>> {
     apps::find(&control, &name)?;
     let nothing = || ApiError::conflict(format!("nothing of {name} is being built"));
     let under_way = control.store.under_way(&name)?.ok_or_else(nothing)?;
+    if let Some(id) = which.deployment.filter(|id| *id != under_way.id) {
+        return Err(nothing().hint(format!(
+            "deployment {id} is over; {} has taken its place",
+            under_way.id
+        )));
+    }
     if under_way.state != "building" {
         return Err(nothing().hint(format!(
             "release {} is being rolled out already; `hutong rollback {name}` undoes that",
@@ -32,7 +48,9 @@ pub async fn cancel(
         )));
     }
     // Whoever builds looks here all the time, and ends what it has begun.
-    control.store.fail(under_way.id, "it was cancelled", &[])?;
+    if !control.store.cancel(under_way.id, "it was cancelled")? {
+        return Err(nothing());
+    }
     control.logs.note(&name, "", "the build was cancelled");
     control.wake.notify_one();
     let ended = control.store.deployment(under_way.id)?.unwrap_or(under_way);
@@ -110,6 +128,19 @@ pub async fn change_secrets(
     let added: usize = change.set.values().map(String::len).sum();
     if kept + added > MAX_SECRETS {
         return Err(ApiError::bad("the secrets would be over 64K"));
+    }
+    let stay = known
+        .iter()
+        .filter(|(key, _)| !change.set.contains_key(key) && !change.unset.contains(key));
+    let values = stay
+        .map(|(_, value)| value)
+        .chain(change.set.values())
+        .collect::<Vec<_>>();
+    let lines: usize = values.iter().map(|value| value.lines().count()).sum();
+    if values.len() > SECRETS || lines > SECRET_LINES {
+        return Err(ApiError::bad(format!(
+            "the secrets would be more than {SECRETS}, or have over {SECRET_LINES} lines: every line of a build is searched for each of them"
+        )));
     }
     control
         .store

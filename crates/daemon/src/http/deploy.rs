@@ -224,9 +224,11 @@ fn decide(
     let folder = tree(control, &request.digest)?;
     let there = folder.is_dir();
     let engine = control.settings.docker.is_some();
-    let completed = detect::complete("hutong.toml", text, engine, || match there {
-        true => crate::folder::listing(&folder),
-        false => detect::Listing::default(),
+    let completed = aside(|| {
+        detect::complete("hutong.toml", text, engine, || match there {
+            true => crate::folder::listing(&folder),
+            false => detect::Listing::default(),
+        })
     });
     // Written down: what a release is does not depend on what a later version would recognise.
     let detect::Completed { spec, text, plan } =
@@ -262,7 +264,7 @@ fn decide(
         apps::find_free(control, name)?;
     }
     let steps = if there {
-        check_tree(&spec, &folder)?;
+        aside(|| check_tree(&spec, &folder))?;
         warnings.extend(builds::advice(&spec, &folder));
         builds::recipe(&spec, &folder)
     } else {
@@ -326,6 +328,17 @@ fn decide(
     })
 }
 
+/// Does what reads many files: other requests go on meanwhile.
+fn aside<T>(work: impl FnOnce() -> T) -> T {
+    use tokio::runtime::{Handle, RuntimeFlavor};
+    match Handle::try_current() {
+        Ok(runtime) if runtime.runtime_flavor() == RuntimeFlavor::MultiThread => {
+            tokio::task::block_in_place(work)
+        }
+        _ => work(),
+    }
+}
+
 /// What is compared and shown later, and is no path of ours.
 fn check_origin(origin: Option<&str>) -> Result<()> {
     let sound = |text: &str| {
@@ -374,13 +387,23 @@ fn check_egress(control: &Control, spec: &AppSpec) -> Result<()> {
 fn check_tree(spec: &AppSpec, tree: &std::path::Path) -> Result<()> {
     let image = spec.image.as_ref();
     if let Some(file) = image.and_then(|image| image.dockerfile.as_ref()) {
-        let text = std::fs::read_to_string(tree.join(&file.path)).map_err(|_| {
-            ApiError::bad(format!(
-                "the file `{}` that `build.dockerfile` names is not there, or is no text",
-                file.path
-            ))
-        })?;
-        dockerfile::bases(&file.path, &text)
+        let read = crate::folder::text(&tree.join(&file.path), dockerfile::MAX_BYTES);
+        let text = match read {
+            Ok(Some(text)) => text,
+            Ok(None) => {
+                return Err(ApiError::bad(format!(
+                    "the file `{}` that `build.dockerfile` names is not there",
+                    file.path
+                )));
+            }
+            Err(error) => {
+                return Err(ApiError::bad(format!(
+                    "the file `{}` that `build.dockerfile` names cannot be read: {error}",
+                    file.path
+                )));
+            }
+        };
+        dockerfile::check(&file.path, &text)
             .map_err(|problems| ApiError::bad(problems.to_string()))?;
     }
     let Run::Static { folder, .. } = &spec.run else {

@@ -179,6 +179,7 @@ pub(crate) fn is_reference(text: &str) -> bool {
             .bytes()
             .next()
             .is_some_and(|first| first.is_ascii_alphanumeric())
+        && hutong_core::dockerfile::check_image(text).is_ok()
 }
 
 /// `512m`, `1gb`, `2.5G`, `1048576`: bytes, as compose has them.

@@ -29,6 +29,8 @@ const MAX_CONNECTIONS: usize = 16;
 pub(super) const SPOOL_BYTES: u64 = 4 << 20;
 /// Bound of all secrets of a build, in bytes.
 const MAX_SECRETS: usize = 256 << 10;
+/// Secrets of a build.
+const SECRETS: usize = 64;
 /// What an app's builds may keep for the next one, in bytes.
 const MAX_CACHE: u64 = 2 << 30;
 const CACHE_INSIDE: &str = "/cache";
@@ -155,7 +157,7 @@ fn checked_program(argv: &[String], env: &[(String, String)]) -> Result<(), Stri
 fn checked_secrets(secrets: &[(String, Secret)]) -> Result<(), String> {
     let total: usize = secrets.iter().map(|(_, value)| value.0.len()).sum();
     let good = secrets.iter().all(|(name, _)| is_env_key(name));
-    if good && total <= MAX_SECRETS {
+    if good && total <= MAX_SECRETS && secrets.len() <= SECRETS {
         Ok(())
     } else {
         Err("not a build's secrets".into())
@@ -214,7 +216,10 @@ impl Warden {
             } => self.build_keep(&instance, &app, &key, &secrets),
             Request::DropCache { app } => {
                 checked_app(&app)?;
-                delete(&self.layout.caches().join(app))
+                let cache = self.layout.caches().join(app);
+                let deleted = delete(&cache);
+                disks::forget_cache(Some(&cache));
+                deleted
             }
             Request::BuildSweep { keep } => self.build_sweep(&keep),
             Request::Unpack(unpack) => self.unpack(&unpack),
@@ -233,6 +238,7 @@ impl Warden {
             Request::ImagesSweep { layers, flat } => self.images_sweep(&layers, &flat),
             Request::BuildDrop { instance } => {
                 checked_instance(&instance)?;
+                disks::forget_cache(None);
                 delete(&self.layout.builds().join(build_folder(&instance)))
             }
             Request::Kill { instance } => {
@@ -292,6 +298,7 @@ impl Warden {
                 }
                 delete(&self.layout.built().join(&app))?;
                 delete(&self.layout.caches().join(&app))?;
+                disks::forget_cache(Some(&self.layout.caches().join(&app)));
                 disks::drop_image(&self.layout, &app)?;
                 delete(&self.layout.app_data().join(&app))?;
                 delete(&self.layout.flat().join(&app))?;
@@ -412,6 +419,10 @@ impl Warden {
         let owner = base.map(|base| base + APP_UID);
         let folder = self.layout.builds().join(build_folder(&build.instance));
         let failed = |error: std::io::Error| format!("cannot prepare the build: {error}");
+        let cache = self.layout.caches().join(&build.app);
+        // Looked at before a build, so that what one build adds is all that it may be over; and before anybody is kept
+        // waiting, because it may take long.
+        let is_over = !goes_on && disks::measure_cache(&cache) > MAX_CACHE;
         // A copy that a killed control plane asked for may still be under way.
         let _one = lock(&self.preparing);
         if !goes_on {
@@ -425,14 +436,13 @@ impl Warden {
             }
             trees::make_owned(&folder.join("home"), owner, 0o700).map_err(failed)?;
         }
-        let cache = self.layout.caches().join(&build.app);
-        // Looked at before a build, so that what one build adds is all that it may be over.
-        if !goes_on && disks::measure(&cache).unwrap_or(0) > MAX_CACHE {
+        if is_over {
             tracing::warn!(
                 "the build cache of {} is over its bound and begins anew",
                 build.app
             );
             trees::delete(&cache).map_err(failed)?;
+            disks::forget_cache(Some(&cache));
         }
         trees::make_owned(&cache, owner, 0o700).map_err(failed)?;
         let mut mounts = host_mounts();
@@ -689,6 +699,9 @@ impl Warden {
         checked_app(app)?;
         checked_key(key)?;
         checked_secrets(secrets)?;
+        let _one = lock(&self.keeping);
+        // It is measured anew, when somebody asks.
+        disks::forget_cache(Some(&self.layout.caches().join(app)));
         let folder = self.layout.builds().join(build_folder(instance));
         let apps = self.layout.built().join(app);
         let failed = |error: std::io::Error| format!("cannot keep the build: {error}");
@@ -729,6 +742,7 @@ impl Warden {
     fn build_sweep(&self, keep: &[String]) -> Result<Answer, String> {
         let kept = |build: &str| keep.iter().any(|keep| keep == build);
         self.end_builds(|build| !kept(build));
+        disks::forget_cache(None);
         let mut folders = vec![
             self.layout.app_data(),
             self.layout.app_data().join(".lost"),

@@ -37,6 +37,8 @@ pub async fn run(
             Ok(()) = tokio::signal::ctrl_c(), if !told => {
                 told = true;
                 let place = path(&["apps", &app, "build", "cancel"]);
+                // Another deploy may have taken its place.
+                let place = format!("{place}?deployment={id}");
                 let cancelled: Result<Deployment, _> = client.post(&place, &()).await;
                 if !cancelled.is_ok_and(|ended| ended.id == id) {
                     bar.finish_and_clear();

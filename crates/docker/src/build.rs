@@ -295,10 +295,30 @@ impl Engine {
         let bounded = docker.update_container(id, change).await;
         match bounded {
             // One that ended meanwhile needs no bound.
-            Err(error) if runs && !is_over(&error) => {
+            Err(error) if runs && self.still_runs(id).await => {
                 Err(format!("the build cannot be bounded: {error}"))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Whether a container runs, or may.
+    async fn still_runs(&self, id: &str) -> bool {
+        let Ok(docker) = self.docker() else {
+            return true;
+        };
+        let found = docker
+            .inspect_container(id, None::<InspectContainerOptions>)
+            .await;
+        match found {
+            Ok(found) => found.state.and_then(|state| state.running) != Some(false),
+            Err(error) => !matches!(
+                error,
+                Error::DockerResponseServerError {
+                    status_code: 404,
+                    ..
+                }
+            ),
         }
     }
 
@@ -491,16 +511,4 @@ fn cut(line: &str) -> String {
         end -= 1;
     }
     line[..end].to_owned()
-}
-
-/// Whether a container could not be changed because it ended just then.
-fn is_over(error: &bollard::errors::Error) -> bool {
-    let bollard::errors::Error::DockerResponseServerError {
-        status_code,
-        message,
-    } = error
-    else {
-        return false;
-    };
-    *status_code == 404 || message.contains("not running")
 }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bollard::body_try_stream;
+use bollard::errors::Error;
 use bollard::models::ContainerUpdateBody;
 use bollard::query_parameters::{
     BuildImageOptions, InspectContainerOptions, ListImagesOptions, RemoveImageOptions,

@@ -140,7 +140,7 @@ const FEW: u64 = 200;
 /// A difference in latency of so many microseconds is none.
 pub const SLACK_US: u64 = 25_000;
 /// Slow requests are not slow one by one: a process that stalls delays all that it has in hand. So many count as one.
-const BURST: u64 = 10;
+pub const BURST: u64 = 10;
 /// Tests that share [`ALPHA`] in each step: failures, and two percentiles.
 const TESTS: f64 = 3.0;
 

@@ -32,7 +32,9 @@ pub async fn cancel(
         )));
     }
     // Whoever builds looks here all the time, and ends what it has begun.
-    control.store.fail(under_way.id, "it was cancelled", &[])?;
+    if !control.store.fail(under_way.id, "it was cancelled", &[])? {
+        return Err(nothing());
+    }
     control.logs.note(&name, "", "the build was cancelled");
     control.wake.notify_one();
     let ended = control.store.deployment(under_way.id)?.unwrap_or(under_way);

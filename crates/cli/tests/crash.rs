@@ -85,6 +85,48 @@ fn a_canary_with_a_kill_on_the_way_takes_over_all_the_same() {
     }
 }
 
+/// Too slow, so that it is rolled back and no request fails.
+#[test]
+fn a_canary_that_is_rolled_back_with_a_kill_on_the_way_stays_so() {
+    if !is_root() {
+        return;
+    }
+    let settings =
+        "strategy = \"canary\"\n[canary]\nsteps = [50, 100]\nevery = \"1s\"\nmin_requests = 200";
+    let app = python_app("snail", settings, "v0");
+    let path = app.path().to_string_lossy().into_owned();
+    let mut rig = Rig::new("snail", "snail.test", app.path(), 1);
+    let program = app.path().join("app.py");
+    let text = std::fs::read_to_string(&program).expect("read");
+    let slow = text.replace(
+        "self.answer(200, BODY)",
+        "(time.sleep(0.2), self.answer(200, BODY))",
+    );
+    assert_ne!(slow, text, "the test app answers somewhere else");
+    std::fs::write(&program, slow).expect("write");
+    for (round, step) in ["control roll back", "control rolled back"]
+        .into_iter()
+        .enumerate()
+    {
+        write_body(app.path(), &format!("round-{round}"));
+        let case = Case {
+            step: step.into(),
+            count: 1,
+            victim: Victim::Itself,
+        };
+        let outcome = rig.run(&case, &["deploy", &path]);
+        assert!(outcome.killed, "{case:?} was not reached");
+        assert!(!outcome.succeeded, "{case:?}");
+        assert_eq!(get(&rig.http, "snail.test", "/").text(), "v0", "{case:?}");
+        let logs = rig.server().ok(&["logs", "snail"]);
+        let begun = logs.matches("it gets 50 % of the visitors").count();
+        assert_eq!(begun, round + 1, "{case:?} began once more: {logs}");
+        let canary = hutong_testkit::trial::canary(rig.server(), "snail");
+        let why = canary["decision"].to_string();
+        assert!(why.contains("is rolled back"), "{case:?}: {why}");
+    }
+}
+
 /// As after a power cut or a reboot: nothing runs, /run is empty, the disk is as it was.
 #[test]
 fn after_a_reboot_every_app_is_back_and_none_is_blamed() {

@@ -135,10 +135,12 @@ pub const ODDS: [f64; 6] = [1.5, 2.0, 3.0, 5.0, 10.0, 30.0];
 const DOUBT: f64 = 10.0;
 /// What fails less often may have been anything.
 const LEAST_ERRORS: u64 = 3;
+/// Of fewer requests of either release, one that fails is not gone on from.
+const FEW: u64 = 200;
 /// A difference in latency of so many microseconds is none.
 pub const SLACK_US: u64 = 25_000;
 /// Slow requests are not slow one by one: a process that stalls delays all that it has in hand. So many count as one.
-const BURST: u64 = 10;
+pub const BURST: u64 = 10;
 /// Tests that share [`ALPHA`] in each step: failures, and two percentiles.
 const TESTS: f64 = 3.0;
 
@@ -146,7 +148,10 @@ const TESTS: f64 = 3.0;
 pub fn judge(canary: &Canary, look: &Look<'_>) -> Verdict {
     let sure = (TESTS * f64::from(canary.trials().max(1)) / ALPHA).ln();
     let fails = failures(canary, look);
-    if let Some(worse) = fails.as_ref().filter(|worse| worse.evidence >= sure) {
+    let told = fails
+        .as_ref()
+        .filter(|_| look.canary.errors >= LEAST_ERRORS);
+    if let Some(worse) = told.filter(|worse| worse.evidence >= sure) {
         return Verdict::RollBack(worse.what.clone());
     }
     if look.elapsed < canary.every {
@@ -161,17 +166,25 @@ pub fn judge(canary: &Canary, look: &Look<'_>) -> Verdict {
             ));
         }
     }
-    let mut doubtful = fails;
-    for percent in [95, 99] {
-        match slowness(canary, look, percent) {
-            Some(worse) if worse.evidence >= sure => return Verdict::RollBack(worse.what),
-            worse => doubtful = doubtful.or(worse),
-        }
+    let slow = [95, 99].map(|percent| slowness(canary, look, percent));
+    if let Some(worse) = strongest(slow.iter().flatten()).filter(|worse| worse.evidence >= sure) {
+        return Verdict::RollBack(worse.what.clone());
     }
-    match doubtful.filter(|worse| worse.evidence >= DOUBT.ln()) {
-        Some(worse) => Verdict::Hold(format!("{}, which may be chance", worse.what)),
+    let doubtful = strongest(told.into_iter().chain(slow.iter().flatten()));
+    if let Some(worse) = doubtful.filter(|worse| worse.evidence >= DOUBT.ln()) {
+        return Verdict::Hold(format!("{}, which may be chance", worse.what));
+    }
+    // The owner may want no more than a few requests, but then they must not have failed.
+    let is_little = look.canary.requests.min(look.stable.requests) < FEW;
+    match fails.filter(|_| is_little) {
+        Some(worse) => Verdict::Hold(format!("{}, and there were few", worse.what)),
         None => Verdict::Promote(figures(look)),
     }
+}
+
+/// What speaks most against the canary.
+fn strongest<'a>(all: impl Iterator<Item = &'a Worse>) -> Option<&'a Worse> {
+    all.max_by(|one, other| one.evidence.total_cmp(&other.evidence))
 }
 
 /// A way in which the canary did worse than it may.
@@ -184,7 +197,7 @@ struct Worse {
 fn failures(canary: &Canary, look: &Look<'_>) -> Option<Worse> {
     let (new, old) = (look.canary, look.stable);
     let more = new.failed() - old.failed();
-    if new.errors < LEAST_ERRORS || more <= f64::from(canary.errors) / 10_000.0 {
+    if new.errors == 0 || more <= f64::from(canary.errors) / 10_000.0 {
         return None;
     }
     Some(Worse {

@@ -459,8 +459,10 @@ impl<'a> Planner<'a> {
             return false;
         };
         let rests = self.desired.asleep || self.desired.closed.is_some();
-        let mut stable = self.of(active.deployment).into_iter();
-        !active.without_instances && (rests || stable.any(Seen::can_serve))
+        let stable = self.of(active.deployment);
+        // One that is about to be back is waited for; one that ends again and again is nothing to compare with.
+        let is_back = stable.into_iter().any(Seen::can_serve) || self.desired.failures <= 1;
+        !active.without_instances && self.desired.halted.is_none() && (rests || is_back)
     }
 
     fn start_missing(&mut self, version: &Version, have: &[&Seen]) {
@@ -503,8 +505,13 @@ impl<'a> Planner<'a> {
         }
         let old = self.of(active.deployment);
         let mut healthy = false;
+        // Other rollouts are over soon; a canary may be under way for days.
+        let looks_after = rollout.strategy == Strategy::Canary;
         for instance in &old {
-            healthy |= self.give_role(instance);
+            match self.sickness(instance, active).filter(|_| looks_after) {
+                Some(why) => self.stop(instance, &why, true),
+                None => healthy |= self.give_role(instance),
+            }
         }
         let rests = self.desired.asleep || self.desired.closed.is_some();
         if self.desired.halted.is_none() && !rests {
@@ -568,14 +575,8 @@ impl<'a> Planner<'a> {
         let mut healthy = 0;
         let mut starting = 0;
         for instance in &mine {
-            if let Some(reason) = self.overdue(instance, active) {
-                self.stop(instance, &reason, true);
-            } else if let Health::Failing(why) = &instance.health {
-                self.stop(
-                    instance,
-                    &format!("it is not healthy any more: {why}"),
-                    true,
-                );
+            if let Some(why) = self.sickness(instance, active) {
+                self.stop(instance, &why, true);
             } else if self.give_role(instance) {
                 healthy += 1;
             } else {
@@ -705,6 +706,16 @@ impl<'a> Planner<'a> {
             why: why.to_owned(),
             sick: false,
         });
+    }
+
+    /// Why an instance that serves, or is about to, has to go.
+    fn sickness(&self, seen: &Seen, version: &Version) -> Option<String> {
+        match &seen.health {
+            Health::Failing(why) if !seen.stopping => {
+                Some(format!("it is not healthy any more: {why}"))
+            }
+            _ => self.overdue(seen, version),
+        }
     }
 
     fn overdue(&self, seen: &Seen, version: &Version) -> Option<String> {

@@ -179,7 +179,10 @@ pub fn start(control: &Arc<Control>, deployment: Deployment) {
                 let ours = control.clone();
                 let step = ids::build_step(&app, id, 0);
                 let _ = tokio::task::spawn_blocking(move || ours.warden.build_drop(&step)).await;
-                settle(&control, |c| c.store.fail(id, &broken.reason, &broken.log)).await;
+                settle(&control, |c| {
+                    c.store.fail(id, &broken.reason, &broken.log).map(|_| ())
+                })
+                .await;
             }
         }
         control.wake.notify_one();

@@ -30,7 +30,7 @@ use crate::observed::{Engine, Observed, Probation};
 use crate::store::{App, Deployment, Goal, Release, StoreError};
 use crate::{Control, external, ids, jobs, lock, memory, platform, publish};
 
-pub use canary::{Counted, standby};
+pub use canary::{Counted, standby, switch_back};
 use care::{forgive, forgive_workers, freeze, replace_heavy, roll_back};
 pub use hours::Hours;
 pub use observe::is_known;
@@ -177,18 +177,22 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
         freeze(control, &loaded.app);
     }
     let now = steady_ms();
+    canary::forget(control, loaded.iter().chain(&waiting));
     let mut plans = Vec::new();
     let mut went_on = false;
+    let mut until_ms = None;
     for loaded in &loaded {
         hours::look(control, loaded);
         scaling::look(control, loaded, now);
         went_on |= canary::look(control, loaded);
+        let step_ends = canary::step_ends(control, loaded, now);
+        until_ms = [until_ms, step_ends].into_iter().flatten().min();
         let seen = seen(control, &loaded.app.name);
         plans.push(plan::plan(&desired(control, loaded, now), &seen, now));
     }
     let mut outcome = Outcome {
         again: false,
-        until_ms: None,
+        until_ms,
     };
     outcome.again = publish_all(control, &loaded, &plans, &specs, &broken, published, now)?;
     outcome.again |= went_on;
@@ -206,7 +210,8 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
         observed.instances.values().any(is_dying)
     };
     if dying {
-        outcome.until_ms = Some(now + ENDING_MS);
+        let soon = Some(now + ENDING_MS);
+        outcome.until_ms = [outcome.until_ms, soon].into_iter().flatten().min();
     }
     for (loaded, plan) in loaded.iter().zip(&plans) {
         let words = plan.steps.iter().map(ToString::to_string).collect();
@@ -720,8 +725,9 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> Result<bool, Silent
                         false => app.clone(),
                     };
                     let waited = control.waits(&who, app, &reason);
-                    // Whoever deploys is there to be told; whatever serves waits as long as it takes.
-                    if !rolling || waited < MEMORY_PATIENCE {
+                    // Whoever deploys is there to be told; whatever serves, all visitors or some, waits as long as it
+                    // takes.
+                    if !rolling || loaded.begun.is_some() || waited < MEMORY_PATIENCE {
                         return Ok(false);
                     }
                     reason
@@ -800,15 +806,18 @@ fn apply(control: &Control, loaded: &Loaded, step: &Step) -> Result<bool, Silent
         Step::Fail { deployment, reason } => {
             let reason = with_port_hint(control, loaded, *deployment, reason);
             let log = last_words(control, app, *deployment);
-            if let Err(error) = control.store.fail(*deployment, &reason, &log) {
-                tracing::error!("{error}");
-                return Ok(false);
+            match control.store.fail(*deployment, &reason, &log) {
+                Ok(true) => {
+                    let text = format!("deployment {deployment} failed: {reason}");
+                    control.logs.note(app, "", &text);
+                }
+                // Somebody was faster, and has said so.
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::error!("{error}");
+                    return Ok(false);
+                }
             }
-            control.logs.note(
-                app,
-                "",
-                &format!("deployment {deployment} failed: {reason}"),
-            );
             let mut observed = lock(&control.observed);
             observed.rollout_failures.remove(deployment);
             observed.verdicts.remove(deployment);

@@ -118,7 +118,18 @@ fn take(control: &Control, event: Event) {
                     return;
                 }
             }
-            Event::Trials(trials) => observed.trials.extend(trials),
+            Event::Trials(trials) => {
+                let mut news = false;
+                for (app, trial) in trials {
+                    let known = observed.trials.get(&app);
+                    news |= known.is_none_or(|known| !known.counts_as(&trial));
+                    observed.trials.insert(app, trial);
+                }
+                // When a step is over the controller knows by itself.
+                if !news {
+                    return;
+                }
+            }
             Event::Banned(ban) => lock(&control.banned).push(ban),
             Event::Status(status) => {
                 for waiting in lock(&control.status_asked).drain(..) {

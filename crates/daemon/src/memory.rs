@@ -251,22 +251,40 @@ fn of_release(spec: &AppSpec, instances: u32) -> u64 {
     workers.fold(web, u64::saturating_add)
 }
 
-/// Whether an app can have so many instances.
+/// Whether an app can have so many instances: of a release on trial there are as many as of the one that serves.
 pub fn check_scale(
     control: &Control,
     app: &str,
     spec: &AppSpec,
     instances: u32,
 ) -> Result<(), String> {
-    let web = |one: &&String| {
-        ids::parse(one).is_some_and(|(of, _)| of == app) && ids::kind(one) == ids::Kind::Web
+    let tried = on_trial(control, app);
+    let is_tried = |deployment: u64| tried.as_ref().is_some_and(|(of, _)| *of == deployment);
+    let (new, old): (Vec<u64>, Vec<u64>) = {
+        let ledger = lock(&control.memory);
+        let web = ledger.by_instance.keys().filter_map(|one| {
+            let (of, deployment) = ids::parse(one)?;
+            (of == app && ids::kind(one) == ids::Kind::Web).then_some(deployment)
+        });
+        web.partition(|deployment| is_tried(*deployment))
     };
-    let has = lock(&control.memory).by_instance.keys().filter(web).count() as u64;
-    let more = u64::from(instances).saturating_sub(has);
-    match more {
+    let more = |caps: &Caps, has: usize| {
+        let more = u64::from(instances).saturating_sub(has as u64);
+        caps.guaranteed_bytes.saturating_mul(more)
+    };
+    let beside = tried.as_ref().map_or(0, |(_, caps)| more(caps, new.len()));
+    match more(&spec.caps, old.len()).saturating_add(beside) {
         0 => Ok(()),
-        more => control.has_memory(spec.caps.guaranteed_bytes.saturating_mul(more)),
+        bytes => control.has_memory(bytes),
     }
+}
+
+/// The deployment of an app's release on trial, and what its instances may have.
+fn on_trial(control: &Control, app: &str) -> Option<(u64, Caps)> {
+    let id = control.store.under_way(app).ok()??.id;
+    control.store.canary(id).ok()??;
+    let (_, _, spec) = controller::version_of(control, Some(id)).ok()??;
+    Some((id, spec.caps))
 }
 
 /// Whether a release can take over: beside the one that serves, or in its place.

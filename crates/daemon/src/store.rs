@@ -668,14 +668,15 @@ impl Store {
         })
     }
 
-    pub fn fail(&self, deployment: u64, reason: &str, log: &[String]) -> Result<()> {
+    /// False if it was over before: it serves, or something else ended it.
+    pub fn fail(&self, deployment: u64, reason: &str, log: &[String]) -> Result<bool> {
         let log = serde_json::to_string(log).unwrap_or_default();
         self.write(|t| {
-            t.execute(
+            let rows = t.execute(
                 "UPDATE deployments SET state = 'failed', reason = ?2, log = ?3, finished_ms = ?4 WHERE id = ?1 AND state IN ('building', 'rolling')",
                 params![deployment, reason, log, now_ms()],
             )?;
-            Ok(())
+            Ok(rows > 0)
         })
     }
 
@@ -943,7 +944,8 @@ mod tests {
         first.promote(one.id, None).expect("promote");
         let two = first.deploy("a", "d2", spec, "rolling").expect("deploy");
         let three = first.deploy("a", "d3", spec, "rolling").expect("deploy");
-        first.fail(three.id, "no", &["line".into()]).expect("fail");
+        assert!(first.fail(three.id, "no", &["line".into()]).expect("fail"));
+        assert!(!first.fail(three.id, "again", &[]).expect("fail"));
         let set = BTreeMap::from([("K".to_owned(), "hushed".to_owned())]);
         first.change_env("a", &set, &[], None).expect("env");
         drop(first);

@@ -105,10 +105,16 @@ fn usable<'a>(app: &'a App, tried: &[Arc<Target>], side: Option<Side>) -> Vec<&'
         .collect();
     if let (Some(trial), Some(side)) = (&app.trial, side) {
         let is_its = |target: &&Arc<Target>| trial.side_of(target.deployment) == side;
-        // An answer of the other release is better than none.
-        if usable.iter().any(is_its) {
-            usable.retain(is_its);
-        }
+        let takes_one = |target: &&Arc<Target>| has_room(app, target);
+        let (mine, others): (Vec<_>, Vec<_>) = usable.into_iter().partition(is_its);
+        // An answer of the other release is better than none. Whoever waits for a canary keeps all others waiting, too,
+        // and that may hang; but whatever the stable release cannot bear is not to fall on the canary.
+        let overflows =
+            side == Side::Canary && !mine.iter().any(takes_one) && others.iter().any(takes_one);
+        usable = match mine.is_empty() || overflows {
+            true => others,
+            false => mine,
+        };
     }
     let fails = |target: &&Arc<Target>| target.record.is_ejected();
     if app.balance.eject && usable.len() > 1 && !usable.iter().all(fails) {

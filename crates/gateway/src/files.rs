@@ -46,6 +46,11 @@ impl Root {
         }
     }
 
+    #[cfg(test)]
+    pub fn relative(&self) -> &str {
+        &self.relative
+    }
+
     fn folder(&self) -> io::Result<Arc<OwnedFd>> {
         if let Some(folder) = self.folder.get() {
             return Ok(folder.clone());

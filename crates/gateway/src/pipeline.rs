@@ -21,7 +21,7 @@ use crate::pages::{Page, capital};
 use crate::proxy::{self, Failure, Upstreams};
 use crate::queue::{Queue, Waiting};
 use crate::table::{App, Match, Table};
-use crate::trial::Side;
+use crate::trial::{Place, Side};
 use crate::visitor::{Answer, Download, Ended, Peer, Upload};
 use crate::{Shared, balance, date, files, https, limits};
 
@@ -31,6 +31,8 @@ const MAX_HELD: usize = 4096;
 const GRACE: Duration = Duration::from_secs(3);
 /// How often a waiting request looks again by itself.
 const LOOK: Duration = Duration::from_millis(100);
+/// Whoever leaves sooner without an answer has clicked elsewhere; later it is the app that was waited for.
+const CLICK: Duration = Duration::from_secs(1);
 
 /// One worker's own things.
 pub struct Worker {
@@ -201,9 +203,9 @@ impl Exchange<'_, '_> {
         self.download.answer(answer, bodiless).await
     }
 
-    /// A file; one behind a password is for nobody's shared cache (RFC 9111 §3.5).
+    /// A file; one behind a password is for nobody's shared cache (RFC 9111 §3.5), nor is one with a visitor's cookie.
     async fn answer_file(&mut self, mut answer: Answer) -> Result<(), Ended> {
-        if self.user.is_some() {
+        if self.user.is_some() || self.extras.place.is_some() {
             let said = answer.fields.text(Name::CacheControl).unwrap_or_default();
             let private = said.replacen("public", "private", 1);
             answer.fields.set(Name::CacheControl, private.as_bytes());
@@ -352,12 +354,13 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
                 return Err(Page::unavailable(capital(reason), seconds).into());
             }
             Serve::Targets => {
-                if let Some(files) = &app.files
+                let chosen = choose(app, exchange);
+                if let Some(files) = app.files(chosen.map(|(side, _)| side))
                     && let Some(answer) = files::asset(files, &head.path()[found.strip..], head)
                 {
                     return Ok(exchange.answer_file(answer).await?);
                 }
-                match attempt(&table, app, &found, &mut line, exchange).await? {
+                match attempt(&table, &found, chosen, &mut line, exchange).await? {
                     None => return Ok(()),
                     Some(Nothing::Busy) => line.next(app, exchange).await?,
                     Some(Nothing::Absent) => {
@@ -387,17 +390,19 @@ async fn route(exchange: &mut Exchange<'_, '_>) -> Result<(), Stop> {
 /// Tries the app's targets; `None` when the request was answered.
 async fn attempt(
     table: &Table,
-    app: &Arc<App>,
     found: &Match,
+    chosen: Option<Chosen>,
     line: &mut InLine,
     exchange: &mut Exchange<'_, '_>,
 ) -> Result<Option<Nothing>, Stop> {
+    let app = &found.app;
     if app.balance.max_requests > 0 && line.must_wait(&app.queue, exchange.terms.class) {
         return Ok(Some(Nothing::Busy));
     }
     let mut tried: Vec<Arc<crate::target::Target>> = Vec::new();
     let shared = &exchange.worker.shared;
-    let side = choose(app, exchange);
+    let side = chosen.map(|(side, _)| side);
+    let place = chosen.and_then(|(_, place)| place);
     loop {
         let (peer, head) = (exchange.peer, exchange.head);
         let taken = match balance::take(shared, app, table.version, (&tried[..], side), peer, head)
@@ -411,7 +416,9 @@ async fn attempt(
         exchange.record.target = Some(target.clone());
         exchange.extras.cookie = taken.cookie;
         exchange.download.go_on();
-        let began = app.trial.is_some().then(Instant::now);
+        // What its visitor chose himself says nothing.
+        let tried_out = app.trial.as_ref().zip(place);
+        let began = tried_out.map(|_| Instant::now());
         let answered = proxy::forward(app, found.strip, &target, exchange).await;
         let good = match &answered {
             Ok(()) => Some(exchange.record.status < 500),
@@ -427,13 +434,20 @@ async fn attempt(
                 "{instance} fails often and gets nothing for a while"
             );
         }
-        if let (Some(trial), Some(began)) = (&app.trial, began) {
+        if let (Some((trial, place)), Some(began)) = (tried_out, began) {
             let extras = &exchange.extras;
-            // An answer that the app cut off looks like a visitor who left.
-            let good = good.or(extras.cut.take().then_some(false));
-            if let Some(good) = good {
-                let took = extras.heard.take().map(|heard| heard - began);
-                trial.note(target.deployment, good, took);
+            let took = extras.heard.take().map(|heard| heard - began);
+            let has_left = matches!(answered, Err(Failure::Stop(Stop::Ended(Ended::Gone))));
+            let outcome = match has_left {
+                // An answer that the app cut off looks like a visitor who left.
+                _ if extras.cut.take() => Some((false, took)),
+                // Whoever was still sending waited for nothing.
+                true if took.is_none() && !exchange.upload.is_over() => None,
+                true => left(took, exchange.record.status, began.elapsed()),
+                false => good.map(|good| (good, took)),
+            };
+            if let Some((good, took)) = outcome {
+                trial.note(place, target.deployment, good, took);
             }
         }
         drop(taken.in_flight);
@@ -446,13 +460,30 @@ async fn attempt(
     }
 }
 
+/// What a visitor who left got meanwhile, and after how long: good or bad, or nothing that could be told.
+fn left(
+    heard: Option<Duration>,
+    status: u16,
+    stayed: Duration,
+) -> Option<(bool, Option<Duration>)> {
+    match heard {
+        Some(took) => Some((status < 500, Some(took))),
+        None => (stayed >= CLICK).then_some((false, Some(stayed))),
+    }
+}
+
+/// A release, and the place that it was chosen for.
+type Chosen = (Side, Option<Place>);
+
 /// Which release the visitor gets, if one is on trial.
-fn choose(app: &App, exchange: &mut Exchange<'_, '_>) -> Option<Side> {
+fn choose(app: &App, exchange: &mut Exchange<'_, '_>) -> Option<Chosen> {
     let trial = app.trial.as_ref();
     exchange.extras.listens = trial.is_some();
     let (peer, head) = (exchange.peer, exchange.head);
     let chosen = trial.map(|trial| trial.choose(peer, head, &mut exchange.place));
-    let (side, cookie) = chosen.map_or((None, None), |one| (Some(one.side), one.cookie));
+    let (side, cookie) = chosen.map_or((None, None), |one| {
+        (Some((one.side, one.place)), one.cookie)
+    });
     exchange.extras.place = cookie;
     side
 }
@@ -560,4 +591,18 @@ fn seconds_until(ms: u64) -> u32 {
 
 pub fn bad_gateway(detail: &str) -> Page {
     Page::new(502, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_leaves_soon_says_nothing_and_whoever_waited_does() {
+        let ms = Duration::from_millis;
+        assert_eq!(left(None, 0, ms(999)), None);
+        assert_eq!(left(None, 0, ms(1000)), Some((false, Some(ms(1000)))));
+        assert_eq!(left(Some(ms(5)), 200, ms(9000)), Some((true, Some(ms(5)))));
+        assert_eq!(left(Some(ms(5)), 502, ms(10)), Some((false, Some(ms(5)))));
+    }
 }

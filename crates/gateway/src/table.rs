@@ -19,7 +19,7 @@ use crate::queue::Queue;
 use crate::retries::Retries;
 use crate::stats::Stats;
 use crate::target::Target;
-use crate::trial::Trial;
+use crate::trial::{Side, Trial};
 use crate::visitor;
 
 #[derive(Default)]
@@ -67,8 +67,8 @@ pub struct App {
     pub guard: Guard,
     /// Kept across tables.
     pub retries: Arc<Retries>,
-    /// Its scripts' files, for what is no script.
-    pub files: Option<Root>,
+    /// Its scripts' files, for what is no script: of each deployment that has visitors.
+    files: Vec<(u64, Root)>,
     /// Other apps that it calls, by the name that it uses.
     links: BTreeMap<String, Link>,
     pub callers: Vec<Caller>,
@@ -252,15 +252,21 @@ impl App {
             Serve::Static { root, .. } => Some(Root::new(data_dir, root)),
             _ => None,
         };
-        let scripts = wire
-            .targets
-            .iter()
-            .find_map(|target| match &target.protocol {
-                Protocol::FastCgi { files, .. } if target.role == Role::Active => files.as_ref(),
-                _ => None,
-            });
+        let mut files: Vec<(u64, Root)> = Vec::new();
+        for target in wire.targets.iter().filter(|one| one.role == Role::Active) {
+            let Protocol::FastCgi {
+                files: Some(folder),
+                ..
+            } = &target.protocol
+            else {
+                continue;
+            };
+            if files.iter().all(|(of, _)| *of != target.deployment) {
+                files.push((target.deployment, Root::new(data_dir, folder)));
+            }
+        }
         App {
-            files: scripts.map(|files| Root::new(data_dir, files)),
+            files,
             activity: activity(before, wire.sleep_after_ms),
             scales: wire.scales,
             trial: wire.split.map(|split| trial(before, split)),
@@ -282,6 +288,16 @@ impl App {
             https: wire.https,
             held: before.map_or_else(Arc::default, |app| app.held.clone()),
         }
+    }
+
+    /// The scripts' files of the release that a visitor gets; of the other one where that one serves nobody.
+    pub fn files(&self, side: Option<Side>) -> Option<&Root> {
+        let is_its = |deployment: u64| match (&self.trial, side) {
+            (Some(trial), Some(side)) => trial.side_of(deployment) == side,
+            _ => true,
+        };
+        let mine = self.files.iter().find(|(of, _)| is_its(*of));
+        mine.or(self.files.first()).map(|(_, root)| root)
     }
 
     /// Requests that its targets have, and those that wait for one. What drains is nobody's to bear any more.
@@ -379,6 +395,61 @@ mod tests {
         let waiting = busy.queue.enter(wire::Class::Normal, 8);
         assert!(waiting.is_some());
         assert_eq!(busy.in_flight(), 10 + 11 + 3 + 1);
+    }
+
+    #[test]
+    fn each_release_on_trial_has_its_own_files() {
+        let target = |deployment: u64| wire::Target {
+            instance: format!("a-{deployment}"),
+            deployment,
+            port: 1,
+            address: None,
+            control: false,
+            protocol: Protocol::FastCgi {
+                root: "/app".into(),
+                index: "index.php".into(),
+                files: Some(format!("trees/{deployment}")),
+            },
+            weight: 1,
+            health: wire::Health {
+                path: None,
+                interval_ms: 1,
+                timeout_ms: 1,
+                retries: 1,
+            },
+            role: Role::Active,
+        };
+        let build = |targets: Vec<wire::Target>, split| {
+            let app = WireApp {
+                targets,
+                split,
+                ..app(&[])
+            };
+            let apps = BTreeMap::from([("a".to_owned(), app)]);
+            let snapshot = Snapshot { version: 1, apps };
+            Table::build(snapshot, &Table::default(), Path::new("/"))
+        };
+        let split = Split {
+            canary: 2,
+            share: 5,
+            header: None,
+            cookie: None,
+        };
+        let shown = |table: &Table, side: Option<Side>| {
+            let root = table.apps[0].files(side);
+            root.map(|root| root.relative().to_owned())
+        };
+        // The planner names the canary first.
+        let both = build(vec![target(2), target(2), target(1)], Some(split.clone()));
+        let of = |deployment: u64| Some(format!("trees/{deployment}"));
+        assert_eq!(shown(&both, Some(Side::Canary)), of(2));
+        assert_eq!(shown(&both, Some(Side::Stable)), of(1));
+        let alone = build(vec![target(2)], Some(split));
+        assert_eq!(shown(&alone, Some(Side::Stable)), of(2));
+        let usual = build(vec![target(1)], None);
+        assert_eq!(shown(&usual, None), of(1));
+        let none = build(Vec::new(), None);
+        assert_eq!(shown(&none, None), None);
     }
 
     #[test]

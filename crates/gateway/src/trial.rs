@@ -3,13 +3,17 @@
 //! A visitor has one of 65,536 places, which a cookie remembers; the canary has a row of them, as long as its share. So
 //! who got it gets it again, also when the share grows; another canary has another row, and other visitors. New visitors
 //! are given places by turns of the golden ratio, which fill every row evenly however few they are.
+//!
+//! Who comes again gets the same release again: whoever's requests always fail, whichever release has them, fails for one
+//! side only. So of a place that was there before, one failure counts and few times do. Testers, and what one release
+//! answers in the other's place, do not count at all.
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use hutong_core::canary::{BUCKETS, bucket};
+use hutong_core::canary::{BUCKETS, BURST, bucket};
 use hutong_http::request::RequestHead;
 use hutong_ipc::gateway::{Counts, Split, Trial as Report};
 
@@ -31,12 +35,27 @@ pub enum Side {
     Canary,
 }
 
+/// A visitor's place among all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    at: u16,
+    /// It was given for this request, and may be for this one only.
+    is_new: bool,
+}
+
 /// What was chosen for a request, and the cookie to be said with its answer.
 #[derive(Debug)]
 pub struct Choice {
     pub side: Side,
+    /// None of a tester, who chose for himself.
+    pub place: Option<Place>,
     pub cookie: Option<String>,
 }
+
+/// Of each place: the highest bit once a request of it failed, below that how many of its times were taken.
+const FAILED: u8 = 0x80;
+/// So many times of a place are taken: as many as count as one (`hutong_core::canary::BURST`).
+const TIMES: u8 = BURST as u8;
 
 /// One step of a canary: with another share another one begins.
 pub struct Trial {
@@ -44,6 +63,8 @@ pub struct Trial {
     began: Instant,
     stable: Outcomes,
     canary: Outcomes,
+    /// By place.
+    marks: Box<[AtomicU8]>,
 }
 
 impl Trial {
@@ -53,6 +74,7 @@ impl Trial {
             began: Instant::now(),
             stable: Outcomes::new(),
             canary: Outcomes::new(),
+            marks: (0..=u16::MAX).map(|_| AtomicU8::new(0)).collect(),
         }
     }
 
@@ -73,16 +95,19 @@ impl Trial {
         if self.is_tester(head) {
             return Choice {
                 side: Side::Canary,
+                place: None,
                 cookie: None,
             };
         }
         let known = remembered(head);
-        let place = known.unwrap_or_else(|| *place.get_or_insert_with(next_place));
+        let at = known.unwrap_or_else(|| *place.get_or_insert_with(next_place));
+        let is_new = known.is_none();
         // Another app keeps no cookies.
-        let is_told = known.is_none() && peer.link.is_none() && self.split.share < 100;
+        let is_told = is_new && peer.link.is_none() && self.split.share < 100;
         Choice {
-            side: self.side_at(place),
-            cookie: is_told.then(|| cookies::set(COOKIE, &format!("{place:04x}"), peer)),
+            side: self.side_at(at),
+            place: Some(Place { at, is_new }),
+            cookie: is_told.then(|| cookies::set(COOKIE, &format!("{at:04x}"), peer)),
         }
     }
 
@@ -107,9 +132,26 @@ impl Trial {
         }
     }
 
-    /// How a request went at an instance, and how long it took until the answer began, if it did.
-    pub fn note(&self, deployment: u64, good: bool, took: Option<Duration>) {
-        let outcomes = match self.side_of(deployment) {
+    /// How a request of a place went at an instance, and how long it took until the answer began, if it did.
+    pub fn note(&self, place: Place, deployment: u64, good: bool, took: Option<Duration>) {
+        let side = self.side_of(deployment);
+        if side != self.side_at(place.at) {
+            return;
+        }
+        let mark = &self.marks[usize::from(place.at)];
+        if !good {
+            let before = mark.fetch_or(FAILED, Ordering::Relaxed);
+            if !place.is_new && before & FAILED != 0 {
+                return;
+            }
+        }
+        let takes_one_more = || {
+            let more = |mark: u8| (mark & !FAILED < TIMES).then_some(mark + 1);
+            let order = Ordering::Relaxed;
+            mark.fetch_update(order, order, more).is_ok()
+        };
+        let took = took.filter(|_| place.is_new || takes_one_more());
+        let outcomes = match side {
             Side::Stable => &self.stable,
             Side::Canary => &self.canary,
         };
@@ -181,6 +223,7 @@ impl Outcomes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hutong_core::canary::{Canary, Counts as Counted, Look, Verdict, judge};
     use hutong_http::request::Scan;
 
     fn trial(canary: u64, share: u32) -> Trial {
@@ -259,13 +302,157 @@ mod tests {
     #[test]
     fn both_are_counted_apart() {
         let trial = trial(7, 5);
-        trial.note(7, false, None);
-        trial.note(7, true, Some(Duration::from_millis(3)));
-        trial.note(6, true, Some(Duration::from_micros(90)));
-        trial.note(0, true, None);
+        let new = new_on(&trial, Side::Canary);
+        trial.note(new, 7, false, None);
+        trial.note(new, 7, true, Some(Duration::from_millis(3)));
+        let old = new_on(&trial, Side::Stable);
+        trial.note(old, 6, true, Some(Duration::from_micros(90)));
+        trial.note(old, 0, true, None);
+        // Answered by the other one, which is not what was chosen.
+        trial.note(new, 6, false, None);
+        trial.note(old, 7, false, None);
         let Report { stable, tried, .. } = trial.report();
         assert_eq!((tried.requests, tried.errors), (2, 1));
         assert_eq!((stable.requests, stable.errors), (2, 0));
         assert_eq!((stable.times[0], tried.times[bucket(3_000)]), (1, 1));
+    }
+
+    #[test]
+    fn who_comes_again_fails_once_and_is_slow_once() {
+        let trial = trial(7, 5);
+        let slow = Some(Duration::from_secs(3));
+        let new = new_on(&trial, Side::Canary);
+        let known = Place {
+            is_new: false,
+            ..new
+        };
+        trial.note(new, 7, false, slow);
+        for _ in 0..50 {
+            trial.note(known, 7, false, slow);
+        }
+        let Report { tried, .. } = trial.report();
+        assert_eq!((tried.requests, tried.errors), (1, 1));
+        // What goes well counts each time.
+        for _ in 0..50 {
+            trial.note(known, 7, true, slow);
+        }
+        let Report { tried, .. } = trial.report();
+        assert_eq!((tried.requests, tried.errors), (51, 1));
+        assert_eq!(tried.times.iter().sum::<u64>(), 1 + u64::from(TIMES));
+        // Whoever keeps no cookies comes to have a place that somebody had before.
+        trial.note(new, 7, false, slow);
+        let Report { tried, .. } = trial.report();
+        assert_eq!((tried.requests, tried.errors), (52, 2));
+        assert_eq!(tried.times.iter().sum::<u64>(), 2 + u64::from(TIMES));
+    }
+
+    fn new_on(trial: &Trial, side: Side) -> Place {
+        let is_its = |at: &u16| trial.side_at(*at) == side;
+        let at = (0..=u16::MAX).find(is_its).expect("one of them");
+        Place { at, is_new: true }
+    }
+
+    /// SplitMix64: the same numbers for the same seed, everywhere.
+    struct Chance(u64);
+
+    impl Chance {
+        fn number(&mut self) -> u64 {
+            self.0 = self.0.wrapping_add(GOLDEN);
+            let mut mixed = self.0;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            mixed ^ (mixed >> 31)
+        }
+
+        /// In [0, 1).
+        fn part(&mut self) -> f64 {
+            (self.number() >> 11) as f64 / (1_u64 << 53) as f64
+        }
+    }
+
+    struct Visitor {
+        place: Place,
+        /// Whichever release has them.
+        always_fails: bool,
+    }
+
+    /// A whole canary before 1,000 visitors who keep their cookies and ask 200 times a second: one part of them fails
+    /// always, and of the canary's requests another part does.
+    fn run(always_fails: f64, canary_fails: f64, seed: u64) -> (Verdict, u64) {
+        let settings = Canary {
+            steps: vec![5, 25, 100],
+            every: Duration::from_secs(60),
+            header: None,
+            cookie: None,
+            min_requests: 200,
+            errors: 100,
+            latency: 150,
+        };
+        let mut chance = Chance(seed);
+        let mut visitors: Vec<Visitor> = (0..1000)
+            .map(|_| Visitor {
+                place: Place {
+                    at: (chance.number() >> 48) as u16,
+                    is_new: true,
+                },
+                always_fails: chance.part() < always_fails,
+            })
+            .collect();
+        let (mut second, mut last) = (0, Verdict::Hold(String::new()));
+        for step in 0..settings.trials() {
+            let trial = trial(7, settings.share(step));
+            for elapsed in 1..=300 {
+                second += 1;
+                for _ in 0..200 {
+                    let index = (chance.part() * visitors.len() as f64) as usize;
+                    let visitor = &mut visitors[index];
+                    let side = trial.side_at(visitor.place.at);
+                    let is_bad = side == Side::Canary && chance.part() < canary_fails;
+                    let deployment = if side == Side::Canary { 7 } else { 6 };
+                    let good = !visitor.always_fails && !is_bad;
+                    trial.note(visitor.place, deployment, good, None);
+                    visitor.place.is_new = false;
+                }
+                let counts = |counts: &Counts| Counted {
+                    requests: counts.requests,
+                    errors: counts.errors,
+                    times: counts.times.clone(),
+                };
+                let report = trial.report();
+                let look = Look {
+                    elapsed: Duration::from_secs(elapsed),
+                    stable: &counts(&report.stable),
+                    canary: &counts(&report.tried),
+                };
+                last = judge(&settings, &look);
+                match &last {
+                    Verdict::Hold(_) => {}
+                    Verdict::Promote(_) => break,
+                    Verdict::RollBack(_) => return (last, second),
+                }
+            }
+        }
+        (last, second)
+    }
+
+    #[test]
+    fn visitors_for_whom_nothing_works_are_nobodys_fault() {
+        for always_fails in [0.01, 0.02, 0.05] {
+            let is_wrong = |seed: &u64| {
+                let (end, _) = run(always_fails, 0.0, *seed);
+                matches!(end, Verdict::RollBack(_))
+            };
+            let wrong: Vec<u64> = (0..100).filter(is_wrong).collect();
+            assert!(wrong.len() <= 1, "{always_fails}: {wrong:?}");
+        }
+    }
+
+    #[test]
+    fn one_that_is_worse_for_everybody_is_found_out_all_the_same() {
+        for seed in 0..50 {
+            let (end, second) = run(0.01, 0.05, seed);
+            assert!(matches!(end, Verdict::RollBack(_)), "seed {seed}: {end:?}");
+            assert!(second <= 120, "seed {seed}: after {second} s");
+        }
     }
 }

@@ -197,6 +197,69 @@ fn too_little_is_known_of_what_few_ask_for() {
 }
 
 #[test]
+fn where_any_requests_will_do_none_may_have_failed_of_few() {
+    let any = Canary {
+        min_requests: 0,
+        ..settings()
+    };
+    let judged = |new: (u64, u64), old: (u64, u64)| {
+        let (canary, stable) = (counts(new.0, new.1), counts(old.0, old.1));
+        let look = Look {
+            elapsed: Duration::from_secs(90),
+            stable: &stable,
+            canary: &canary,
+        };
+        judge(&any, &look)
+    };
+    for (new, old) in [
+        ((1, 1), (0, 0)),
+        ((5, 1), (95, 0)),
+        ((199, 2), (5000, 0)),
+        // However many: there is nothing to compare them with.
+        ((5000, 5000), (0, 0)),
+    ] {
+        match judged(new, old) {
+            Verdict::Hold(why) => assert!(why.contains("of its requests failed"), "{why}"),
+            other => panic!("{new:?}, {old:?}: {other:?}"),
+        }
+    }
+    for (new, old) in [((0, 0), (0, 0)), ((5, 0), (95, 0)), ((101, 1), (50, 0))] {
+        let verdict = judged(new, old);
+        assert!(matches!(verdict, Verdict::Promote(_)), "{verdict:?}");
+    }
+}
+
+#[test]
+fn the_strongest_of_several_doubts_is_the_one_that_counts() {
+    // Three failures say little; that it is slower says more.
+    let mut canary = counts(250, 3);
+    let mut stable = counts(4750, 0);
+    let slow = |counts: &mut Counts, number: u64| {
+        counts.times[bucket(5_000)] -= number;
+        counts.times[bucket(150_000)] += number;
+    };
+    slow(&mut canary, 20);
+    slow(&mut stable, 10);
+    let look = Look {
+        elapsed: Duration::from_secs(90),
+        stable: &stable,
+        canary: &canary,
+    };
+    let all = [
+        failures(&settings(), &look),
+        slowness(&settings(), &look, 95),
+    ];
+    let [Some(fails), Some(slows)] = &all else {
+        panic!("both speak against it");
+    };
+    let wanted = fails.evidence.max(slows.evidence);
+    for order in [[fails, slows], [slows, fails]] {
+        let found = strongest(order.into_iter()).expect("one of them");
+        assert!(found.evidence >= wanted, "{}", found.what);
+    }
+}
+
+#[test]
 fn what_is_as_bad_on_both_sides_is_nobodys_fault() {
     let verdict = judged((1000, 500), (19_000, 9_500), 90);
     assert!(matches!(verdict, Verdict::Promote(_)), "{verdict:?}");

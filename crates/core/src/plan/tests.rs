@@ -643,6 +643,67 @@ fn a_canary_without_anything_to_compare_it_with_takes_over() {
 }
 
 #[test]
+fn what_serves_beside_a_canary_is_looked_after() {
+    let new = seen("new", 2, Health::Healthy);
+    let old = |health| seen("old", 1, health);
+    let mut instances = [old(Health::Failing("503".into())), new];
+    insta::assert_snapshot!(show(&on_trial(Some(5)), &instances, 2000), @r"
+    serve: Targets
+    new: Active
+    old: Draining
+    stop old: it is not healthy any more: 503
+    ");
+    // Told once; another one takes its place.
+    instances[0].stopping = true;
+    insta::assert_snapshot!(show(&on_trial(Some(5)), &instances, 2000), @r"
+    serve: Targets
+    new: Active
+    old: Draining
+    start an instance of deployment 1
+    ");
+    instances[0] = old(starting());
+    insta::assert_snapshot!(show(&on_trial(Some(5)), &instances, 31_000), @r"
+    serve: Targets
+    new: Active
+    old: Draining
+    stop old: it was not healthy within 30s: nothing listens on port 8080
+    ");
+    // What takes over within a minute leaves the old ones as they are.
+    instances[0] = old(Health::Failing("503".into()));
+    let rolling = wanted(Some(version(1, 1, Rolling)), Some(version(2, 2, Rolling)));
+    let shown = show(&rolling, &instances, 2000);
+    assert!(shown.contains("old: Candidate"), "{shown}");
+}
+
+#[test]
+fn a_canary_is_tried_also_when_what_serves_is_restarting() {
+    let mut desired = on_trial(None);
+    let new = seen("new", 2, Health::Healthy);
+    let instances = [seen("old", 1, starting()), new];
+    for failures in [0, 1] {
+        desired.failures = failures;
+        let shown = show(&desired, &instances, 2000);
+        assert!(
+            shown.ends_with("deployment 2 gets its first visitors"),
+            "{shown}"
+        );
+    }
+    desired.failures = 2;
+    let shown = show(&desired, &instances, 2000);
+    assert!(shown.ends_with("deployment 2 takes over"), "{shown}");
+    // At rest it is no worse for that, but over is over.
+    desired.asleep = true;
+    let shown = show(&desired, &instances[1..], 2000);
+    assert!(
+        shown.ends_with("deployment 2 gets its first visitors"),
+        "{shown}"
+    );
+    desired.halted = Some("it ended".into());
+    let shown = show(&desired, &instances[1..], 2000);
+    assert!(shown.ends_with("deployment 2 takes over"), "{shown}");
+}
+
+#[test]
 fn the_release_before_stays_ready_for_a_while() {
     let mut desired = wanted(Some(version(2, 1, Strategy::BlueGreen)), None);
     desired.warm = Some(Warm {

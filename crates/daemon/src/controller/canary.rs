@@ -100,11 +100,8 @@ pub(super) fn look(control: &Control, loaded: &Loaded) -> bool {
             false
         }
         Verdict::RollBack(why) => {
-            lock(&control.observed).verdicts.remove(&id);
-            let mut observed = lock(&control.observed);
             let reason = format!("the canary is rolled back at {share} % of the visitors: {why}");
-            observed.rollout_failures.insert(id, reason);
-            false
+            roll_back(control, app, id, reason)
         }
         Verdict::Promote(why) => {
             let next = begun.step + 1;
@@ -125,6 +122,73 @@ pub(super) fn look(control: &Control, loaded: &Loaded) -> bool {
             }
         }
     }
+}
+
+/// Rolls a canary back. Written down at once: what makes the judge sure is only in the gateway's hands, and a control
+/// plane that is killed behind this must not begin anew. True when it is over.
+fn roll_back(control: &Control, app: &str, id: u64, reason: String) -> bool {
+    fail::point("roll back");
+    let log = last_words(control, app, id);
+    let failed = control.store.fail(id, &reason, &log);
+    fail::point("rolled back");
+    let is_over = failed.is_ok();
+    match &failed {
+        Ok(true) => {
+            let text = format!("deployment {id} failed: {reason}");
+            control.logs.note(app, "", &text);
+        }
+        // Somebody else ended it: it is as that says.
+        Ok(false) => {}
+        Err(error) => tracing::error!("{error}"),
+    }
+    let mut observed = lock(&control.observed);
+    observed.verdicts.remove(&id);
+    if !matches!(failed, Ok(false)) {
+        // In this pass it has no visitors any more; where it could not be written down, the next ones try again.
+        observed.rollout_failures.insert(id, reason);
+    }
+    is_over
+}
+
+/// When the step of a canary is over, in milliseconds since boot: where nobody asks for the app, nothing else wakes the
+/// controller.
+pub(super) fn step_ends(control: &Control, loaded: &Loaded, now: u64) -> Option<u64> {
+    let (deployment, _, spec) = loaded.rollout.as_ref()?;
+    let canary = spec.canary.as_ref()?;
+    let share = share(loaded)?;
+    let observed = lock(&control.observed);
+    let seen = Counted::of(&observed, &loaded.app.name, deployment.id, share)?;
+    let left = canary.every.checked_sub(seen.elapsed)?;
+    // The gateway says how long it has lasted once a second.
+    (share < 100).then(|| now + left.as_millis() as u64 + 1_000)
+}
+
+/// Forgets what was said of canaries that are over.
+pub(super) fn forget<'a>(control: &Control, all: impl Iterator<Item = &'a Loaded>) {
+    let under_way: BTreeSet<u64> = all
+        .filter_map(|loaded| loaded.rollout.as_ref())
+        .map(|(deployment, _, _)| deployment.id)
+        .collect();
+    let mut observed = lock(&control.observed);
+    observed.verdicts.retain(|id, _| under_way.contains(id));
+}
+
+/// Has the release that was kept ready serve again in place of `active`, with a clean slate; none if it is not as the
+/// caller saw it.
+pub fn switch_back(
+    control: &Control,
+    app: &str,
+    active: u64,
+    warm: u64,
+) -> Result<Option<Deployment>, StoreError> {
+    let back = control.store.switch_back(app, active, warm)?;
+    if back.is_some() {
+        let mut observed = lock(&control.observed);
+        observed.promoted.remove(app);
+        observed.failures.remove(app);
+        observed.workers.retain(|(of, _), _| of != app);
+    }
+    Ok(back)
 }
 
 /// A canary gets its first visitors.

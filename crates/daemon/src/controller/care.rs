@@ -88,10 +88,7 @@ pub(super) fn roll_back(control: &Control, app: &App) -> bool {
         let standby = canary::standby(control, app);
         if let Some(warm) = standby
             && control.store.under_way(&app.name)?.is_none()
-            && control
-                .store
-                .switch_back(&app.name, active, warm)?
-                .is_some()
+            && canary::switch_back(control, &app.name, active, warm)?.is_some()
         {
             return Ok(Some(release.number));
         }
@@ -148,7 +145,8 @@ pub(super) fn replace_heavy(control: &Control, loaded: &Loaded, now: u64) {
         observed.replaced.insert(one.key, now);
         observed.stopping.insert(one.instance, now);
     }
-    if serving.is_empty() {
+    // A restart would end a canary.
+    if serving.is_empty() || loaded.deploying {
         return;
     }
     let begun = control

@@ -130,9 +130,15 @@ pub(super) fn look(control: &Control, loaded: &Loaded, now: u64) {
         return;
     }
     let before = scale.bound(scaling.wanted);
-    let asked = scale::recommend(&scale, &seen, before);
+    // While a release is on trial there are not to be fewer: each has less to do for that, and either may have to bear all
+    // at once.
+    let least = match loaded.begun.is_some() {
+        true => before,
+        false => 0,
+    };
+    let asked = scale::recommend(&scale, &seen, before).max(least);
     scaling.history.note(&scale, asked, now);
-    scaling.wanted = scale::decide(&scale, &scaling.history, before, now);
+    scaling.wanted = scale::decide(&scale, &scaling.history, before, now).max(least);
     let wanted = scaling.wanted;
     drop(guard);
     let wanted = scaling_fits(control, loaded, running, before, wanted);
@@ -145,8 +151,13 @@ pub(super) fn look(control: &Control, loaded: &Loaded, now: u64) {
 /// No more than there is memory for.
 fn scaling_fits(control: &Control, loaded: &Loaded, running: u32, before: u32, wanted: u32) -> u32 {
     let name = &loaded.app.name;
-    let active = loaded.active.as_ref().map(|(_, _, spec)| spec);
-    let each = active.map_or(1, |spec| spec.caps.guaranteed_bytes.max(1));
+    // One more is one more of both releases while one is on trial.
+    let tried = loaded.rollout.as_ref().filter(|_| loaded.begun.is_some());
+    let versions = loaded.active.iter().chain(tried);
+    let each: u64 = versions
+        .map(|(_, _, spec)| spec.caps.guaranteed_bytes)
+        .sum();
+    let each = each.max(1);
     let room = control.room();
     let more = room.total.saturating_sub(room.guaranteed) / each;
     let most = running.saturating_add(u32::try_from(more).unwrap_or(u32::MAX));

@@ -35,15 +35,17 @@ pub(super) fn tidy(control: &Control, loaded: &Loaded, now: u64) -> bool {
         let expired = loaded.app.purge || loaded.app.removed_ms > KEEP_DATA_MS;
         return left == 0 && expired && forget(control, name);
     }
-    if loaded.rollout.is_none() {
+    // Other rollouts are over soon; a canary may be under way for days.
+    let is_tried = loaded.begun.is_some();
+    if loaded.rollout.is_none() || is_tried {
         forgive(control, loaded, now);
-        if loaded.app.goal == Goal::Running && !loaded.deploying {
+        if loaded.app.goal == Goal::Running && (!loaded.deploying || is_tried) {
             replace_heavy(control, loaded, now);
         }
         forgive_workers(control, loaded, now);
-        if has_changed(control, loaded) {
-            retain(control, loaded);
-        }
+    }
+    if loaded.rollout.is_none() && has_changed(control, loaded) {
+        retain(control, loaded);
     }
     false
 }

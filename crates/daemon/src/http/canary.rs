@@ -68,15 +68,32 @@ pub async fn abort(
             "no deployment of {name} is under way"
         )));
     };
-    give_up(&control, &deployment, "its owner aborted it")?;
+    if !give_up(&control, &deployment, "its owner aborted it")? {
+        return Err(too_late(&control, &deployment)?);
+    }
     until_served(&control).await;
     let ended = control.store.deployment(deployment.id)?;
     Ok(Json(to_wire(&ended.unwrap_or(deployment))))
 }
 
-/// Ends a deployment under way for a reason that is no failure of its own.
-pub fn give_up(control: &Control, deployment: &store::Deployment, why: &str) -> Result<()> {
-    control.store.fail(deployment.id, why, &[])?;
+/// Why a deployment that was under way a moment ago cannot be ended any more.
+fn too_late(control: &Control, deployment: &store::Deployment) -> Result<ApiError> {
+    let now = control.store.deployment(deployment.id)?;
+    let name = &deployment.app;
+    let error = match now.is_some_and(|now| now.state == "done") {
+        true => ApiError::conflict("it has just taken over").hint(format!(
+            "`hutong rollback {name}` has the release before serve again"
+        )),
+        false => ApiError::conflict("it has just ended"),
+    };
+    Ok(error)
+}
+
+/// Ends a deployment under way for a reason that is no failure of its own; false if it was over before.
+pub fn give_up(control: &Control, deployment: &store::Deployment, why: &str) -> Result<bool> {
+    if !control.store.fail(deployment.id, why, &[])? {
+        return Ok(false);
+    }
     let (app, id) = (&deployment.app, deployment.id);
     let text = format!("deployment {id} (release {}): {why}", deployment.release);
     control.logs.note(app, "", &text);
@@ -85,7 +102,7 @@ pub fn give_up(control: &Control, deployment: &store::Deployment, why: &str) -> 
     observed.verdicts.remove(&id);
     drop(observed);
     control.wake.notify_one();
-    Ok(())
+    Ok(true)
 }
 
 /// Has the release that was kept ready serve again, if it is `release` and still there: none if not.
@@ -101,12 +118,11 @@ pub async fn switch_back(
     if before.is_none_or(|before| before.release != release) {
         return Ok(None);
     }
-    let Some(back) = control.store.switch_back(&app.name, active, warm)? else {
+    let Some(back) = controller::switch_back(control, &app.name, active, warm)? else {
         return Ok(None);
     };
     let text = format!("release {release} serves again: it was kept ready");
     control.logs.note(&app.name, "", &text);
-    lock(&control.observed).promoted.remove(&app.name);
     until_served(control).await;
     Ok(Some(back))
 }

@@ -766,8 +766,7 @@ pub async fn rollback(
     Path(name): Path<String>,
     Json(request): Json<RollbackRequest>,
 ) -> Result<Json<Deployment>> {
-    let app = apps::find_free(&control, &name)?;
-    let serving = active(&control, &app)?.map(|deployment| deployment.release);
+    let mut app = apps::find_free(&control, &name)?;
     let tried = canary::under_way(&control, &name)?;
     // Of a release on trial this is the way back.
     if let (Some(((deployment, _, _), _)), Some(active)) = (tried, active(&control, &app)?)
@@ -775,10 +774,14 @@ pub async fn rollback(
             .release
             .is_none_or(|number| number == active.release)
     {
-        canary::give_up(&control, &deployment, "its owner rolled it back")?;
-        canary::until_served(&control).await;
-        return Ok(Json(to_wire(&active)));
+        if canary::give_up(&control, &deployment, "its owner rolled it back")? {
+            canary::until_served(&control).await;
+            return Ok(Json(to_wire(&active)));
+        }
+        // It has just taken over: what served before is a release that is kept, like any.
+        app = apps::find_free(&control, &name)?;
     }
+    let serving = active(&control, &app)?.map(|deployment| deployment.release);
     let releases = control.store.releases(&name)?;
     let chosen = match request.release {
         Some(number) => releases

@@ -170,3 +170,38 @@ fn a_side_has_its_own_targets_and_the_others_where_it_has_none() {
     app.targets[2].1.healthy.store(false, Ordering::SeqCst);
     assert_eq!(ids(Side::Canary), ["a-0", "a-1"]);
 }
+
+#[test]
+fn a_full_canary_overflows_and_a_full_stable_release_does_not() {
+    let limit = Balance {
+        max_requests: 1,
+        ..Balance::default()
+    };
+    let Ok(mut app) = Arc::try_unwrap(app(&[1, 1, 1], limit)) else {
+        panic!("nobody else has it");
+    };
+    let split = wire::Split {
+        canary: 2,
+        share: 5,
+        header: None,
+        cookie: None,
+    };
+    app.trial = Some(Arc::new(crate::trial::Trial::new(split)));
+    let ids = |side| -> Vec<String> {
+        let usable = usable(&app, &[], Some(side));
+        usable.iter().map(|one| one.instance.clone()).collect()
+    };
+    let has = |counts: [usize; 3]| {
+        for ((_, target), count) in app.targets.iter().zip(counts) {
+            target.in_flight.store(count, Ordering::SeqCst);
+        }
+    };
+    has([1, 0, 1]);
+    assert_eq!(ids(Side::Canary), ["a-0", "a-1"]);
+    has([1, 1, 0]);
+    assert_eq!(ids(Side::Stable), ["a-0", "a-1"]);
+    assert_eq!(ids(Side::Canary), ["a-2"]);
+    // Nobody has room: each waits for its own.
+    has([1, 1, 1]);
+    assert_eq!(ids(Side::Canary), ["a-2"]);
+}

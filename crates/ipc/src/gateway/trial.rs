@@ -27,6 +27,14 @@ pub struct Trial {
     pub tried: Counts,
 }
 
+impl Trial {
+    /// Whether nothing was counted since the other one, however long that is ago.
+    pub fn counts_as(&self, other: &Trial) -> bool {
+        let counted = |trial: &Trial| (trial.canary, trial.share);
+        counted(self) == counted(other) && self.stable == other.stable && self.tried == other.tried
+    }
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Requests that came to an end.
@@ -35,4 +43,30 @@ pub struct Counts {
     pub errors: u64,
     /// How long it took until the answer began, in the buckets of `hutong-core`'s canary.
     pub times: Vec<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_time_goes_by_is_no_news() {
+        let first = Trial {
+            canary: 7,
+            share: 5,
+            elapsed_ms: 1000,
+            stable: Counts::default(),
+            tried: Counts::default(),
+        };
+        let mut next = first.clone();
+        next.elapsed_ms = 2000;
+        assert!(first.counts_as(&next));
+        next.tried.requests = 1;
+        assert!(!first.counts_as(&next));
+        let other = Trial {
+            share: 25,
+            ..first.clone()
+        };
+        assert!(!first.counts_as(&other));
+    }
 }

@@ -18,7 +18,7 @@ use super::repo::Repo;
 /// Where programs are.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// Address space of one git; what it maps of packs is bounded by the repository's settings.
-const MEMORY: u64 = 2 << 30;
+const MEMORY: u64 = 1 << 30;
 const CPU_S: u64 = 900;
 /// A file may be larger than what came in, by the index of a pack.
 const FILE_SLACK: u64 = 64 << 20;
@@ -148,6 +148,36 @@ impl Running {
     pub fn kill(mut self) {
         kill_group(self.child.id());
         let _ = self.child.wait();
+    }
+}
+
+/// Ends a git that takes too long; it is dropped once that has ended by itself.
+pub struct Watch {
+    ended: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    pub fn begin(pid: u32, patience: Duration) -> Self {
+        let (ended, over) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            if over.recv_timeout(patience) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                kill_group(pid);
+            }
+        });
+        Watch {
+            ended: Some(ended),
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.ended.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -10,9 +11,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hutong_runtime::confine::{self, Bounds};
+use hutong_runtime::sys;
 
 use crate::Control;
 
+use super::hook::SOCKET_VARIABLE;
 use super::repo::Repo;
 
 /// Where programs are.
@@ -75,6 +78,7 @@ pub fn become_git(folder: &Path, arguments: &[std::ffi::OsString]) -> String {
             .collect(),
     };
     let entered = confine::hold(&folder.join(super::repo::LOCK))
+        .and_then(|()| connect_hook())
         .and_then(|()| std::env::set_current_dir(folder))
         .and_then(|()| confine::enter(&bounds));
     if let Err(error) = entered {
@@ -83,11 +87,21 @@ pub fn become_git(folder: &Path, arguments: &[std::ffi::OsString]) -> String {
     let error = Command::new("git")
         .args(arguments)
         .env_remove(FILE_BYTES)
+        .env_remove(SOCKET_VARIABLE)
         .exec();
     match error.kind() {
         std::io::ErrorKind::NotFound => "there is no git on this server".into(),
         _ => format!("git cannot be started: {error}"),
     }
+}
+
+/// The line on which the hook of a push asks control.
+fn connect_hook() -> std::io::Result<()> {
+    if let Some(path) = std::env::var_os(SOCKET_VARIABLE) {
+        let line = std::os::unix::net::UnixStream::connect(path)?;
+        sys::inherit_as(line.as_fd(), confine::LINE)?;
+    }
+    Ok(())
 }
 
 /// Kills a process group of ours: git and all that it started.

@@ -274,6 +274,11 @@ fn hostile_trees_are_refused_with_the_reason() {
         "{said}"
     );
     work.write("hutong.toml", toml);
+    // Nobody waits for trees that were refused.
+    let trees = std::fs::read_dir(server.data.path().join("trees")).expect("read");
+    let names = trees.flatten().map(|entry| entry.file_name());
+    let left: Vec<_> = names.filter(|name| name.len() == 64).collect();
+    assert!(left.is_empty(), "{left:?}");
     std::os::unix::fs::symlink("/etc/passwd", work.path("public/leak")).expect("symlink");
     work.commit("a link");
     let said = work.refused("main");
@@ -317,6 +322,50 @@ fn hostile_trees_are_refused_with_the_reason() {
     let names = std::fs::read_dir(objects).expect("read").flatten();
     let left = names.filter(|entry| entry.file_name().to_string_lossy().contains("incoming"));
     assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn what_git_itself_would_refuse_is_not_deployed() {
+    if !is_root() {
+        return;
+    }
+    let (server, _folder) = server();
+    let mut work = Work::new(&server, "site", &token(&server, "site"));
+    site(&work, "site", "", "one", "0");
+    work.commit("one");
+    work.write("more.txt", "x");
+    work.commit("two");
+    // A history that is cut off.
+    let mut cut = Work::new(&server, "site", "none");
+    cut.url.clone_from(&work.url);
+    let from = format!("file://{}", work.folder.path().display());
+    cut.git(&["fetch", "-q", "--depth=1", &from, "main"]);
+    cut.git(&["checkout", "-q", "-B", "main", "FETCH_HEAD"]);
+    let said = cut.refused("main");
+    assert!(said.contains("shallow"), "{said}");
+    assert!(server.app("site").is_null());
+    work.push("main");
+    // Names that cannot be beside each other; and one that is the repository's HEAD.
+    work.push("main:a");
+    let said = work.refused("main:a/b");
+    assert!(said.contains("cannot be the branches"), "{said}");
+    work.push(":a");
+    work.push("main:a/b");
+    // A link that says more than any path can.
+    work.write("long", &"x".repeat(5000));
+    let blob = work.git(&["hash-object", "-w", "long"]);
+    let entry = format!("120000,{blob},link");
+    work.git(&["update-index", "--add", "--cacheinfo", &entry]);
+    work.git(&["commit", "-q", "-m", "a long link"]);
+    let said = work.refused("main");
+    assert!(said.to_lowercase().contains("link"), "{said}");
+    assert_eq!(page(&server, "site.test"), "one");
+    // Removed, and pushed as it was.
+    work.git(&["reset", "-q", "--hard", "HEAD~1"]);
+    server.ok(&["remove", "site"]);
+    work.url = url(&server, "site", &token(&server, "site"));
+    work.push("main");
+    assert_eq!(page(&server, "site.test"), "one");
 }
 
 #[test]

@@ -168,9 +168,21 @@ fn drop_caches(control: &Control) {
 impl Control {
     /// Whether there is room for something new on the disk; if not, why.
     pub fn has_disk(&self) -> Result<(), String> {
+        self.has_disk_for(0)
+    }
+
+    /// The same for so many bytes.
+    pub fn has_disk_for(&self, bytes: u64) -> Result<(), String> {
         let (free, reserve) = reserve(self);
-        if free >= reserve {
+        if free >= reserve.saturating_add(bytes) {
             return Ok(());
+        }
+        if free >= reserve {
+            return Err(format!(
+                "this takes {}, and only {} are free beside the reserve of the platform",
+                show_size(bytes),
+                show_size(free - reserve)
+            ));
         }
         Err(format!(
             "the disk is full but for its reserve: {} are free, and {} are kept back for the platform",

@@ -22,15 +22,15 @@ use crate::cipher::Cipher;
 use crate::lock;
 
 pub use canaries::Canary;
-pub use git::{MAX_TOKENS, Preview, Scope, Source, Token};
+pub use git::{Accepted, MAX_TOKENS, Preview, Scope, Source, Token, Waiting};
 pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 10;
+const VERSION: i64 = 11;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 9] = [
+const MIGRATIONS: [&str; 10] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -101,6 +101,7 @@ const MIGRATIONS: [&str; 9] = [
        updated_ms INTEGER NOT NULL,
        PRIMARY KEY (app, name)
      ) STRICT;",
+    git::WAITING,
 ];
 
 /// A file that is given up when the disk is full, so that `remove --purge` can still be written down.

@@ -1,6 +1,7 @@
 //! An uploaded archive (tar, gzip) becomes a tree: only plain files and folders, only below its own
 //! root, bounded in size and number, and its content must have the digest that was announced.
 
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Read, Write};
@@ -15,8 +16,10 @@ use thiserror::Error;
 
 /// Unpacked, an upload may have at most this many times its allowed packed size.
 const EXPANSION: u64 = 4;
-const MAX_ENTRIES: usize = 200_000;
+pub const MAX_ENTRIES: usize = 200_000;
 const EMPTY: &str = "the archive is empty";
+/// How much is written before it is asked again whether there is room, in bytes.
+const ASK_EVERY: u64 = 64 << 20;
 
 #[derive(Debug, Error)]
 pub enum UnpackError {
@@ -57,7 +60,7 @@ pub fn unpack(
         left: budget,
     };
     let extracted = extract(unpacked, &temporary.0, Links::Refused);
-    let digest = extracted.map_err(|error| sized(error, max_packed))?;
+    let digest = extracted.map_err(|error| sized(error, max_packed))?.digest;
     fail::fallible("upload.unpacked").map_err(UnpackError::Disk)?;
     let found = digest.finish();
     if found != claimed {
@@ -69,29 +72,53 @@ pub fn unpack(
     keep(&temporary, trees, claimed, group)
 }
 
+/// A tree that was made of an archive of our own.
+#[derive(Debug)]
+pub struct Unpacked {
+    pub digest: String,
+    pub files: usize,
+    /// Nobody had it before.
+    pub is_new: bool,
+}
+
 /// The same for an archive that one of our own programs makes (tar, not compressed), whose content has the digest that is
-/// answered. Links to files inside are files of the same content. `is_whole` is asked before the tree gets its name.
+/// answered. Links to files inside are files of the same content. `is_whole` is asked before the tree gets its name, and
+/// `has_room` now and then.
 pub fn unpack_plain(
     archive: impl Read,
     trees: &Path,
     max: u64,
     group: Option<u32>,
+    has_room: &dyn Fn() -> Result<(), String>,
     is_whole: impl FnOnce() -> Result<(), UnpackError>,
-) -> Result<(String, usize), UnpackError> {
+) -> Result<Unpacked, UnpackError> {
     fail::fallible("export.begin").map_err(UnpackError::Disk)?;
     let temporary = Temporary::new(trees)?;
+    let room = Room::new(has_room);
     let mut bounded = Bounded {
-        inner: archive,
+        inner: Watched {
+            inner: archive,
+            room: &room,
+        },
         left: max,
     };
-    let extracted = extract(&mut bounded, &temporary.0, Links::Copied { left: max });
+    let mut extracted = extract(&mut bounded, &temporary.0, Links::Copied);
     if extracted.is_ok() {
         // Zeros behind the end: whoever writes them is not to find a closed pipe.
         let _ = io::copy(&mut bounded, &mut io::sink());
     }
+    let left = bounded.left;
     drop(bounded);
+    if let Ok(found) = &mut extracted
+        && let Err(error) = copy_links(found, &temporary.0, max, left, &room)
+    {
+        extracted = Err(error);
+    }
+    if let Some(why) = room.low.take() {
+        return Err(UnpackError::Bad(why));
+    }
     let digest = match extracted.map_err(|error| sized(error, max)) {
-        Ok(digest) => digest,
+        Ok(extracted) => extracted.digest,
         Err(error) => {
             // Whoever makes it knows better why it is cut off, or none.
             let is_cut = match &error {
@@ -108,10 +135,26 @@ pub fn unpack_plain(
     is_whole()?;
     let files = digest.len();
     let found = digest.finish();
-    if !trees.join(&found).exists() {
+    let is_new = !trees.join(&found).exists();
+    if is_new {
         keep(&temporary, trees, &found, group)?;
     }
-    Ok((found, files))
+    Ok(Unpacked {
+        digest: found,
+        files,
+        is_new,
+    })
+}
+
+/// Takes a tree's name away, so that half a tree is never taken for a whole one; where it lies now, to be deleted.
+pub fn take_away(trees: &Path, digest: &str) -> Option<PathBuf> {
+    let mut random = [0; 4];
+    // Without it, two that go at the same time have the same name, and the second one stays until the next start.
+    let _ = getrandom::fill(&mut random);
+    let mark = hutong_core::tree::hex(&random);
+    let gone = trees.join(format!(".upload-gone-{digest}-{mark}"));
+    fs::rename(trees.join(digest), &gone).ok()?;
+    Some(gone)
 }
 
 fn sized(error: UnpackError, max: u64) -> UnpackError {
@@ -199,19 +242,70 @@ impl<R: Read> Read for Bounded<R> {
     }
 }
 
-/// What becomes of symbolic links.
-enum Links {
-    Refused,
-    /// A file of the same content takes the place of each, of so many bytes in all.
-    Copied {
-        left: u64,
-    },
+/// Asks now and then whether there is room for what is written.
+struct Room<'a> {
+    ask: &'a dyn Fn() -> Result<(), String>,
+    since: Cell<u64>,
+    /// Why there is none.
+    low: RefCell<Option<String>>,
 }
 
-fn extract(archive: impl Read, root: &Path, links: Links) -> Result<TreeDigest, UnpackError> {
-    let mut digest = TreeDigest::default();
-    let mut files: BTreeMap<String, (bool, [u8; 32])> = BTreeMap::new();
-    let mut linked: BTreeMap<String, String> = BTreeMap::new();
+impl<'a> Room<'a> {
+    fn new(ask: &'a dyn Fn() -> Result<(), String>) -> Self {
+        Room {
+            ask,
+            since: Cell::new(0),
+            low: RefCell::new(None),
+        }
+    }
+
+    fn took(&self, bytes: u64) -> io::Result<()> {
+        let since = self.since.get().saturating_add(bytes);
+        if since < ASK_EVERY {
+            self.since.set(since);
+            return Ok(());
+        }
+        self.since.set(0);
+        (self.ask)().map_err(|why| {
+            self.low.replace(Some(why));
+            io::ErrorKind::StorageFull.into()
+        })
+    }
+}
+
+/// What is read is written, too.
+struct Watched<'a, R> {
+    inner: R,
+    room: &'a Room<'a>,
+}
+
+impl<R: Read> Read for Watched<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.room.took(count as u64)?;
+        Ok(count)
+    }
+}
+
+/// What becomes of symbolic links.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Links {
+    Refused,
+    /// A file of the same content takes the place of each ([`copy_links`]).
+    Copied,
+}
+
+/// What an archive had.
+#[derive(Default)]
+struct Extracted {
+    digest: TreeDigest,
+    /// Of links' targets: whether it is executable, and the digest of its content.
+    files: BTreeMap<String, (bool, [u8; 32])>,
+    links: BTreeMap<String, String>,
+}
+
+fn extract(archive: impl Read, root: &Path, links: Links) -> Result<Extracted, UnpackError> {
+    let mut found = Extracted::default();
     let mut archive = tar::Archive::new(archive);
     let entries = archive.entries().map_err(UnpackError::Broken)?;
     for (count, entry) in entries.enumerate() {
@@ -238,14 +332,14 @@ fn extract(archive: impl Read, root: &Path, links: Links) -> Result<TreeDigest, 
             let mode = entry.header().mode().unwrap_or(0o644);
             let executable = mode & 0o111 != 0;
             let content = write_file(&mut entry, &place, executable)?;
-            digest.add(path, executable, content);
-            if matches!(links, Links::Copied { .. }) {
-                files.insert(path.to_owned(), (executable, content));
+            found.digest.add(path, executable, content);
+            if links == Links::Copied {
+                found.files.insert(path.to_owned(), (executable, content));
             }
-        } else if kind.is_symlink() && matches!(links, Links::Copied { .. }) {
+        } else if kind.is_symlink() && links == Links::Copied {
             let target = entry.link_name_bytes().unwrap_or_default();
             let target = String::from_utf8_lossy(&target).into_owned();
-            linked.insert(path.to_owned(), target);
+            found.links.insert(path.to_owned(), target);
         } else {
             return Err(UnpackError::Bad(format!(
                 "`{path}` is a {}; an archive may hold plain files and folders only",
@@ -253,24 +347,39 @@ fn extract(archive: impl Read, root: &Path, links: Links) -> Result<TreeDigest, 
             )));
         }
     }
-    if let Links::Copied { left: most } = links {
-        let mut left = most;
-        for path in linked.keys() {
-            let target = follow(path, &linked).map_err(UnpackError::Bad)?;
-            let Some((executable, content)) = files.get(&target) else {
-                return Err(UnpackError::Bad(format!(
-                    "`{path}` is a link to `{target}`, which is no file of the same tree; copy what it points at"
-                )));
-            };
-            let size = copy_file(&root.join(&target), &root.join(path), *executable)?;
-            left = left.checked_sub(size).ok_or(UnpackError::TooLarge(most))?;
-            digest.add(path, *executable, *content);
-        }
-    }
-    if digest.is_empty() {
+    if found.digest.is_empty() && found.links.is_empty() {
         return Err(UnpackError::Bad(EMPTY.into()));
     }
-    Ok(digest)
+    Ok(found)
+}
+
+/// Puts files in the place of links: of `left` bytes in all, which is what the archive has left of `most`.
+fn copy_links(
+    found: &mut Extracted,
+    root: &Path,
+    most: u64,
+    left: u64,
+    room: &Room<'_>,
+) -> Result<(), UnpackError> {
+    let mut left = left;
+    for path in found.links.keys() {
+        let target = follow(path, &found.links).map_err(UnpackError::Bad)?;
+        let Some((executable, content)) = found.files.get(&target) else {
+            return Err(UnpackError::Bad(format!(
+                "`{path}` is a link to `{target}`, which is no file of the same tree; copy what it points at"
+            )));
+        };
+        let source = fs::File::open(root.join(&target)).map_err(UnpackError::Disk)?;
+        let size = source.metadata().map_err(UnpackError::Disk)?.len();
+        left = left.checked_sub(size).ok_or(UnpackError::TooLarge(most))?;
+        let mut source = Watched {
+            inner: source,
+            room,
+        };
+        write_file(&mut source, &root.join(path), *executable)?;
+        found.digest.add(path, *executable, *content);
+    }
+    Ok(())
 }
 
 /// Links that lead to links, at most.
@@ -305,13 +414,6 @@ fn follow(path: &str, links: &BTreeMap<String, String>) -> Result<String, String
     Err(format!(
         "`{path}` is a link that leads through too many others"
     ))
-}
-
-fn copy_file(from: &Path, to: &Path, executable: bool) -> Result<u64, UnpackError> {
-    let mut source = fs::File::open(from).map_err(UnpackError::Disk)?;
-    let size = source.metadata().map_err(UnpackError::Disk)?.len();
-    write_file(&mut source, to, executable)?;
-    Ok(size)
 }
 
 fn describe(kind: tar::EntryType) -> &'static str {

@@ -11,12 +11,14 @@ use std::path::{Path, PathBuf};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::sys;
+use crate::{seccomp, sys};
 
 /// Under this number a program behind the walls finds our own program, to run it as a hook.
 pub const OURS: i32 = 19;
 /// And under this one the folder's lock, which is held as long as anything in there runs.
 pub const HELD: i32 = 20;
+/// And under this one, if it is to have one, a line to control: it cannot make one itself.
+pub const LINE: i32 = 21;
 
 // Rights of landlock(7).
 const EXECUTE: u64 = 1 << 0;
@@ -25,8 +27,8 @@ const READ_FILE: u64 = 1 << 2;
 const READ_DIR: u64 = 1 << 3;
 const TRUNCATE: u64 = 1 << 14;
 const USE: u64 = EXECUTE | READ_FILE | READ_DIR;
-/// Everything but device nodes (6 and 11) and ioctl (15).
-const CHANGE: u64 = 0x7fff & !(1 << 6) & !(1 << 11);
+/// Everything but device nodes (6 and 11) and ioctl (15); and nothing that it writes is a program.
+const CHANGE: u64 = 0x7fff & !(1 << 6) & !(1 << 11) & !EXECUTE;
 const DEVICE: u64 = READ_FILE | WRITE_FILE;
 /// What a rule for anything but a folder may name.
 const FILE: u64 = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE;
@@ -79,13 +81,15 @@ pub fn enter(bounds: &Bounds) -> io::Result<()> {
         setrlimit(resource, limit)?;
     }
     sys::no_new_privileges()?;
+    // Landlock's rules of files hold nobody from connecting to a socket; and those of ours know control by its user.
+    seccomp::deny_unix_sockets().map_err(io::Error::other)?;
     let abi = sys::landlock_abi();
     // The first version lets nobody move a file to another folder, which git does with all that it takes in.
     if abi < 2 {
         return Ok(());
     }
     let handled = handled(abi);
-    let rules = sys::landlock_rules(handled)?;
+    let rules = sys::landlock_rules(handled, scopes(abi))?;
     let allow = |path: &Path, rights: u64| match File::open(path) {
         Ok(opened) => {
             let is_dir = opened.metadata()?.is_dir();
@@ -115,6 +119,11 @@ fn handled(abi: i32) -> u64 {
     (1u64 << known) - 1
 }
 
+/// Abstract sockets (0) and signals (1), which only go to processes behind the same walls.
+fn scopes(abi: i32) -> u64 {
+    if abi < 6 { 0 } else { 0b11 }
+}
+
 /// Takes the folder's lock for this process and all that it starts: shared, because several may work in there.
 pub fn hold(lock: &Path) -> io::Result<()> {
     let file = File::options().read(true).open(lock)?;
@@ -133,5 +142,6 @@ mod tests {
         assert_eq!(handled(3) & CHANGE, CHANGE);
         assert_eq!(handled(7), handled(3));
         assert_eq!(CHANGE & (1 << 6 | 1 << 11), 0);
+        assert_eq!((CHANGE & EXECUTE, scopes(5), scopes(6)), (0, 0, 3));
     }
 }

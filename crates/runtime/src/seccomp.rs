@@ -21,16 +21,11 @@ const FAMILIES: [i32; 4] = [
 
 /// The program as the shim takes it, one instruction a word.
 pub fn program() -> Result<Vec<u64>, String> {
-    let arch = if cfg!(target_arch = "x86_64") {
-        TargetArch::x86_64
-    } else {
-        TargetArch::aarch64
-    };
     let filter = SeccompFilter::new(
         rules().map_err(|error| error.to_string())?,
         SeccompAction::Errno(libc::EPERM as u32),
         SeccompAction::Allow,
-        arch,
+        arch(),
     )
     .map_err(|error| error.to_string())?;
     let rest: Vec<sock_filter> = filter
@@ -54,6 +49,64 @@ pub fn program() -> Result<Vec<u64>, String> {
             u64::from(i.code) | u64::from(i.jt) << 16 | u64::from(i.jf) << 24 | u64::from(i.k) << 32
         })
         .collect())
+}
+
+fn arch() -> TargetArch {
+    if cfg!(target_arch = "x86_64") {
+        TargetArch::x86_64
+    } else {
+        TargetArch::aarch64
+    }
+}
+
+/// Numbers of calls of the x32 ABI begin here; rules for others do not see them.
+const X32: u32 = 0x4000_0000;
+
+/// This process and all that it starts have no unix sockets but those that they have: none of ours takes them for control,
+/// whose user they are. io_uring would make sockets past this.
+pub fn deny_unix_sockets() -> Result<(), String> {
+    seccompiler::apply_filter(&no_unix_sockets()?).map_err(|error| error.to_string())
+}
+
+fn no_unix_sockets() -> Result<Vec<sock_filter>, String> {
+    let is_other = |family: i32| {
+        SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, family as u64)
+    };
+    let families = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+    let conditions: Result<Vec<_>, _> = families.into_iter().map(is_other).collect();
+    let rule = conditions.and_then(SeccompRule::new);
+    let mut rules: Rules = [
+        libc::SYS_io_uring_setup,
+        libc::SYS_ptrace,
+        libc::SYS_process_vm_readv,
+        libc::SYS_process_vm_writev,
+        libc::SYS_pidfd_getfd,
+    ]
+    .into_iter()
+    .map(|number| (number, Vec::new()))
+    .collect();
+    rules.insert(
+        libc::SYS_socket,
+        vec![rule.map_err(|error: seccompiler::BackendError| error.to_string())?],
+    );
+    let errno = libc::EACCES as u32;
+    let filter = SeccompFilter::new(
+        rules,
+        SeccompAction::Allow,
+        SeccompAction::Errno(errno),
+        arch(),
+    )
+    .map_err(|error| error.to_string())?;
+    let rest: Vec<sock_filter> = filter
+        .try_into()
+        .map_err(|error: seccompiler::BackendError| error.to_string())?;
+    let instruction = |code, jt, jf, k| sock_filter { code, jt, jf, k };
+    let head = [
+        instruction(0x20, 0, 0, 0),
+        instruction(0x35, 0, 1, X32),
+        instruction(0x06, 0, 0, libc::SECCOMP_RET_ERRNO | errno),
+    ];
+    Ok(head.into_iter().chain(rest).collect())
 }
 
 /// Above the newest call considered (mseal, 462).
@@ -203,6 +256,21 @@ const LEGACY: &[(i64, &str)] = numbers! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn unix_sockets_are_denied_for_good() {
+        use std::os::unix::net::{UnixDatagram, UnixStream};
+        // Of a thread's own.
+        let tried = std::thread::spawn(|| {
+            deny_unix_sockets().expect("loaded");
+            let stream = UnixStream::connect("/nowhere").expect_err("denied");
+            let datagram = UnixDatagram::unbound().expect_err("denied");
+            let tcp = std::net::TcpListener::bind("127.0.0.1:0").is_ok();
+            (stream.kind(), datagram.kind(), tcp)
+        });
+        let denied = std::io::ErrorKind::PermissionDenied;
+        assert_eq!(tried.join().expect("an end"), (denied, denied, true));
+    }
 
     #[test]
     fn the_program_fits_the_kernel_and_has_no_dangerous_call() {

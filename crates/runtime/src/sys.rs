@@ -135,11 +135,11 @@ pub fn landlock_abi() -> i32 {
     abi.max(0) as i32
 }
 
-/// Rules that deny these rights to files (landlock_create_ruleset(2)).
-pub fn landlock_rules(rights: u64) -> io::Result<OwnedFd> {
-    let attributes = [rights];
-    // SAFETY: the array has the layout of the first struct landlock_ruleset_attr; the descriptor is ours, and
-    // close-on-exec.
+/// Rules that deny these rights to files, and `scopes` to what is outside (landlock_create_ruleset(2)).
+pub fn landlock_rules(rights: u64, scopes: u64) -> io::Result<OwnedFd> {
+    // Files, ports, scopes. An older kernel takes what it does not know of while that is zero.
+    let attributes = [rights, 0, scopes];
+    // SAFETY: the array has the layout of struct landlock_ruleset_attr; the descriptor is ours, and close-on-exec.
     unsafe {
         let fd = libc::syscall(
             libc::SYS_landlock_create_ruleset,
@@ -188,6 +188,15 @@ pub fn landlock_enforce(rules: &OwnedFd) -> io::Result<()> {
 pub fn inherit_as(fd: BorrowedFd<'_>, number: i32) -> io::Result<()> {
     // SAFETY: no memory is involved; whatever had the number would lose it, which the caller rules out.
     check(unsafe { libc::dup2(fd.as_raw_fd(), number) }.into()).map(drop)
+}
+
+/// A copy of a descriptor that this process inherited under a number ([`inherit_as`]).
+pub fn inherited(number: i32) -> io::Result<OwnedFd> {
+    // SAFETY: no memory is involved; the copy is ours alone.
+    unsafe {
+        let fd = check(libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3).into())?;
+        Ok(OwnedFd::from_raw_fd(fd as i32))
+    }
 }
 
 /// As many descriptors as the hard limit allows.

@@ -68,6 +68,8 @@ struct Warden {
     /// Locked before `network`, by whoever needs both.
     lists: Mutex<egress::lists::Lists>,
     children: Mutex<Children>,
+    /// The one process that may ask: control, ours or that of the warden before us.
+    control: Mutex<Option<adopt::OnRecord>>,
     /// Shims that this process started and has to reap.
     shims: Mutex<Vec<i32>>,
     /// Launches that are not on record yet.
@@ -143,6 +145,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         network: Mutex::new(None),
         lists: Mutex::default(),
         children: Mutex::new(Children::default()),
+        control: Mutex::new(None),
         shims: Mutex::new(Vec::new()),
         launching: Mutex::new(Vec::new()),
         making: std::sync::RwLock::new(()),
@@ -160,6 +163,8 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
         layout,
         config,
     });
+    // Until it has a successor.
+    *lock(&warden.control) = adopt::on_record(&warden, children::Role::Control).pop();
     warden.instances.end_strangers();
     warden.instances.end_unfinished();
     crate::disks::sweep(&warden.layout);
@@ -272,6 +277,13 @@ impl Warden {
             let uids = lock(&self.uids);
             (uids.control(), uids.gateway())
         })
+    }
+
+    /// Whether a process is control. Others have its user, too: gits, which read what strangers sent.
+    fn is_control(&self, pid: i32) -> bool {
+        let known = lock(&self.control);
+        let known = known.as_ref();
+        known.is_some_and(|known| known.pid == pid && known.is_alive())
     }
 
     /// The socket on which control asks; each connection has a thread, and there are few.

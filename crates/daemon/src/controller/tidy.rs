@@ -200,9 +200,7 @@ fn drop_unused_trees(control: &Control) {
         let asked = lock(&control.trees_asked).get(&name).copied();
         let old = asked.unwrap_or(control.began_ms) + KEEP_TREES_MS < now;
         if hutong_core::name::is_digest(&name) && !used.contains(&name) && old {
-            // The name goes first: half a tree must never be taken for a whole one.
-            let gone = trees.join(format!(".upload-gone-{name}"));
-            if std::fs::rename(entry.path(), &gone).is_ok() {
+            if let Some(gone) = crate::unpack::take_away(&trees, &name) {
                 let _ = std::fs::remove_dir_all(gone);
                 lock(&control.trees_asked).remove(&name);
             }

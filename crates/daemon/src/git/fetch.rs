@@ -6,14 +6,12 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::repo::{Repo, is_object_id};
+use super::repo::{self, FETCHED, Repo, is_object_id};
 use super::run;
 use crate::Control;
 use crate::store::Source;
 
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Where what was fetched is kept from being thrown away.
-const REFS: &str = "refs/hutong/source/";
 const MAX_URL: usize = 1000;
 
 /// Checks where an app may be fetched from: https://, or http:// on this machine; no user or password in it.
@@ -51,7 +49,7 @@ pub fn fetch(
     control.has_disk()?;
     repo.make(control).map_err(|error| error.to_string())?;
     repo.check_room(control)?;
-    let kept = format!("{REFS}{branch}");
+    let kept = format!("{FETCHED}{branch}");
     let what = format!("+refs/heads/{branch}:{kept}");
     let arguments = [
         "fetch",
@@ -93,8 +91,10 @@ pub fn fetch(
             .env(format!("GIT_CONFIG_KEY_{index}"), key)
             .env(format!("GIT_CONFIG_VALUE_{index}"), value);
     }
-    run::run(command, PATIENCE)
-        .map_err(|error| format!("{branch} cannot be fetched from {}: {error}", source.url))?;
+    run::run(command, PATIENCE).map_err(|error| {
+        repo::tidy_soon(&repo.folder);
+        format!("{branch} cannot be fetched from {}: {error}", source.url)
+    })?;
     let mut command = run::command(control, repo, &["rev-parse", "--verify", &kept]);
     command.env("GIT_DIR", &repo.folder);
     let commit = run::run(command, Duration::from_secs(30))?;

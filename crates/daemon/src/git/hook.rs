@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::Path;
 use std::sync::Arc;
 
+use hutong_runtime::{confine, sys};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
@@ -17,7 +18,7 @@ use crate::Control;
 
 /// Beside the gateway's files, because paths there are short; nobody but control's user may connect.
 const SOCKET: &str = "git.sock";
-/// What git's process is told of us.
+/// What git's process is told of us. It connects before it has walls about it, and the hook inherits that line.
 pub const SOCKET_VARIABLE: &str = "HUTONG_GIT_SOCKET";
 pub const PUSH_VARIABLE: &str = "HUTONG_GIT_PUSH";
 /// A list of branches that move, in bytes.
@@ -104,7 +105,7 @@ pub fn bind(path: &Path, mode: u32) -> Result<UnixListener, String> {
 }
 
 async fn answer(control: &Arc<Control>, stream: UnixStream) -> std::io::Result<()> {
-    let ours = hutong_runtime::sys::effective_uid();
+    let ours = sys::effective_uid();
     if stream.peer_cred()?.uid() != ours {
         return Err(std::io::ErrorKind::PermissionDenied.into());
     }
@@ -176,7 +177,7 @@ fn ask() -> std::io::Result<bool> {
         objects: objects.map(|name| name.to_string_lossy().into_owned()),
         updates: updates(&text).ok_or(std::io::ErrorKind::InvalidData)?,
     };
-    let mut stream = BlockingStream::connect(variable(SOCKET_VARIABLE)?)?;
+    let mut stream = BlockingStream::from(sys::inherited(confine::LINE)?);
     let mut line = serde_json::to_vec(&question)?;
     line.push(b'\n');
     stream.write_all(&line)?;

@@ -20,14 +20,17 @@ use tokio::process::{Child, ChildStdout};
 use tokio::sync::Semaphore;
 
 use super::repo::{self, Repo};
-use super::{Push, hook, run};
+use super::{Place, Push, hook, run};
 use crate::Control;
 use crate::http::auth::{Refusal, check_token};
 use crate::store::{Scope, Token};
 
-/// Gits at once: each holds memory and processes.
+/// Gits at once: each holds memory and processes. Those that only say which branches there are end soon.
 static PUSHES: Semaphore = Semaphore::const_new(8);
 static FETCHES: Semaphore = Semaphore::const_new(8);
+static LISTS: Semaphore = Semaphore::const_new(16);
+/// Pushes, and fetches, of one app at once.
+const MOST: usize = 2;
 /// A push may wait for builds.
 const PATIENCE: Duration = Duration::from_secs(2 * 3600);
 const MAX_HEAD: usize = 16 << 10;
@@ -130,13 +133,21 @@ async fn serve(
     if let Err(response) = may(&control, &app, service) {
         return *response;
     }
-    let turns = match service {
-        Service::Receive => &PUSHES,
-        Service::Upload => &FETCHES,
+    let (turns, places) = match (service, what) {
+        (_, "info/refs") => (&LISTS, None),
+        (Service::Receive, _) => (&PUSHES, Some(&control.git.receiving)),
+        (Service::Upload, _) => (&FETCHES, Some(&control.git.sending)),
+    };
+    let later = || refuse(503, "too many are at it at once; please try again");
+    let place = match places.map(|places| places.take(app.as_str(), MOST)) {
+        Some(None) => return later(),
+        Some(place) => place,
+        None => None,
     };
     let Ok(turn) = turns.try_acquire() else {
-        return refuse(503, "too many are at it at once; please try again");
+        return later();
     };
+    let turn = (turn, place);
     let repo = Repo::of(&control, &app);
     let ours = control.clone();
     let made = tokio::task::spawn_blocking(move || {
@@ -154,7 +165,7 @@ async fn serve(
         Err(error) => return refuse(500, &error.to_string()),
     };
     let push = match (service, what) {
-        (Service::Receive, "git-receive-pack") => match control.git.begin(&app) {
+        (Service::Receive, "git-receive-pack") => match control.git.begin(&app, token.id) {
             Ok(push) => Some(push),
             Err(error) => return refuse(500, &error),
         },
@@ -207,7 +218,7 @@ async fn answer(
     control: Arc<Control>,
     asked: Asked,
     request: Request,
-    turn: tokio::sync::SemaphorePermit<'static>,
+    turn: (tokio::sync::SemaphorePermit<'static>, Option<Place>),
 ) -> Response {
     let ends = Ends(control.clone(), asked.push.clone());
     let mut child = match start(&control, &asked, &request) {
@@ -234,6 +245,10 @@ async fn answer(
         let status = child.wait().await;
         drop(ends);
         if !status.is_ok_and(|status| status.success()) {
+            let folder = asked.repo.folder.clone();
+            drop(tokio::task::spawn_blocking(move || {
+                repo::tidy_soon(&folder)
+            }));
             let said = complaints.await.unwrap_or_default();
             tracing::warn!("git for {}: {}", asked.path, super::plain(&said));
         }

@@ -25,6 +25,7 @@ use crate::{Control, lock};
 pub use fetch::check_url;
 pub use hook::{bind, is_hook, main as hook_main};
 pub use http::router;
+pub use preview::drop_branch_of;
 pub use repo::forget;
 pub use run::become_git;
 pub use vendors::Vendor;
@@ -36,6 +37,42 @@ struct Push {
     /// What the hook shows; random.
     id: String,
     app: AppName,
+    by: push::By,
+}
+
+/// Whose place is taken: so many at once of each app's.
+#[derive(Default)]
+struct Places(Arc<Mutex<HashMap<String, usize>>>);
+
+/// Free again when it is dropped.
+struct Place {
+    all: Arc<Mutex<HashMap<String, usize>>>,
+    app: String,
+}
+
+impl Places {
+    fn take(&self, app: &str, most: usize) -> Option<Place> {
+        let mut all = lock(&self.0);
+        let taken = all.get(app).copied().unwrap_or(0);
+        if taken >= most {
+            return None;
+        }
+        all.insert(app.to_owned(), taken + 1);
+        Some(Place {
+            all: self.0.clone(),
+            app: app.to_owned(),
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut all = lock(&self.all);
+        match all.get_mut(&self.app) {
+            Some(taken) if *taken > 1 => *taken -= 1,
+            _ => drop(all.remove(&self.app)),
+        }
+    }
 }
 
 /// What is known of pushes and webhooks; nothing of it outlives the process.
@@ -44,6 +81,10 @@ pub struct Pushes {
     under_way: Mutex<HashMap<String, Arc<Push>>>,
     standing: standing::Standing,
     webhooks: webhook::Waiting,
+    /// Bodies of webhooks; pushes; fetches.
+    bodies: Places,
+    receiving: Places,
+    sending: Places,
     count: AtomicU64,
 }
 
@@ -53,13 +94,15 @@ impl Pushes {
         self.count.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    fn begin(&self, app: &AppName) -> Result<Arc<Push>, String> {
+    /// `token` is the id of the one that came with it.
+    fn begin(&self, app: &AppName, token: u64) -> Result<Arc<Push>, String> {
         let mut random = [0; 16];
         getrandom::fill(&mut random).map_err(|error| error.to_string())?;
         let push = Arc::new(Push {
             number: self.number(),
             id: hutong_core::tree::hex(&random),
             app: app.clone(),
+            by: push::By::Token(token),
         });
         lock(&self.under_way).insert(push.id.clone(), push.clone());
         Ok(push)
@@ -110,4 +153,21 @@ fn plain(text: &str) -> String {
         c => c,
     };
     text.trim_end().chars().take(MOST).map(harmless).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_app_has_places_of_its_own() {
+        let places = Places::default();
+        let one = places.take("a", 2).expect("free");
+        let two = places.take("a", 2).expect("free");
+        assert!(places.take("a", 2).is_none() && places.take("b", 2).is_some());
+        drop(one);
+        let three = places.take("a", 2).expect("free again");
+        drop((two, three));
+        assert!(lock(&places.0).is_empty());
+    }
 }

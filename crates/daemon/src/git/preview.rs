@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hutong_api::PlanAnswer;
 use hutong_core::name::AppName;
 use hutong_core::preview::{file, names};
 use hutong_core::spec::AppSpec;
@@ -23,8 +24,6 @@ use crate::store::{Goal, Preview, StoreError};
 const LOOK: Duration = Duration::from_secs(5);
 /// How often time is counted.
 const AGE_MS: u64 = 30_000;
-/// How long the removal of an earlier preview of the same branch is waited for.
-const REMOVAL: Duration = Duration::from_secs(60);
 /// One whose app was never made is forgotten after this.
 const UNMADE_MS: u64 = 600_000;
 
@@ -36,41 +35,56 @@ pub async fn deploy(
     serving: Option<&AppSpec>,
     say: &Say,
 ) -> Result<(), String> {
-    let preview = choose(control, wanted, serving)?;
-    wait_for_removal(control, &preview.app).await?;
+    let expected = choose(control, wanted, serving)?;
     let settings = serving.and_then(|spec| spec.preview.as_ref());
     let most = settings.map_or(0, |settings| settings.max) as usize;
-    let name = AppName::new(&preview.app)?;
-    let host = Some(preview.host.as_str()).filter(|host| !host.is_empty());
+    let name = AppName::new(&expected.app)?;
+    let host = Some(expected.host.as_str()).filter(|host| !host.is_empty());
     let text = file(&exported.text, &name, host)?;
-    let text_of_error = |error: StoreError| error.to_string();
-    let kept = control.store.keep_preview(&preview, most);
-    if !kept.map_err(text_of_error)? {
-        return Err(format!(
-            "{} has {most} previews, as many as [preview] lets it have: delete a branch first (git push --delete)",
-            wanted.app
-        ));
-    }
-    fail::point("preview.kept");
+    let failed = |error: StoreError| error.to_string();
     say.line(&format!("{} is the preview {name}", wanted.branch))
         .await;
     let output = Output::new(control, name.as_str()).await;
-    let begun = wanted
-        .begin(control, || {
-            deploy::begin(control, name.as_str(), &exported.digest, &text)
-        })
-        .await;
-    let result = match begun {
-        Ok(answer) => roll_out(control, output, answer, say).await,
-        Err(why) => Err(why),
+    let keep = || -> Result<Option<PlanAnswer>, String> {
+        let preview = choose(control, wanted, serving)?;
+        if preview.app != expected.app || preview.host != expected.host {
+            return Err("another push of this branch was quicker; push again".to_owned());
+        }
+        let app = control.store.app(name.as_str()).map_err(failed)?;
+        if app.as_ref().is_some_and(|app| app.goal == Goal::Removed) {
+            // It still has its data: a new one does not begin with that.
+            control.wake.notify_one();
+            return Ok(None);
+        }
+        if !control.store.keep_preview(&preview, most).map_err(failed)? {
+            return Err(format!(
+                "{} has {most} previews, as many as [preview] lets it have: delete a branch first (git push --delete)",
+                wanted.app
+            ));
+        }
+        fail::point("preview.kept");
+        match deploy::begin(control, name.as_str(), &exported.digest, &text) {
+            Ok(answer) => Ok(Some(answer)),
+            Err(error) => {
+                if app.is_none() {
+                    control
+                        .store
+                        .forget_preview(name.as_str())
+                        .map_err(failed)?;
+                }
+                Err(error.text())
+            }
+        }
     };
-    let app = control.store.app(name.as_str()).map_err(text_of_error)?;
-    let serves = app.as_ref().is_some_and(|app| app.active.is_some());
-    let goes_on = control.store.under_way(name.as_str());
-    let goes_on = goes_on.map_err(text_of_error)?.is_some();
-    if result.is_err() && !serves && !goes_on {
-        // It never did: nothing of it is of use to anybody.
-        end(control, &preview, app.is_some()).map_err(text_of_error)?;
+    let answer = wanted.begin(control, keep).await?;
+    let result = roll_out(control, output, answer, say).await;
+    if result.is_err() {
+        let standing = &control.git.standing;
+        let parent = wanted.app.as_str();
+        let ended = standing.if_latest(parent, wanted.branch, wanted.number, || {
+            end_unserved(control, &expected)
+        });
+        ended.unwrap_or(Ok(())).map_err(failed)?;
     }
     result?;
     let standing = &control.git.standing;
@@ -117,30 +131,37 @@ fn choose(
     })
 }
 
-/// One that was removed a moment ago still has its data: a new one does not begin with that.
-async fn wait_for_removal(control: &Arc<Control>, app: &str) -> Result<(), String> {
-    let deadline = tokio::time::Instant::now() + REMOVAL;
-    loop {
-        let found = control.store.app(app).map_err(|error| error.to_string())?;
-        if found.is_none_or(|found| found.goal != Goal::Removed) {
-            return Ok(());
-        }
-        if tokio::time::Instant::now() > deadline {
-            return Err("the preview before it is still being removed; push again".into());
-        }
-        control.wake.notify_one();
-        tokio::time::sleep(Duration::from_millis(100)).await;
+/// One that never served is of no use to anybody.
+fn end_unserved(control: &Control, preview: &Preview) -> Result<(), StoreError> {
+    let app = control.store.app(&preview.app)?;
+    let is_kept = app
+        .as_ref()
+        .is_some_and(|app| app.active.is_some() || app.isolated);
+    if is_kept || control.store.under_way(&preview.app)?.is_some() {
+        return Ok(());
     }
+    end(control, preview, app.is_some())
 }
 
 /// Ends a branch's preview; its name, if there was one.
 pub fn remove(control: &Control, parent: &str, branch: &str) -> Result<Option<String>, String> {
+    let standing = &control.git.standing;
+    standing.alone(|| remove_alone(control, parent, branch))
+}
+
+fn remove_alone(control: &Control, parent: &str, branch: &str) -> Result<Option<String>, String> {
     let failed = |error: StoreError| error.to_string();
     let found = control.store.preview_of(parent, branch).map_err(failed)?;
     let Some(preview) = found else {
         return Ok(None);
     };
     let app = control.store.app(&preview.app).map_err(failed)?;
+    if app.as_ref().is_some_and(|app| app.isolated) {
+        let name = &preview.app;
+        return Err(format!(
+            "the preview {name} is isolated (hutong release {name})"
+        ));
+    }
     end(control, &preview, app.is_some()).map_err(failed)?;
     Ok(Some(preview.app))
 }
@@ -198,10 +219,13 @@ fn look(control: &Control, counted: u64) -> Result<u64, StoreError> {
                 if isolated {
                     continue;
                 }
-                end(control, &preview, true)?;
+                // The branch first: without a preview it would be in the way of the same push.
                 if !is_orphan {
                     drop_branch(control, &preview);
                 }
+                // It may have been pushed to, or isolated, meanwhile.
+                let standing = &control.git.standing;
+                standing.alone(|| end_if_over(control, &preview.app, is_orphan))?;
             }
             _ => {}
         }
@@ -209,8 +233,27 @@ fn look(control: &Control, counted: u64) -> Result<u64, StoreError> {
     Ok(counted_to)
 }
 
+fn end_if_over(control: &Control, name: &str, is_orphan: bool) -> Result<(), StoreError> {
+    let Some(preview) = control.store.preview(name)? else {
+        return Ok(());
+    };
+    let app = control.store.app(name)?;
+    let isolated = app.as_ref().is_some_and(|app| app.isolated);
+    if isolated || !(is_orphan || is_over(&preview)) {
+        return Ok(());
+    }
+    end(control, &preview, app.is_some())
+}
+
 fn is_over(preview: &Preview) -> bool {
     preview.age_ms >= preview.lifetime_ms
+}
+
+/// The branch of the preview that an app is, if it is one. Blocks.
+pub fn drop_branch_of(control: &Control, app: &str) {
+    if let Ok(Some(preview)) = control.store.preview(app) {
+        drop_branch(control, &preview);
+    }
 }
 
 /// Without the branch, a push of the same commit is one, and makes the preview anew.

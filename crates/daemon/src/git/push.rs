@@ -2,6 +2,7 @@
 //! what cannot serve is refused with the reason. It is all or nothing, so the app itself comes last: a preview that was
 //! made in vain is deployed again by the next push, and visitors notice nothing.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use hutong_api::{Deployment, DeploymentState, PlanAnswer};
 use hutong_core::name::AppName;
 use hutong_core::preview::check_branch;
 use hutong_core::spec::AppSpec;
+use tokio::sync::Semaphore;
 
 use super::export::{Exported, export};
 use super::hook::{Question, Say};
@@ -16,7 +18,7 @@ use super::preview;
 use super::repo::{Repo, is_none, is_object_id};
 use super::standing::Begin;
 use super::{Push, plain};
-use crate::http::{ApiError, deploy};
+use crate::http::deploy;
 use crate::logs::{Only, Query};
 use crate::{Control, ids};
 
@@ -112,7 +114,12 @@ fn sort<'a>(
     let main = format!("{HEADS}main");
     let brings_main = question.updates.iter().any(|(_, _, name)| *name == main);
     let has_main = brings_main || repo.head("main").is_some();
+    let mut names = HashSet::new();
     for (old, new, name) in &question.updates {
+        if !names.insert(name.as_str()) {
+            let name = plain(name);
+            return Err(format!("{name} is to move twice"));
+        }
         if !is_object_id(old) || !is_object_id(new) {
             return Err("git says something that is not understood".into());
         }
@@ -124,6 +131,14 @@ fn sort<'a>(
             return Err(format!("only branches and tags are taken, not {name}"));
         };
         check_branch(branch)?;
+        // Git would say so only behind us.
+        if !is_none(new)
+            && let Some(other) = repo.in_the_way(branch)
+        {
+            return Err(format!(
+                "there cannot be the branches {branch} and {other}: delete one first"
+            ));
+        }
         let is_production = is_production(serving, branch, has_main);
         match (is_production, is_none(new)) {
             (true, true) => {
@@ -139,6 +154,15 @@ fn sort<'a>(
             (false, false) => todo.notes.push(format!(
                 "{branch} is kept and not deployed: the app that serves has no [preview] in its hutong.toml"
             )),
+        }
+    }
+    for (_, new, name) in &question.updates {
+        let mut above = name.match_indices('/').map(|(at, _)| &name[..at]);
+        if !is_none(new)
+            && let Some(other) = above.find(|other| names.contains(other))
+        {
+            let name = plain(name);
+            return Err(format!("there cannot be both {name} and {other}"));
         }
     }
     if todo.previews.len() > MAX_BRANCHES {
@@ -159,7 +183,39 @@ pub struct Wanted<'a> {
     /// Which push it is.
     pub number: u64,
     pub objects: Option<&'a str>,
+    pub by: &'a By,
 }
+
+/// By whose word something is deployed. It may be taken back meanwhile.
+pub enum By {
+    /// The token of this id.
+    Token(u64),
+    /// The source at this URL.
+    Source(String),
+}
+
+impl By {
+    fn check(&self, control: &Control, app: &str) -> Result<(), String> {
+        let holds = match self {
+            By::Token(id) => {
+                let tokens = control.store.tokens(app);
+                tokens.map(|list| list.iter().any(|token| token.id == *id))
+            }
+            By::Source(url) => {
+                let source = control.store.source(app);
+                source.map(|source| source.is_some_and(|source| source.url == *url))
+            }
+        };
+        match holds {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("who may deploy this app was changed meanwhile".into()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// Trees that are fetched or made at once: each holds memory, a thread and gits.
+pub static EXPORTS: Semaphore = Semaphore::const_new(4);
 
 impl<'a> Wanted<'a> {
     fn of(push: &'a Push, one: &Move<'a>, objects: Option<&'a str>) -> Self {
@@ -170,6 +226,7 @@ impl<'a> Wanted<'a> {
             old: Some(one.old),
             number: push.number,
             objects,
+            by: &push.by,
         }
     }
 
@@ -179,6 +236,7 @@ impl<'a> Wanted<'a> {
         let repo = Repo::of(control, self.app);
         let commit = self.commit.to_owned();
         let objects = self.objects.map(str::to_owned);
+        let _turn = EXPORTS.acquire().await.map_err(|error| error.to_string())?;
         let work = move || export(&ours, &repo, &commit, objects.as_deref());
         let done = tokio::task::spawn_blocking(work).await;
         let exported = done.map_err(|error| error.to_string())??;
@@ -195,10 +253,12 @@ impl<'a> Wanted<'a> {
     }
 
     /// Begins a deployment of the branch as the latest there is, once no other one is about to move it.
+    ///
+    /// `work` is asked again while it answers `None`.
     pub async fn begin(
         &self,
         control: &Arc<Control>,
-        work: impl Fn() -> Result<PlanAnswer, ApiError>,
+        work: impl Fn() -> Result<Option<PlanAnswer>, String>,
     ) -> Result<PlanAnswer, String> {
         let deadline = tokio::time::Instant::now() + SETTLE;
         let app = self.app.as_str();
@@ -217,13 +277,17 @@ impl<'a> Wanted<'a> {
                         self.branch
                     ));
                 }
-                work().map_err(|error| error.text())
+                self.by.check(control, app)?;
+                work()
             };
             let standing = &control.git.standing;
             match standing.begin(app, self.branch, self.number, once)? {
                 Begin::Done(answer) => return Ok(answer),
                 Begin::Wait if tokio::time::Instant::now() > deadline => {
-                    return Err("another push of this branch does not end; push again".into());
+                    return Err(
+                        "another push of this branch, or the removal of its preview, does not end; push again"
+                            .into(),
+                    );
                 }
                 Begin::Wait => tokio::time::sleep(Duration::from_millis(50)).await,
             }
@@ -250,7 +314,8 @@ pub async fn production(
     let output = Output::new(control, app).await;
     let answer = wanted
         .begin(control, || {
-            deploy::begin(control, app, &exported.digest, &exported.text)
+            let begun = deploy::begin(control, app, &exported.digest, &exported.text);
+            begun.map(Some).map_err(|error| error.text())
         })
         .await?;
     roll_out(control, output, answer, say).await?;
@@ -448,6 +513,15 @@ mod tests {
         ] {
             let asked = asks(&[(bad.0, bad.1, bad.2)]);
             assert!(sort(&asked, Some(&spec), &repo).is_err(), "{}", bad.2);
+        }
+        for (one_name, other) in [
+            ("refs/heads/a", "refs/heads/a"),
+            ("refs/heads/main", "refs/heads/main"),
+            ("refs/heads/a", "refs/heads/a/b"),
+            ("refs/heads/a/b/c", "refs/heads/a"),
+        ] {
+            let asked = asks(&[(none, one, one_name), (none, one, other)]);
+            assert!(sort(&asked, Some(&spec), &repo).is_err(), "{other}");
         }
     }
 }

@@ -22,6 +22,8 @@ const HOOKS: &str = ".hooks";
 pub const HOOK: &str = "pre-receive";
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
+/// Where what was fetched is kept from being thrown away.
+pub const FETCHED: &str = "refs/hutong/source/";
 /// A repository may be so many times as large as one upload.
 const UPLOADS: u64 = 4;
 
@@ -43,7 +45,7 @@ const CONFIG: &str = "[core]
 	maxInputSize = @MOST@
 	unpackLimit = 1
 	autogc = false
-	denyDeleteCurrent = refuse
+	denyDeleteCurrent = ignore
 	advertisePushOptions = false
 [fetch]
 	fsckObjects = true
@@ -147,6 +149,22 @@ impl Repo {
         Some(text.trim().to_owned()).filter(|text| is_object_id(text))
     }
 
+    /// Whether a branch was fetched before from where the app's source is.
+    pub fn has_fetched(&self, branch: &str) -> bool {
+        check_branch(branch).is_ok() && self.folder.join(FETCHED).join(branch).is_file()
+    }
+
+    /// A branch that there can be none of this name beside: `a` and `a/b` are a file and a folder.
+    pub fn in_the_way(&self, branch: &str) -> Option<String> {
+        let mut above = branch.match_indices('/').map(|(at, _)| &branch[..at]);
+        let above = above.find(|name| self.head(name).is_some());
+        above.map(str::to_owned).or_else(|| {
+            let folder = self.folder.join("refs/heads").join(branch);
+            let name = some_file(&folder)?;
+            Some(format!("{branch}/{name}"))
+        })
+    }
+
     /// Bytes of all its files.
     pub fn size(&self) -> u64 {
         size_of(&self.folder)
@@ -219,6 +237,19 @@ fn size_of(folder: &Path) -> u64 {
             Err(_) => 0,
         })
         .sum()
+}
+
+/// The path of some file below a folder.
+fn some_file(folder: &Path) -> Option<String> {
+    let mut entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.find_map(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let is_dir = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        match is_dir {
+            true => some_file(&entry.path()).map(|rest| format!("{name}/{rest}")),
+            false => Some(name).filter(|name| !name.ends_with(".lock")),
+        }
+    })
 }
 
 /// Every repository: the app that it is named for, and its folder.
@@ -311,6 +342,16 @@ pub fn tidy(folder: &Path) -> bool {
     true
 }
 
+/// [`tidy`] behind a git that failed or was killed: what it started ends a moment later. Blocks.
+pub fn tidy_soon(folder: &Path) {
+    for _ in 0..20 {
+        if tidy(folder) {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+}
+
 /// How git names the folder of objects that are not part of a repository yet: today, and before 2.35.
 pub const QUARANTINE: [&str; 2] = ["tmp_objdir-", "incoming-"];
 
@@ -343,6 +384,27 @@ mod tests {
         }
         assert!(is_none(&"0".repeat(40)) && !is_none(&"01".repeat(20)));
         assert_eq!(quoted(Path::new("/a \"b\\")), "\"/a \\\"b\\\\\"");
+    }
+
+    #[test]
+    fn branches_that_cannot_be_beside_each_other() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let repo = Repo {
+            folder: dir.path().to_owned(),
+        };
+        let heads = dir.path().join("refs/heads");
+        fs::create_dir_all(heads.join("a/b")).expect("mkdir");
+        assert_eq!(repo.in_the_way("a"), None);
+        fs::write(heads.join("a/b/c"), "1".repeat(40)).expect("write");
+        assert_eq!(repo.in_the_way("a").as_deref(), Some("a/b/c"));
+        assert_eq!(repo.in_the_way("a/b").as_deref(), Some("a/b/c"));
+        assert_eq!(repo.in_the_way("a/b/c/d").as_deref(), Some("a/b/c"));
+        assert_eq!(repo.in_the_way("a/b/c"), None);
+        assert_eq!(repo.in_the_way("a/c"), None);
+        assert!(!repo.has_fetched("main"));
+        fs::create_dir_all(dir.path().join(FETCHED)).expect("mkdir");
+        fs::write(dir.path().join(FETCHED).join("main"), "x").expect("write");
+        assert!(repo.has_fetched("main"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
+use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -10,15 +11,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use hutong_runtime::confine::{self, Bounds};
+use hutong_runtime::sys;
 
 use crate::Control;
 
+use super::hook::SOCKET_VARIABLE;
 use super::repo::Repo;
 
 /// Where programs are.
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 /// Address space of one git; what it maps of packs is bounded by the repository's settings.
-const MEMORY: u64 = 2 << 30;
+const MEMORY: u64 = 1 << 30;
 const CPU_S: u64 = 900;
 /// A file may be larger than what came in, by the index of a pack.
 const FILE_SLACK: u64 = 64 << 20;
@@ -75,6 +78,7 @@ pub fn become_git(folder: &Path, arguments: &[std::ffi::OsString]) -> String {
             .collect(),
     };
     let entered = confine::hold(&folder.join(super::repo::LOCK))
+        .and_then(|()| connect_hook())
         .and_then(|()| std::env::set_current_dir(folder))
         .and_then(|()| confine::enter(&bounds));
     if let Err(error) = entered {
@@ -83,11 +87,21 @@ pub fn become_git(folder: &Path, arguments: &[std::ffi::OsString]) -> String {
     let error = Command::new("git")
         .args(arguments)
         .env_remove(FILE_BYTES)
+        .env_remove(SOCKET_VARIABLE)
         .exec();
     match error.kind() {
         std::io::ErrorKind::NotFound => "there is no git on this server".into(),
         _ => format!("git cannot be started: {error}"),
     }
+}
+
+/// The line on which the hook of a push asks control.
+fn connect_hook() -> std::io::Result<()> {
+    if let Some(path) = std::env::var_os(SOCKET_VARIABLE) {
+        let line = std::os::unix::net::UnixStream::connect(path)?;
+        sys::inherit_as(line.as_fd(), confine::LINE)?;
+    }
+    Ok(())
 }
 
 /// Kills a process group of ours: git and all that it started.
@@ -148,6 +162,36 @@ impl Running {
     pub fn kill(mut self) {
         kill_group(self.child.id());
         let _ = self.child.wait();
+    }
+}
+
+/// Ends a git that takes too long; it is dropped once that has ended by itself.
+pub struct Watch {
+    ended: Option<std::sync::mpsc::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    pub fn begin(pid: u32, patience: Duration) -> Self {
+        let (ended, over) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            if over.recv_timeout(patience) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                kill_group(pid);
+            }
+        });
+        Watch {
+            ended: Some(ended),
+            thread: Some(thread),
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        drop(self.ended.take());
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

@@ -28,13 +28,14 @@ pub enum Begin<T> {
 }
 
 impl Standing {
-    /// Makes `push` the latest and does `work`, both before anybody else can.
+    /// Makes `push` the latest and does `work`, both before anybody else can. Work that has nothing to show is to be tried
+    /// again.
     pub fn begin<T, E>(
         &self,
         app: &str,
         branch: &str,
         push: u64,
-        work: impl FnOnce() -> Result<T, E>,
+        work: impl FnOnce() -> Result<Option<T>, E>,
     ) -> Result<Begin<T>, E> {
         let mut branches = lock(&self.0);
         let found = branches
@@ -43,7 +44,9 @@ impl Standing {
         if found.settling.is_some_and(|other| other != push) {
             return Ok(Begin::Wait);
         }
-        let done = work()?;
+        let Some(done) = work()? else {
+            return Ok(Begin::Wait);
+        };
         found.latest = push;
         Ok(Begin::Done(done))
     }
@@ -61,13 +64,34 @@ impl Standing {
         }
     }
 
+    /// Does something that no push may begin beside.
+    pub fn alone<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _nobody_begins = lock(&self.0);
+        work()
+    }
+
+    /// The same, if no later push of the branch has begun.
+    pub fn if_latest<T>(
+        &self,
+        app: &str,
+        branch: &str,
+        push: u64,
+        work: impl FnOnce() -> T,
+    ) -> Option<T> {
+        let branches = lock(&self.0);
+        let found = branches.get(&(app.to_owned(), branch.to_owned()));
+        let is_latest = found.is_some_and(|found| found.latest == push);
+        is_latest.then(work)
+    }
+
     /// Nothing of a push goes on any more.
     pub fn end(&self, push: u64) {
         lock(&self.0).retain(|_, branch| {
             if branch.settling == Some(push) {
                 branch.settling = None;
             }
-            branch.latest != push
+            // 0: one that was refused before it began.
+            branch.latest != push && branch.latest != 0
         });
     }
 }
@@ -77,7 +101,7 @@ mod tests {
     use super::*;
 
     fn begin(standing: &Standing, push: u64) -> bool {
-        let begun = standing.begin("a", "main", push, || Ok::<_, ()>(()));
+        let begun = standing.begin("a", "main", push, || Ok::<_, ()>(Some(())));
         matches!(begun, Ok(Begin::Done(())))
     }
 
@@ -96,7 +120,14 @@ mod tests {
         assert!(lock(&standing.0).is_empty());
         // One that is refused before it begins changes nothing.
         assert!(begin(&standing, 4));
-        let refused = standing.begin("a", "main", 5, || Err::<(), _>("no"));
+        let refused = standing.begin("a", "main", 5, || Err::<Option<()>, _>("no"));
         assert!(refused.is_err() && standing.settle("a", "main", 4));
+        standing.end(4);
+        let waits = standing.begin("a", "main", 6, || Ok::<Option<()>, ()>(None));
+        assert!(matches!(waits, Ok(Begin::Wait)) && !standing.settle("a", "main", 6));
+        assert_eq!(standing.if_latest("a", "main", 6, || 1), None);
+        assert!(begin(&standing, 7));
+        assert_eq!(standing.if_latest("a", "main", 7, || 1), Some(1));
+        assert_eq!(standing.alone(|| 2), 2);
     }
 }

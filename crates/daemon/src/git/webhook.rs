@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::extract::{Path, Request, State};
@@ -14,22 +15,26 @@ use hutong_runtime::processes::now_ms;
 use tokio::sync::Semaphore;
 
 use super::hook::Say;
-use super::push::{Wanted, is_production, production, serving};
+use super::push::{By, EXPORTS, Wanted, is_production, production, serving};
 use super::repo::Repo;
 use super::vendors::{Event, Rejected, Vendor};
 use super::{fetch, plain, preview};
+use crate::store::{Accepted, Waiting as Hook};
 use crate::{Control, lock};
 
 /// Of one webhook, in bytes: GitHub sends no more than 25 MB, and of a push far less.
 const MAX_BODY: usize = 8 << 20;
-/// Bodies that are held in memory at once.
+/// Bodies that are held in memory at once, and of one app.
 static BODIES: Semaphore = Semaphore::const_new(4);
+const MOST_BODIES: usize = 2;
+/// How long a body may take.
+const BODY_TIME: Duration = Duration::from_secs(10);
 /// Branches of an app that wait.
 const MAX_WAITING: usize = 50;
 
-/// By app: branches that wait, and whether each is gone. An app that is here has a task at work.
+/// By app: branches that wait. An app that is here has a task at work.
 #[derive(Default)]
-pub struct Waiting(Mutex<HashMap<String, BTreeMap<String, bool>>>);
+pub struct Waiting(Mutex<HashMap<String, BTreeMap<String, Hook>>>);
 
 fn say(status: u16, text: &str) -> Response {
     let status = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -61,6 +66,9 @@ async fn take(
         tracing::error!("{error}");
         (503u16, "please try again".to_owned())
     };
+    let (parts, body) = request.into_parts();
+    // Before anything that takes longer for one app than for another.
+    let body = read(control, name, body).await?;
     // Whether there is such an app, only who can sign is told.
     let app = AppName::new(name).map_err(|_| refused())?;
     let source = control.store.source(app.as_str()).map_err(failed)?;
@@ -68,8 +76,6 @@ async fn take(
     let secrets = control.store.source_secrets(app.as_str()).map_err(failed)?;
     let (secret, _) = secrets.ok_or_else(refused)?;
     let vendor = Vendor::parse(&source.vendor).ok_or_else(refused)?;
-    let (parts, body) = request.into_parts();
-    let body = read(body).await?;
     vendor
         .check(&parts.headers, &body, &secret, now_ms())
         .map_err(|rejected| match rejected {
@@ -91,60 +97,56 @@ async fn take(
     };
     check_branch(&branch).map_err(|why| (422u16, why))?;
     let delivery = vendor.delivery(&parts.headers, &body);
-    let new = control.store.is_new_delivery(app.as_str(), &delivery);
-    if !new.map_err(failed)? {
-        return Err((409, "this delivery was here before".into()));
-    }
-    let note = control
+    let hook = Hook {
+        app: app.to_string(),
+        branch,
+        gone,
+        delivery,
+    };
+    match control
         .store
-        .note_source(app.as_str(), "pending", &format!("{branch} was pushed"));
-    note.map_err(failed)?;
-    if add(control, &app, branch, gone) {
-        Ok(ACCEPTED)
-    } else {
-        Err((503, "too many branches of this app wait already".into()))
+        .accept_hook(&hook, MAX_WAITING)
+        .map_err(failed)?
+    {
+        Accepted::New => {
+            add(control, &app, hook);
+            Ok(ACCEPTED)
+        }
+        Accepted::Known => Err((409, "this delivery was here before".into())),
+        Accepted::Full => Err((503, "too many branches of this app wait already".into())),
     }
 }
 
-async fn read(body: Body) -> Result<bytes::Bytes, (u16, String)> {
-    let _place = BODIES
-        .acquire()
-        .await
-        .map_err(|error| (503u16, error.to_string()))?;
-    let patience = std::time::Duration::from_secs(30);
-    match tokio::time::timeout(patience, to_bytes(body, MAX_BODY)).await {
+async fn read(control: &Control, app: &str, body: Body) -> Result<bytes::Bytes, (u16, String)> {
+    let busy = || (503u16, "too many at once; please try again".to_owned());
+    let _own = control.git.bodies.take(app, MOST_BODIES).ok_or_else(busy)?;
+    let place = tokio::time::timeout(BODY_TIME, BODIES.acquire()).await;
+    let _place = place.map_err(|_| busy())?.map_err(|_| busy())?;
+    match tokio::time::timeout(BODY_TIME, to_bytes(body, MAX_BODY)).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(_)) => Err((413, "the body is cut off, or over 8M".into())),
         Err(_) => Err((408, "the body took too long".into())),
     }
 }
 
-/// Has a branch dealt with; false if too many wait.
-fn add(control: &Arc<Control>, app: &AppName, branch: String, gone: bool) -> bool {
+/// Has a branch dealt with. It is in the store, too.
+fn add(control: &Arc<Control>, app: &AppName, hook: Hook) {
     let mut waiting = lock(&control.git.webhooks.0);
     let is_at_work = waiting.contains_key(app.as_str());
     let branches = waiting.entry(app.to_string()).or_default();
-    if branches.len() >= MAX_WAITING && !branches.contains_key(&branch) {
-        return false;
-    }
-    branches.insert(branch, gone);
+    branches.insert(hook.branch.clone(), hook);
     if !is_at_work {
         tokio::spawn(work(control.clone(), app.clone()));
     }
-    true
 }
 
-/// Webhooks that a control plane before us had accepted: which branch they were for is forgotten, so the app's own is
-/// looked at.
+/// Webhooks that a control plane before us had accepted.
 pub fn resume(control: &Arc<Control>) {
-    let pending = control.store.pending_sources().unwrap_or_default();
-    for source in pending {
-        let Ok(app) = AppName::new(&source.app) else {
-            continue;
-        };
-        let set = serving(control, &app).and_then(|spec| spec.branch);
-        let branch = set.unwrap_or_else(|| "main".into());
-        add(control, &app, branch, false);
+    let pending = control.store.hooks_waiting().unwrap_or_default();
+    for hook in pending {
+        if let Ok(app) = AppName::new(&hook.app) {
+            add(control, &app, hook);
+        }
     }
 }
 
@@ -158,8 +160,14 @@ async fn work(control: Arc<Control>, app: AppName) {
             }
             next
         };
-        let Some((branch, gone)) = next else { return };
-        let (state, detail) = match handle(&control, &app, &branch, gone).await {
+        let Some((branch, hook)) = next else { return };
+        let (ours, of, gone) = (control.clone(), app.clone(), hook.gone);
+        let name = branch.clone();
+        // A task of its own: if it panics, those behind it are dealt with all the same.
+        let handled = tokio::spawn(async move { handle(&ours, &of, &name, gone).await });
+        let handled = handled.await.unwrap_or_else(|error| Err(error.to_string()));
+        let is_well = handled.is_ok();
+        let (state, detail) = match handled {
             Ok((state, detail)) => (state, detail),
             Err(why) => ("failed", format!("{branch}: {why}")),
         };
@@ -168,7 +176,9 @@ async fn work(control: Arc<Control>, app: AppName) {
         if state != "ignored" {
             control.logs.note(app.as_str(), "", &text);
         }
-        if let Err(error) = control.store.note_source(app.as_str(), state, &detail) {
+        let noted = control.store.note_source(app.as_str(), state, &detail);
+        let over = control.store.handled_hook(&hook, is_well);
+        for error in [noted.err(), over.err()].into_iter().flatten() {
             tracing::warn!("{error}");
         }
     }
@@ -187,6 +197,10 @@ async fn handle(
     let (Some(source), Some((_, token))) = (source, secrets) else {
         return Ok(("ignored", "the app has no source any more".into()));
     };
+    let found = control.store.app(app.as_str()).map_err(text)?;
+    if found.is_some_and(|found| found.isolated) {
+        return Ok(("ignored", format!("{app} is isolated")));
+    }
     let spec = serving(control, app);
     if gone {
         let removed = preview::remove(control, app.as_str(), branch)?;
@@ -195,19 +209,23 @@ async fn handle(
             None => ("ignored", format!("{branch} is gone, and had no preview")),
         });
     }
-    // What the repository has beside it is not known: `main` is taken to be there if it was fetched before.
-    let has_main = branch == "main" || spec.is_some();
+    let repo = Repo::of(control, app);
+    // What the repository has beside it is not known: `main` is taken to be there if it was here before.
+    let has_main = branch == "main" || repo.head("main").is_some() || repo.has_fetched("main");
     let is_production = is_production(spec.as_ref(), branch, has_main);
     if !is_production && spec.as_ref().is_none_or(|spec| spec.preview.is_none()) {
         return Ok(("ignored", format!("{branch} is not what is deployed")));
     }
     let ours = control.clone();
-    let repo = Repo::of(control, app);
     let name = branch.to_owned();
-    let fetched = tokio::task::spawn_blocking(move || {
-        fetch::fetch(&ours, &repo, &source, token.as_deref(), &name)
-    });
-    let commit = fetched.await.map_err(|error| error.to_string())??;
+    let by = By::Source(source.url.clone());
+    let commit = {
+        let _turn = EXPORTS.acquire().await.map_err(|error| error.to_string())?;
+        let fetched = tokio::task::spawn_blocking(move || {
+            fetch::fetch(&ours, &repo, &source, token.as_deref(), &name)
+        });
+        fetched.await.map_err(|error| error.to_string())??
+    };
     let wanted = Wanted {
         app,
         branch,
@@ -215,6 +233,7 @@ async fn handle(
         old: None,
         number: control.git.number(),
         objects: None,
+        by: &by,
     };
     let nobody = Say::nobody();
     let result = async {

@@ -513,10 +513,16 @@ pub async fn remove(
         Some(app) if app.goal != Goal::Removed || removal.purge => {}
         _ => find(&control, &name).map(drop)?,
     }
+    // A preview without its branch can be pushed anew; one with it and without the app could not.
+    let (ours, app) = (control.clone(), name.clone());
+    let _ = tokio::task::spawn_blocking(move || crate::git::drop_branch_of(&ours, &app)).await;
     control
         .store
         .set_goal(&name, Goal::Removed, removal.purge)?;
     control.wake.notify_one();
+    // Nobody has a token for it any more; with a new one, the same push is one.
+    let (ours, app) = (control.clone(), name);
+    let _ = tokio::task::spawn_blocking(move || crate::git::forget(&ours, &app)).await;
     Ok(Json(()))
 }
 

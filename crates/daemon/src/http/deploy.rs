@@ -204,6 +204,11 @@ pub async fn deploy(
 
 /// Deploys a tree that is there, with `text` in place of its own hutong.toml.
 pub fn begin(control: &Arc<Control>, name: &str, digest: &str, text: &str) -> Result<PlanAnswer> {
+    if !tree(control, digest)?.is_dir() {
+        return Err(ApiError::conflict(
+            "the tree of this commit was cleared away; push again",
+        ));
+    }
     let request = DeployRequest {
         digest: digest.to_owned(),
         spec: None,

@@ -44,6 +44,17 @@ CREATE TABLE deliveries (
 ) STRICT;
 ";
 
+/// Webhooks that were accepted and are not dealt with yet; of a branch's, the last.
+pub(super) const WAITING: &str = "
+CREATE TABLE hooks_waiting (
+  app TEXT NOT NULL,
+  branch TEXT NOT NULL,
+  gone INTEGER NOT NULL,
+  delivery TEXT NOT NULL,
+  PRIMARY KEY (app, branch)
+) STRICT;
+";
+
 /// So many deliveries of an app's are remembered.
 const MAX_DELIVERIES: u64 = 1000;
 pub const MAX_TOKENS: usize = 50;
@@ -111,6 +122,27 @@ pub struct Source {
     pub state: String,
     pub detail: String,
     pub changed_ms: u64,
+}
+
+/// A webhook that is to be dealt with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    pub app: String,
+    pub branch: String,
+    /// The branch is there no more.
+    pub gone: bool,
+    pub delivery: String,
+}
+
+/// What becomes of a webhook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is kept until it is dealt with.
+    New,
+    /// This delivery was here before.
+    Known,
+    /// Too many of the app's branches wait; nothing of it is remembered.
+    Full,
 }
 
 /// Tokens.
@@ -217,16 +249,23 @@ impl Store {
             if others >= most as u64 {
                 return Ok(false);
             }
-            t.execute(
-                "INSERT OR REPLACE INTO previews (app, parent, branch, host, lifetime_ms) VALUES (?, ?, ?, ?, ?)",
-                params![
-                    preview.app,
-                    preview.parent,
-                    preview.branch,
-                    preview.host,
-                    preview.lifetime_ms
-                ],
+            // Its name and host stay as they were.
+            let kept = t.execute(
+                "UPDATE previews SET lifetime_ms = ?3, age_ms = 0 WHERE parent = ?1 AND branch = ?2",
+                params![preview.parent, preview.branch, preview.lifetime_ms],
             )?;
+            if kept == 0 {
+                t.execute(
+                    "INSERT INTO previews (app, parent, branch, host, lifetime_ms) VALUES (?, ?, ?, ?, ?)",
+                    params![
+                        preview.app,
+                        preview.parent,
+                        preview.branch,
+                        preview.host,
+                        preview.lifetime_ms
+                    ],
+                )?;
+            }
             Ok(true)
         })
     }
@@ -302,7 +341,10 @@ impl Store {
 
     /// Whether there was one.
     pub fn drop_source(&self, app: &str) -> Result<bool> {
-        self.write(|t| Ok(t.execute("DELETE FROM sources WHERE app = ?", [app])? > 0))
+        self.write(|t| {
+            t.execute("DELETE FROM hooks_waiting WHERE app = ?", [app])?;
+            Ok(t.execute("DELETE FROM sources WHERE app = ?", [app])? > 0)
+        })
     }
 
     /// How the last webhook came out: `pending`, `done`, `failed` or `ignored`.
@@ -316,27 +358,70 @@ impl Store {
         })
     }
 
-    /// Apps whose last webhook was being dealt with.
-    pub fn pending_sources(&self) -> Result<Vec<Source>> {
-        self.read(|c| {
-            c.prepare_cached("SELECT * FROM sources WHERE state = 'pending'")?
-                .query_map([], source_from)?
-                .collect()
-        })
-    }
-
-    /// Remembers a delivery; false if it was there before.
-    pub fn is_new_delivery(&self, app: &str, delivery: &str) -> Result<bool> {
+    /// Remembers a delivery and keeps it until it is dealt with, unless `most` other branches of the app's wait.
+    pub fn accept_hook(&self, hook: &Waiting, most: usize) -> Result<Accepted> {
         self.write(|t| {
-            let new = t.execute(
-                "INSERT OR IGNORE INTO deliveries (app, delivery) VALUES (?, ?)",
-                params![app, delivery],
+            let others: u64 = t.query_row(
+                "SELECT count(*) FROM hooks_waiting WHERE app = ? AND branch <> ?",
+                params![hook.app, hook.branch],
+                |row| row.get(0),
+            )?;
+            let known = t
+                .query_row(
+                    "SELECT 1 FROM deliveries WHERE app = ? AND delivery = ?",
+                    params![hook.app, hook.delivery],
+                    |_| Ok(()),
+                )
+                .optional()?;
+            if known.is_some() {
+                return Ok(Accepted::Known);
+            }
+            if others >= most as u64 {
+                return Ok(Accepted::Full);
+            }
+            t.execute(
+                "INSERT INTO deliveries (app, delivery) VALUES (?, ?)",
+                params![hook.app, hook.delivery],
             )?;
             t.execute(
                 "DELETE FROM deliveries WHERE app = ?1 AND id NOT IN (SELECT id FROM deliveries WHERE app = ?1 ORDER BY id DESC LIMIT ?2)",
-                params![app, MAX_DELIVERIES],
+                params![hook.app, MAX_DELIVERIES],
             )?;
-            Ok(new > 0)
+            t.execute(
+                "INSERT OR REPLACE INTO hooks_waiting (app, branch, gone, delivery) VALUES (?, ?, ?, ?)",
+                params![hook.app, hook.branch, hook.gone, hook.delivery],
+            )?;
+            t.execute(
+                "UPDATE sources SET state = 'pending', detail = ?2, changed_ms = ?3 WHERE app = ?1",
+                params![hook.app, format!("{} was pushed", hook.branch), now_ms()],
+            )?;
+            Ok(Accepted::New)
+        })
+    }
+
+    /// A webhook was dealt with; one that failed may be sent again.
+    pub fn handled_hook(&self, hook: &Waiting, well: bool) -> Result<()> {
+        self.write(|t| {
+            t.execute(
+                "DELETE FROM hooks_waiting WHERE app = ? AND branch = ? AND delivery = ?",
+                params![hook.app, hook.branch, hook.delivery],
+            )?;
+            if !well {
+                t.execute(
+                    "DELETE FROM deliveries WHERE app = ? AND delivery = ?",
+                    params![hook.app, hook.delivery],
+                )?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Webhooks that a control plane before us had accepted, too.
+    pub fn hooks_waiting(&self) -> Result<Vec<Waiting>> {
+        self.read(|c| {
+            c.prepare_cached("SELECT * FROM hooks_waiting ORDER BY app, branch")?
+                .query_map([], waiting_from)?
+                .collect()
         })
     }
 }
@@ -345,18 +430,34 @@ impl Store {
 pub(super) fn close(t: &Transaction<'_>, app: &str) -> Result<()> {
     t.execute("DELETE FROM tokens WHERE app = ?", [app])?;
     t.execute("DELETE FROM sources WHERE app = ?", [app])?;
+    t.execute("DELETE FROM hooks_waiting WHERE app = ?", [app])?;
     Ok(())
 }
 
 /// An app is forgotten: if nothing is left of its row, nothing is of these either.
 pub(super) fn forget(t: &Transaction<'_>, app: &str) -> Result<()> {
-    for table in ["tokens", "previews", "sources", "deliveries"] {
+    for table in [
+        "tokens",
+        "previews",
+        "sources",
+        "deliveries",
+        "hooks_waiting",
+    ] {
         t.execute(
             &format!("DELETE FROM {table} WHERE app = ?1 AND NOT EXISTS (SELECT 1 FROM apps WHERE name = ?1)"),
             [app],
         )?;
     }
     Ok(())
+}
+
+fn waiting_from(row: &Row<'_>) -> rusqlite::Result<Waiting> {
+    Ok(Waiting {
+        app: row.get("app")?,
+        branch: row.get("branch")?,
+        gone: row.get("gone")?,
+        delivery: row.get("delivery")?,
+    })
 }
 
 fn token_from(row: &Row<'_>) -> rusqlite::Result<Token> {
@@ -453,9 +554,40 @@ mod tests {
     fn a_delivery_counts_once_and_secrets_are_encrypted() {
         let dir = tempfile::tempdir().expect("tempdir");
         let store = store(dir.path());
-        assert!(store.is_new_delivery("a", "1").expect("write"));
-        assert!(!store.is_new_delivery("a", "1").expect("write"));
-        assert!(store.is_new_delivery("b", "1").expect("write"));
+        let hook = |app: &str, branch: &str, delivery: &str| Waiting {
+            app: app.into(),
+            branch: branch.into(),
+            gone: false,
+            delivery: delivery.into(),
+        };
+        let accept = |hook: &Waiting| store.accept_hook(hook, 1).expect("write");
+        assert_eq!(accept(&hook("a", "x", "1")), Accepted::New);
+        assert_eq!(accept(&hook("a", "x", "1")), Accepted::Known);
+        assert_eq!(accept(&hook("b", "x", "1")), Accepted::New);
+        // What was not taken may come again.
+        assert_eq!(accept(&hook("a", "y", "2")), Accepted::Full);
+        assert_eq!(accept(&hook("a", "x", "3")), Accepted::New);
+        let waiting = |app: &str| {
+            let all = store.hooks_waiting().expect("read").into_iter();
+            let mine = all.filter(|one| one.app == app);
+            mine.map(|one| one.delivery).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            (waiting("a"), waiting("b")),
+            (vec!["3".into()], vec!["1".into()])
+        );
+        // The one before it is over; it is still to be done.
+        store
+            .handled_hook(&hook("a", "x", "1"), true)
+            .expect("write");
+        assert_eq!(waiting("a"), ["3"]);
+        store
+            .handled_hook(&hook("a", "x", "3"), false)
+            .expect("write");
+        assert!(waiting("a").is_empty());
+        assert_eq!(accept(&hook("a", "x", "1")), Accepted::Known);
+        assert_eq!(accept(&hook("a", "x", "3")), Accepted::New, "it failed");
+        assert_eq!(accept(&hook("a", "y", "2")), Accepted::Full);
         let source = Source {
             app: "a".into(),
             url: "https://git.test/a.git".into(),

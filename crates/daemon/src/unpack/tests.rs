@@ -115,11 +115,12 @@ fn plain(entries: &[(&str, EntryType, &str)]) -> Vec<u8> {
 
 fn export(bytes: &[u8], max: u64) -> Result<(String, usize, bool), String> {
     let dir = tempfile::tempdir().expect("tempdir");
-    let result = unpack_plain(bytes, dir.path(), max, None, || Ok(()));
-    let (digest, files) = result.map_err(|error| error.to_string())?;
-    let linked = dir.path().join(&digest).join("b/link");
+    let result = unpack_plain(bytes, dir.path(), max, None, &|| Ok(()), || Ok(()));
+    let found = result.map_err(|error| error.to_string())?;
+    assert!(found.is_new);
+    let linked = dir.path().join(&found.digest).join("b/link");
     let is_plain = fs::symlink_metadata(linked).is_ok_and(|found| found.is_file());
-    Ok((digest, files, is_plain))
+    Ok((found.digest, found.files, is_plain))
 }
 
 #[test]
@@ -154,8 +155,33 @@ fn what_is_cut_off_gets_no_name() {
     let bytes = plain(&[("a", EntryType::Regular, "hello")]);
     let failed = || Err(UnpackError::Bad("git ended with 128".into()));
     for bytes in [&bytes[..], &bytes[..600], &[]] {
-        let error = unpack_plain(bytes, dir.path(), 1 << 20, None, failed).expect_err("failed");
+        let room = || Ok::<(), String>(());
+        let result = unpack_plain(bytes, dir.path(), 1 << 20, None, &room, failed);
+        let error = result.expect_err("failed");
         assert!(error.to_string().contains("128"), "{error}");
         assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 0);
     }
+}
+
+#[test]
+fn a_disk_that_fills_up_ends_it() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let large = "x".repeat(ASK_EVERY as usize);
+    let bytes = plain(&[("a", EntryType::Regular, &large)]);
+    let full = || Err("the disk is full".to_owned());
+    let result = unpack_plain(&bytes[..], dir.path(), 1 << 30, None, &full, || Ok(()));
+    let error = result.expect_err("no room");
+    assert_eq!(error.to_string(), "the disk is full");
+    assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 0);
+}
+
+#[test]
+fn a_tree_that_goes_has_no_name_any_more() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    fs::create_dir(dir.path().join("d")).expect("mkdir");
+    let gone = take_away(dir.path(), "d").expect("there");
+    assert!(gone.is_dir() && !dir.path().join("d").exists());
+    assert_eq!(take_away(dir.path(), "d"), None);
+    sweep(dir.path());
+    assert!(!gone.exists());
 }

@@ -293,6 +293,9 @@ impl Children {
             record.splice(0..0, self.retired.iter().cloned());
         }
         adopt::put_on_record(warden, role, &record);
+        if role == Role::Control {
+            *lock(&warden.control) = record.pop();
+        }
         let sent = match role {
             Role::Control => self.set_up_control(warden, &ours),
             Role::Gateway => self.set_up_gateway(warden, &ours, slot),

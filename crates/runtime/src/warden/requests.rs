@@ -70,7 +70,8 @@ pub fn accept(warden: &Arc<Warden>, listener: &UnixListener) {
             std::thread::sleep(std::time::Duration::from_millis(20));
             continue;
         };
-        let known = channel::peer(&line).is_ok_and(|(_, uid)| uid == control);
+        let known =
+            channel::peer(&line).is_ok_and(|(pid, uid)| uid == control && warden.is_control(pid));
         if !known || warden.connections.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
             continue;
         }

@@ -68,7 +68,11 @@ pub fn check(path: &str, text: &str) -> Result<Checked, Problems> {
         );
     } else {
         match instructions(text) {
-            Err((line, message)) => wrong(line, message),
+            Err((line, message)) => match heredoc_before(text, line) {
+                // Its text is read as instructions, and is none.
+                Some(begin) => wrong(begin, HEREDOC.into()),
+                None => wrong(line, message),
+            },
             Ok(all) => look(&all, &mut checked, &mut wrong),
         }
     }
@@ -79,6 +83,20 @@ pub fn check(path: &str, text: &str) -> Result<Checked, Problems> {
         path: path.to_owned(),
         list,
     })
+}
+
+/// The line before `line` that begins a heredoc, if one does.
+fn heredoc_before(text: &str, line: usize) -> Option<usize> {
+    let begins = |text: &str| {
+        let name = text.split_whitespace().next().unwrap_or_default();
+        let known = ["RUN", "COPY", "ADD", "ONBUILD"];
+        known.iter().any(|one| name.eq_ignore_ascii_case(one)) && text.contains("<<")
+    };
+    let before = text.lines().take(line.saturating_sub(1));
+    before
+        .map(begins)
+        .position(|begins| begins)
+        .map(|at| at + 1)
 }
 
 fn look(all: &[Instruction], checked: &mut Checked, wrong: &mut impl FnMut(usize, String)) {

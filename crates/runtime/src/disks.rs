@@ -31,6 +31,8 @@ const MEASURE_S: &str = "60";
 
 /// What a disk could not be made of is not tried again for so long: all of it would be copied anew at each start.
 const TRIED: Duration = Duration::from_secs(3600);
+/// How long who used a disk last may take to let it go.
+const LAST_USER: Duration = Duration::from_secs(3);
 /// How long the end of a server waits for disks that are being worked on.
 const END: Duration = Duration::from_secs(20);
 
@@ -763,10 +765,18 @@ fn free_loops(image: &Path) -> bool {
 
 /// Through a loop device, which the kernel gives to nobody else meanwhile, not even to a mount.
 fn resize_unused(image: &Path) -> Result<(), String> {
-    let mut command = Command::new("losetup");
-    let listed = isolated(&mut command).arg("-j").arg(image).output();
-    if listed.is_ok_and(|output| !output.stdout.is_empty()) {
-        return Err("it is still mounted somewhere".into());
+    // The namespace of who used it last goes a moment after its last process.
+    let began = Instant::now();
+    loop {
+        let mut command = Command::new("losetup");
+        let listed = isolated(&mut command).arg("-j").arg(image).output();
+        if listed.is_ok_and(|output| output.stdout.is_empty()) {
+            break;
+        }
+        if began.elapsed() > LAST_USER {
+            return Err("it is still mounted somewhere".into());
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
     let mut command = Command::new("losetup");
     let made = isolated(&mut command)

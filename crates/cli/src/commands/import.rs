@@ -52,7 +52,7 @@ const MAX_ROUNDS: usize = 8;
 pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     let mut found = Found::default();
     for path in &args.paths {
-        found.add(path, args.kind)?;
+        found.add(path)?;
     }
     if found.inputs.is_empty() {
         return Err(CliError::bad_file("none of these files is of a kind that can be imported")
@@ -118,13 +118,13 @@ struct Found {
 }
 
 impl Found {
-    fn add(&mut self, path: &Path, kind: Option<Kind>) -> Result<(), CliError> {
+    fn add(&mut self, path: &Path) -> Result<(), CliError> {
         let failed =
             |error: std::io::Error| CliError::bad_file(format!("{}: {error}", path.display()));
         let metadata = std::fs::metadata(path).map_err(failed)?;
         if metadata.is_dir() {
             self.roots.extend(path.canonicalize());
-            return self.folder(path, kind, 0);
+            return self.folder(path, 0);
         }
         let real = path.canonicalize().map_err(failed)?;
         self.roots.extend(real.parent().map(Path::to_path_buf));
@@ -135,7 +135,7 @@ impl Found {
         Ok(())
     }
 
-    fn folder(&mut self, folder: &Path, kind: Option<Kind>, depth: usize) -> Result<(), CliError> {
+    fn folder(&mut self, folder: &Path, depth: usize) -> Result<(), CliError> {
         let failed =
             |error: std::io::Error| CliError::failed(format!("{}: {error}", folder.display()));
         let mut paths = Vec::new();
@@ -159,7 +159,7 @@ impl Found {
             if path.is_dir() {
                 let skipped = name.starts_with('.') || name == "node_modules" || path.is_symlink();
                 if !skipped && depth < MAX_DEPTH {
-                    self.folder(&path, kind, depth + 1)?;
+                    self.folder(&path, depth + 1)?;
                 }
                 continue;
             }

@@ -199,11 +199,13 @@ fn drop_unused_trees(control: &Control) {
         let name = entry.file_name().to_string_lossy().into_owned();
         let asked = lock(&control.trees_asked).get(&name).copied();
         let old = asked.unwrap_or(control.began_ms) + KEEP_TREES_MS < now;
-        if hutong_core::name::is_digest(&name) && !used.contains(&name) && old {
-            if let Some(gone) = crate::unpack::take_away(&trees, &name) {
-                let _ = std::fs::remove_dir_all(gone);
-                lock(&control.trees_asked).remove(&name);
-            }
+        if hutong_core::name::is_digest(&name)
+            && !used.contains(&name)
+            && old
+            && let Some(gone) = crate::unpack::take_away(&trees, &name)
+        {
+            let _ = std::fs::remove_dir_all(gone);
+            lock(&control.trees_asked).remove(&name);
         }
     }
 }

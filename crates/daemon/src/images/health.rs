@@ -75,12 +75,15 @@ pub fn has_check(config: &ContainerConfig) -> bool {
     Check::of(config).is_some()
 }
 
+/// A check, and the variables that it is made with.
+type Told = (Check, Vec<(String, String)>);
+
 /// One instance that is checked.
 struct Subject {
     /// What is found of one is not taken for another of the same name: a frozen instance comes and goes.
     number: u64,
     /// With its environment; `None` where the image has no check.
-    check: Option<Arc<(Check, Vec<(String, String)>)>>,
+    check: Option<Arc<Told>>,
     began: Instant,
     next: Instant,
     failures: u32,

@@ -207,7 +207,7 @@ fn deny(external: &mut External) {
 /// Takes away what belongs to somebody else: hosts of apps of ours, which `owner` knows, and what an older service has.
 pub fn settle(externals: &mut [External], owner: impl Fn(&str) -> Option<String>) {
     let mut taken: BTreeMap<Domain, String> = BTreeMap::new();
-    for external in externals {
+    for external in externals.iter_mut() {
         for router in &mut external.routers {
             let (name, notes) = (&external.name, &mut external.notes);
             router.routes.retain(|route| {
@@ -229,6 +229,9 @@ pub fn settle(externals: &mut [External], owner: impl Fn(&str) -> Option<String>
                 }
             });
         }
+    }
+    // Behind all that are served: what one service leaves out is no reason to take from another what it has.
+    for external in externals {
         external.denied.retain(|domain| {
             let is_free = owner(&domain.host).is_none() && !taken.contains_key(domain);
             if is_free {
@@ -345,7 +348,9 @@ fn external(
         let domains = drafts.drain(..).flat_map(|(_, draft)| draft.routes);
         denied.extend(domains.map(|route| route.domain));
     }
-    let routers = join(drafts, &mut notes)
+    let (joined, nowhere) = join(drafts, &mut notes);
+    denied.extend(nowhere);
+    let routers = joined
         .into_iter()
         .map(|(name, draft)| Router {
             name: unique(names, &format!("{}:{name}", group.name), MARK),
@@ -610,7 +615,12 @@ fn routes(domains: Vec<Domain>, prefixes: &[String]) -> Result<Vec<Route>, Strin
 }
 
 /// Traefik has one router for plain requests and another for HTTPS; a route of ours serves both.
-fn join(drafts: Vec<(String, Draft)>, notes: &mut Vec<String>) -> Vec<(String, Draft)> {
+/// Also what is sent to HTTPS and found by nobody there.
+fn join(
+    drafts: Vec<(String, Draft)>,
+    notes: &mut Vec<String>,
+) -> (Vec<(String, Draft)>, Vec<Domain>) {
+    let mut nowhere = Vec::new();
     let is_plain = |(_, draft): &(String, Draft)| draft.entry == Entry::Plain;
     let (open, mut joined): (Vec<_>, Vec<_>) = drafts.into_iter().partition(is_plain);
     for (name, mut draft) in open {
@@ -634,18 +644,20 @@ fn join(drafts: Vec<(String, Draft)>, notes: &mut Vec<String>) -> Vec<(String, D
         }
         if redirects && !draft.routes.is_empty() {
             // Who is sent there finds nobody: it is not for it to serve what the other one would have asked for.
-            let routes = draft.routes.drain(..).map(|route| route.domain.to_string());
+            let routes: Vec<Domain> = draft.routes.drain(..).map(|route| route.domain).collect();
+            let names: Vec<String> = routes.iter().map(ToString::to_string).collect();
             let text = format!(
                 "router {name}: it only sends to HTTPS, and no router has {} there",
-                routes.collect::<Vec<_>>().join(", ")
+                names.join(", ")
             );
             note(notes, text);
+            nowhere.extend(routes);
         }
         if !draft.routes.is_empty() {
             joined.push((name, draft));
         }
     }
-    joined
+    (joined, nowhere)
 }
 
 fn targets(group: &Group<'_>, service: &Service, notes: &mut Vec<String>) -> Vec<Target> {

@@ -178,6 +178,50 @@ pub fn resolve_local(registry: &Registry, text: &str) -> Result<Digest, String> 
     }
 }
 
+/// Whether the image that is chosen of an index is the repository's own: an index may name what it has not.
+pub fn check_own(registry: &Registry, text: &str, digest: &Digest) -> Result<(), String> {
+    let (name, _) = parse_local(text)?;
+    let chosen = registry
+        .image(digest, &Platform::host())
+        .map_err(|error| format!("the image {text}: {}", causes(&error)))?;
+    match registry.has_manifest(&name, &chosen.digest) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(format!(
+            "the image {text}: the one for this machine was not pushed to {name}"
+        )),
+        Err(error) => Err(causes(&error)),
+    }
+}
+
+/// Whether an app may run what lies in a repository of this server, where it is not the server's owner who says so: its own,
+/// and a preview that of the app it is of.
+pub fn is_own(app: &str, local: &str) -> bool {
+    let first = local.split(['/', ':', '@']).next().unwrap_or_default();
+    first == app
+        || app
+            .strip_prefix(first)
+            .is_some_and(|rest| rest.starts_with("--") && !first.is_empty())
+}
+
+/// Takes away what was pushed for an app.
+pub fn forget(control: &Control, app: &str) {
+    if !control.images.is_there() {
+        return;
+    }
+    let done = control.images.registry().and_then(|registry| {
+        let all = registry.repositories().map_err(|error| causes(&error))?;
+        for name in all {
+            if name.as_str().split('/').next() == Some(app) {
+                registry.remove(&name).map_err(|error| causes(&error))?;
+            }
+        }
+        Ok(())
+    });
+    if let Err(error) = done {
+        tracing::warn!("images of {app}: {error}");
+    }
+}
+
 /// Where the layers of an image are, or would be.
 pub fn layers(stacked: bool, image: &Image) -> ImageLayers {
     if !stacked {
@@ -301,7 +345,7 @@ fn forget_remotes(control: &Control, used: &[(String, Digest, String)]) -> Resul
         .collect();
     let all = registry.repositories().map_err(|error| causes(&error))?;
     for name in all {
-        if remote::is_remote(&name) && !wanted.contains(&name) {
+        if remote::is_remote(name.as_str()) && !wanted.contains(&name) {
             registry.remove(&name).map_err(|error| causes(&error))?;
         }
     }
@@ -345,6 +389,25 @@ fn collect(control: &Control) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn apps_run_what_is_their_own() {
+        for local in ["shop:v1", "shop/worker:v1", "shop@sha256:x", "shop"] {
+            assert!(
+                is_own("shop", local) && is_own("shop--fix-a", local),
+                "{local}"
+            );
+            assert!(!is_own("payroll", local), "{local}");
+        }
+        for local in [
+            "shopping:v1",
+            "shop--fix-a:v1",
+            "remote.images/docker.io/x:1",
+            "",
+        ] {
+            assert!(!is_own("shop", local), "{local}");
+        }
+    }
 
     #[test]
     fn our_own_references_are_read() {

@@ -62,8 +62,6 @@ pub fn start(control: &Arc<Control>) -> Result<(), String> {
     if let Some(address) = control.settings.registry {
         start_registry(control, address)?;
     }
-    let behind = control.clone();
-    tokio::task::spawn_blocking(move || pushed::catch_up(&behind));
     if control.settings.host.is_none() {
         return Ok(());
     }

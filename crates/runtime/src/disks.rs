@@ -266,10 +266,15 @@ fn is_in_use(folder: &Path) -> bool {
         let Ok(namespace) = fs::read_link(process.path().join("ns/mnt")) else {
             continue;
         };
-        if !seen.insert(namespace) {
+        if seen.contains(&namespace) {
             continue;
         }
         let text = fs::read_to_string(process.path().join("mountinfo")).unwrap_or_default();
+        if text.is_empty() {
+            // It ended just now; others of its namespace may not have.
+            continue;
+        }
+        seen.insert(namespace);
         let is_it = |line: &str| {
             let root = line.split(' ').nth(3).unwrap_or_default();
             root.strip_prefix(&wanted)

@@ -367,6 +367,11 @@ impl Warden {
         while is_busy() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(5));
         }
+        if disks::is_busy() {
+            // What works on them would end with us.
+            self.replacing.store(false, Ordering::SeqCst);
+            return Err("the disk of an app is being made or grown: try again later".into());
+        }
         let mut arguments = std::env::args_os();
         let mut command = std::process::Command::new(&path);
         if let Some(name) = arguments.next() {

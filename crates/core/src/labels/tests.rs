@@ -476,6 +476,7 @@ fn plain_and_secure_routers_are_one() {
     ];
     let external = one(&[&pair[..], &private[..]].concat());
     assert!(external.routers.is_empty(), "{external:?}");
+    assert_eq!(denied(&external), ["a.test"]);
     let both = self::router(&[RULE, ("http.routers.web.entrypoints", "web, websecure")]);
     assert!(!both.redirect && both.certificate);
 }

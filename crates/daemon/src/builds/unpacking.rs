@@ -68,7 +68,11 @@ pub fn prepare(
 fn find(control: &Control, deployment: &Deployment, image: &spec::Image) -> Result<Digest, Broken> {
     let registry = control.images.registry().map_err(Broken::plain)?;
     match image.local() {
-        Some(local) => images::resolve_local(&registry, local).map_err(Broken::plain),
+        Some(local) => {
+            let digest = images::resolve_local(&registry, local).map_err(Broken::plain)?;
+            images::check_own(&registry, local, &digest).map_err(Broken::plain)?;
+            Ok(digest)
+        }
         None => {
             let say = |doing: &str| say(control, deployment, doing);
             let go_on = || match is_superseded(control, deployment.id) {

@@ -69,6 +69,7 @@ fn forget(control: &Control, app: &str) -> bool {
     }
     control.logs.forget(app);
     crate::git::forget(control, app);
+    crate::images::forget(control, app);
     if let Err(error) = control.store.forget_app(app) {
         tracing::warn!("{error}");
         return false;

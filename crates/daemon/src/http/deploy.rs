@@ -209,6 +209,15 @@ pub fn begin(control: &Arc<Control>, name: &str, digest: &str, text: &str) -> Re
             "the tree of this commit was cleared away; push again",
         ));
     }
+    // Who pushes has a token of this app, and of no other.
+    if let Ok(spec) = spec::parse("hutong.toml", text)
+        && let Some(local) = spec.image.as_ref().and_then(|image| image.local())
+        && !images::is_own(name, local)
+    {
+        return Err(ApiError::conflict(format!(
+            "the image {LOCAL_REGISTRY}/{local} is another app's"
+        )));
+    }
     let request = DeployRequest {
         digest: digest.to_owned(),
         spec: None,

@@ -1,19 +1,21 @@
 //! Images that are pushed to this server: who may, and what follows. A repository belongs to the app of its first part
 //! (`shop`, `shop/worker`); the app's tokens say who may push to it and pull from it.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
+use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hutong_core::spec::{self, AppSpec, LOCAL_REGISTRY, tag_fits};
 use hutong_registry::{Access, Action, Credentials, Digest, Push, Reference, Verdict};
+use serde_json::json;
 
 use super::parse_local;
 use crate::http::auth::{self, Refusal};
 use crate::http::deploy;
 use crate::store::{Goal, Release, Scope};
-use crate::{Control, controller};
+use crate::{Control, controller, lock};
 
 pub struct Rules(pub Arc<OnceLock<Weak<Control>>>);
 
@@ -31,6 +33,9 @@ impl Access for Rules {
             Action::Pull => Scope::Pull,
             Action::Push | Action::Delete => Scope::Push,
         };
+        if super::remote::is_remote(repository) {
+            return Verdict::Forbidden;
+        }
         let found = match repository.split('/').next() {
             // Who logs in.
             None | Some("") => auth::known_secret(&control, secret),
@@ -46,6 +51,19 @@ impl Access for Rules {
 
 /// The endpoints of the registry, whose own rules decide who may.
 pub async fn serve(State(control): State<Arc<Control>>, request: Request) -> Response {
+    let writes = !matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::DELETE
+    );
+    if writes {
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        let length = length.and_then(|value| value.to_str().ok()?.parse().ok());
+        if let Err(why) = control.has_disk_for(length.unwrap_or(0)) {
+            // As the distribution specification has errors.
+            let error = json!({"errors": [{"code": "DENIED", "message": why}]});
+            return (StatusCode::INSUFFICIENT_STORAGE, Json(error)).into_response();
+        }
+    }
     let owner = control.clone();
     // To open it takes stock of what it has.
     let opened = tokio::task::spawn_blocking(move || owner.images.registry()).await;
@@ -75,53 +93,24 @@ pub fn note(control: &Arc<Control>, push: &Push) {
     );
 }
 
-/// What a killed control plane did not hear of: tags that moved since they were deployed.
-pub fn catch_up(control: &Arc<Control>) {
-    if !control.images.is_there() {
-        return;
-    }
-    let Ok(registry) = control.images.registry() else {
-        return;
-    };
-    let Ok(apps) = control.store.apps() else {
-        return;
-    };
-    for app in apps {
-        let Some((_, spec)) = serving(control, &app.name) else {
-            continue;
-        };
-        let Some(local) = spec.image.as_ref().and_then(|image| image.local()) else {
-            continue;
-        };
-        let Some((name, tag)) = local
-            .split('@')
-            .next()
-            .and_then(|text| text.split_once(':'))
-        else {
-            continue;
-        };
-        let Ok((repository, _)) = parse_local(local) else {
-            continue;
-        };
-        let Ok(reference) = tag.parse().map(Reference::Tag) else {
-            continue;
-        };
-        if let Ok(digest) = registry.resolve(&repository, &reference)
-            && !local.ends_with(&format!("@{digest}"))
-            // One that names no digest was deployed by hand.
-            && local.contains('@')
-        {
-            follow(control, name, tag, &digest);
-        }
-    }
-}
-
 fn follow(control: &Arc<Control>, repository: &str, tag: &str, digest: &Digest) {
+    // One after the other: of two pushes of a tag the later one is deployed last.
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = lock(&TURN);
     let app = repository.split('/').next().unwrap_or_default();
     let Some((release, spec)) = serving(control, app) else {
         return;
     };
-    if !wants(&spec, repository, tag) {
+    let is_there = |text: &str| text.ends_with(&format!("@{digest}"));
+    let has = spec
+        .image
+        .as_ref()
+        .is_some_and(|one| is_there(&one.reference));
+    if !wants(&spec, repository, tag) || has || !leads_to(control, repository, tag, digest) {
+        return;
+    }
+    // Signatures and caches are pushed like images.
+    if control.images.image(digest).is_err() {
         return;
     }
     // The digest too: the tag may move on before it is looked up.
@@ -138,10 +127,18 @@ fn follow(control: &Arc<Control>, repository: &str, tag: &str, digest: &Digest) 
     control.logs.note(app, "", &said);
 }
 
+/// Whether a tag still leads there.
+fn leads_to(control: &Control, repository: &str, tag: &str, digest: &Digest) -> bool {
+    let registry = control.images.registry();
+    let found = registry
+        .and_then(|registry| super::resolve_local(&registry, &format!("{repository}:{tag}")));
+    found.is_ok_and(|found| found == *digest)
+}
+
 /// The release that serves, or is about to, of an app that is to run.
 fn serving(control: &Control, app: &str) -> Option<(Release, AppSpec)> {
     let found = control.store.app(app).ok().flatten()?;
-    if found.goal == Goal::Removed {
+    if found.goal != Goal::Running || found.isolated {
         return None;
     }
     let under_way = control.store.under_way(app).ok().flatten();

@@ -25,7 +25,8 @@ const MAX_IMAGE: u64 = 16 << 30;
 /// Nobody goes on with what lies untouched for so long.
 const PART_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// Repositories of ours that hold what came from elsewhere.
-const REMOTE: &str = "remote/";
+/// No app can have this name.
+const REMOTE: &str = "remote.images/";
 /// What a name without a registry means, and where that one is.
 const HUB: &str = "docker.io";
 const HUB_ADDRESS: &str = "registry-1.docker.io";
@@ -90,8 +91,8 @@ impl Name {
     }
 }
 
-pub fn is_remote(name: &RepositoryName) -> bool {
-    name.as_str().starts_with(REMOTE)
+pub fn is_remote(name: &str) -> bool {
+    name.starts_with(REMOTE)
 }
 
 pub struct Remotes {
@@ -373,16 +374,26 @@ mod tests {
                 "docker.io",
                 "library/nginx",
                 "latest",
-                "remote/docker.io/library/nginx"
+                "remote.images/docker.io/library/nginx"
             )
         );
         assert_eq!(
             read("me/shop:1"),
-            of("docker.io", "me/shop", "1", "remote/docker.io/me/shop")
+            of(
+                "docker.io",
+                "me/shop",
+                "1",
+                "remote.images/docker.io/me/shop"
+            )
         );
         assert_eq!(
             read("localhost:5000/a/b:v2"),
-            of("localhost:5000", "a/b", "v2", "remote/localhost__5000/a/b")
+            of(
+                "localhost:5000",
+                "a/b",
+                "v2",
+                "remote.images/localhost__5000/a/b"
+            )
         );
         let digest = format!("sha256:{}", "b".repeat(64));
         assert_eq!(read(&format!("ghcr.io/x/y:1@{digest}")).2, digest);
@@ -397,8 +408,8 @@ mod tests {
         let remotes = Remotes::new(place.path().join("fetched"), None);
         remotes.forget_parts(true).expect("there are none");
         std::fs::create_dir(&remotes.folder).expect("made");
-        let one: RepositoryName = "remote/one.test/a".parse().expect("good");
-        let other: RepositoryName = "remote/two.test/a".parse().expect("good");
+        let one: RepositoryName = "remote.images/one.test/a".parse().expect("good");
+        let other: RepositoryName = "remote.images/two.test/a".parse().expect("good");
         let digest = Digest::of(Algorithm::Sha256, b"x");
         let (fresh, old) = (remotes.part(&one, &digest), remotes.part(&other, &digest));
         assert_ne!(fresh, old);
@@ -416,8 +427,8 @@ mod tests {
     fn repositories_wait_for_nobody_but_themselves() {
         let place = tempfile::tempdir().expect("tempdir");
         let remotes = Remotes::new(place.path().to_owned(), None);
-        let one: RepositoryName = "remote/one.test/a".parse().expect("good");
-        let other: RepositoryName = "remote/one.test/b".parse().expect("good");
+        let one: RepositoryName = "remote.images/one.test/a".parse().expect("good");
+        let other: RepositoryName = "remote.images/one.test/b".parse().expect("good");
         let stop = || -> Result<(), String> { Err("enough".to_owned()) };
         let first = remotes.turn(&one, &stop).expect("free");
         assert!(remotes.turn(&other, &stop).is_ok());

@@ -176,6 +176,10 @@ fn routes_change_a_thousand_times_and_the_gateway_is_replaced() {
 
 struct WebSocket(TcpStream);
 
+/// RFC 6455 §5.5.2 and §5.5.3.
+const PING: u8 = 0x89;
+const PONG: u8 = 0x8a;
+
 impl WebSocket {
     fn open(http: &str) -> Self {
         let mut stream = TcpStream::connect(http).expect("connect");
@@ -201,13 +205,20 @@ impl WebSocket {
         String::from_utf8_lossy(&payload).into_owned()
     }
 
-    /// Kind and payload.
+    /// Kind and payload of the next one that says something: the app asks now and then whether we are still there.
     fn frame(&mut self) -> (u8, Vec<u8>) {
-        let mut header = [0; 2];
-        self.0.read_exact(&mut header).expect("a frame");
-        let mut payload = vec![0; usize::from(header[1])];
-        self.0.read_exact(&mut payload).expect("a payload");
-        (header[0], payload)
+        loop {
+            let mut header = [0; 2];
+            self.0.read_exact(&mut header).expect("a frame");
+            let mut payload = vec![0; usize::from(header[1])];
+            self.0.read_exact(&mut payload).expect("a payload");
+            if header[0] != PING {
+                return (header[0], payload);
+            }
+            let mut pong = vec![PONG, 0x80 | header[1], 0, 0, 0, 0];
+            pong.extend_from_slice(&payload);
+            self.0.write_all(&pong).expect("write");
+        }
     }
 
     fn close_code(&mut self) -> Option<u16> {

@@ -108,7 +108,59 @@ fn load(
         return Err(Mistake::new(&root.at, message));
     }
     interpolate::fill_tree(&mut root, &|name| variables.get(name).cloned())?;
+    check_forms(&root)?;
     Ok(root)
+}
+
+/// What has another form than its key takes would be passed over later on; compose does not take it either.
+fn check_forms(root: &Node) -> Result<(), Mistake> {
+    if let Some(include) = root.get("include")
+        && !matches!(include.value, Value::List(_) | Value::Null)
+    {
+        let message = format!("`include` is a list, not {}", include.kind());
+        return Err(Mistake::new(&include.at, message));
+    }
+    if root.get("services").is_none() {
+        let is_service = |entry: &&Entry| {
+            let has = |key| entry.value.get(key).is_some();
+            !entry.key.starts_with("x-") && (has("image") || has("build") || has("extends"))
+        };
+        if let Some(service) = root.map().iter().find(is_service) {
+            let message = format!(
+                "`{}` stands at the top, as services did in version 1 of the format: put it below `services:`",
+                short(&service.key)
+            );
+            return Err(Mistake::new(&service.at, message));
+        }
+    }
+    for service in root.get("services").map_or(&[][..], Node::map) {
+        for entry in service.value.map() {
+            let (key, value) = (entry.key.as_str(), &entry.value);
+            let wrong = match (key, &value.value) {
+                (_, Value::Null) => None,
+                ("environment" | "labels", Value::List(items)) => {
+                    items.iter().find(|item| item.text().is_none()).map(|item| {
+                        (
+                            item,
+                            "is a list of KEY=VALUE or a table; in the list there is",
+                        )
+                    })
+                }
+                ("environment" | "labels", Value::Map(_)) => None,
+                ("environment" | "labels", _) => {
+                    Some((value, "is a list of KEY=VALUE or a table, not"))
+                }
+                ("ports" | "expose" | "volumes", Value::List(_)) => None,
+                ("ports" | "expose" | "volumes", _) => Some((value, "is a list, not")),
+                _ => None,
+            };
+            if let Some((node, why)) = wrong {
+                let message = format!("`{key}` {why} {}", node.kind());
+                return Err(Mistake::new(&node.at, message));
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Project {
@@ -135,6 +187,9 @@ impl Project {
                     if !matches!(value.value, Value::Map(_) | Value::Null) {
                         let message = format!("`services` is a table, not {}", value.kind());
                         return Err(Mistake::new(&value.at, message));
+                    }
+                    if value.map().is_empty() {
+                        report.left(at, key, "there are none");
                     }
                 }
                 "include" => self.include(value, files, chain, report)?,

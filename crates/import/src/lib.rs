@@ -97,11 +97,15 @@ pub struct Outcome {
 
 /// Files that are wrong, one mistake of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistakes(pub Vec<Mistake>);
+pub struct Mistakes {
+    pub list: Vec<Mistake>,
+    /// Files that others name and that were not handed over: with them it may be right.
+    pub wanted: Vec<String>,
+}
 
 impl std::fmt::Display for Mistakes {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for (index, mistake) in self.0.iter().enumerate() {
+        for (index, mistake) in self.list.iter().enumerate() {
             let newline = if index == 0 { "" } else { "\n" };
             write!(f, "{newline}{mistake}")?;
         }
@@ -183,7 +187,10 @@ pub fn import(inputs: &[Input], options: &Options) -> Result<Outcome, Mistakes> 
         }
     }
     if !mistakes.is_empty() {
-        return Err(Mistakes(mistakes));
+        return Err(Mistakes {
+            list: mistakes,
+            wanted: files.wanted.into_iter().collect(),
+        });
     }
     state.report.app = None;
     join::routers(&mut state);
@@ -333,7 +340,10 @@ fn finish(mut state: State, files: Files<'_>) -> Result<Outcome, Mistakes> {
         });
     }
     if !mistakes.is_empty() {
-        return Err(Mistakes(mistakes));
+        return Err(Mistakes {
+            list: mistakes,
+            wanted: files.wanted.into_iter().collect(),
+        });
     }
     state.report.app = None;
     let server = state.server.part(&mut state.report);

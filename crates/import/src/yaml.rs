@@ -198,7 +198,14 @@ impl Builder {
                 }),
                 None => match node.text() {
                     Some(text) => *key = Some((node.at.clone(), text.to_owned())),
-                    None => return Err(Mistake::new(&node.at, "a key is a plain text")),
+                    None => {
+                        let more = match node.value {
+                            Value::Map(_) => "; `{{ … }}` of a template is to be filled in first",
+                            _ => "",
+                        };
+                        let message = format!("a key is a plain text, not {}{more}", node.kind());
+                        return Err(Mistake::new(&node.at, message));
+                    }
                 },
             },
         }

@@ -543,3 +543,61 @@ fn two_services_of_a_name_are_a_mistake() {
     ];
     assert!(wrong(&inputs).contains("there are two services `one`"));
 }
+
+#[test]
+fn what_has_another_form_is_refused_not_passed_over() {
+    for (text, said) in [
+        (
+            "web:\n  image: x\n",
+            "compose.yml:1:1: `web` stands at the top, as services did in version 1 of the format: put it below `services:`",
+        ),
+        (
+            "services:\n  a:\n    image: x\n    environment:\n      - A: b\n",
+            "compose.yml:5:9: `environment` is a list of KEY=VALUE or a table; in the list there is a table",
+        ),
+        (
+            "services:\n  a:\n    image: x\n    labels: a=b\n",
+            "compose.yml:4:13: `labels` is a list of KEY=VALUE or a table, not a text",
+        ),
+        (
+            "services:\n  a:\n    image: x\n    ports: 80:80\n",
+            "compose.yml:4:12: `ports` is a list, not a text",
+        ),
+        (
+            "include: b.yml\nservices: {}\n",
+            "compose.yml:1:10: `include` is a list, not a text",
+        ),
+        (
+            "services:\n  a:\n    image: ${TAGGED}\n",
+            "compose.yml:3:12: TAGGED is not set, and the image cannot be told without: hand over an .env file beside the compose file",
+        ),
+    ] {
+        assert_eq!(wrong(&[input("compose.yml", text)]), said, "{text}");
+    }
+}
+
+#[test]
+fn a_project_without_services_says_so() {
+    let outcome = made(&[input("compose.yml", "services: {}\n")]);
+    assert!(is_said(&outcome, NoteKind::LeftOut, "services", "none"));
+}
+
+#[test]
+fn what_long_forms_say_is_said() {
+    let outcome = made(&compose(
+        "  a:\n    image: x\n    ports:\n      - target: 80\n        mode: host\n    volumes:\n      - source: v\n        target: /v\n        volume: {nocopy: true}\n",
+    ));
+    assert_eq!(note(&outcome, NoteKind::LeftOut, "ports.mode").line, 5);
+    assert_eq!(note(&outcome, NoteKind::LeftOut, "volumes.volume").line, 9);
+}
+
+#[test]
+fn a_file_that_would_help_is_named_with_the_mistake() {
+    let inputs = compose("  a:\n    extends: {file: base.yml, service: a}\n");
+    let found = import(&inputs, &Options::default()).expect_err("nothing says its image");
+    assert_eq!(found.wanted, ["base.yml"]);
+    assert_eq!(
+        found.to_string(),
+        "compose.yml:2:3: this service has neither `image` nor `build`; it extends one of base.yml: was that handed over?"
+    );
+}

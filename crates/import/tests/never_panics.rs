@@ -21,7 +21,7 @@ fn try_all(kind: Kind, path: &str, text: &str) {
             }
         }
         Err(mistakes) => {
-            for mistake in mistakes.0 {
+            for mistake in mistakes.list {
                 assert!(mistake.at.line >= 1 && mistake.at.column >= 1);
             }
         }

@@ -64,8 +64,12 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     };
     let mut outcome = None;
     for _ in 0..MAX_ROUNDS {
-        let made = hutong_import::import(&found.inputs, &options).map_err(CliError::bad_file)?;
-        let more = found.add_named(&made.wanted);
+        let made = hutong_import::import(&found.inputs, &options);
+        // What is wrong now may be right with the files that it names.
+        let more = found.add_named(match &made {
+            Ok(made) => &made.wanted,
+            Err(wrong) => &wrong.wanted,
+        });
         outcome = Some(made);
         if !more {
             break;
@@ -74,6 +78,7 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     let Some(outcome) = outcome else {
         return Err(CliError::failed("nothing was read"));
     };
+    let outcome = outcome.map_err(CliError::bad_file)?;
     let files = files(&outcome, &args.out);
     if let Some(part) = &outcome.server {
         ServerFile::check(&args.out.join("server.toml"), &part.toml)?;

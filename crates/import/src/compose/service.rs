@@ -467,10 +467,23 @@ impl<'a> Reading<'a> {
             }
         };
         if node.get("image").is_none() && node.get("build").is_none() {
+            let file = node.get("extends").and_then(|extends| extends.get("file"));
+            let more = match file.and_then(Node::text) {
+                Some(file) => format!("; it extends one of {}: was that handed over?", short(file)),
+                None => String::new(),
+            };
             return Err(Mistake::new(
                 &at,
-                "this service has neither `image` nor `build`",
+                format!("this service has neither `image` nor `build`{more}"),
             ));
+        }
+        let missing = node.get("image").map_or(&[][..], Node::missing);
+        if !missing.is_empty() && !parts::is_reference(&image) {
+            let message = format!(
+                "{} is not set, and the image cannot be told without: hand over an .env file beside the compose file",
+                short(&missing.join(", "))
+            );
+            return Err(Mistake::new(&at, message));
         }
         let image: String = match node.get("image") {
             None => image
@@ -625,6 +638,15 @@ impl<'a> Reading<'a> {
                 self.report.left(&item.at, "ports", "this is no port");
                 continue;
             };
+            for entry in item.map() {
+                if !matches!(entry.key.as_str(), "target" | "published" | "protocol") {
+                    self.report.left(
+                        &entry.at,
+                        &format!("ports.{}", entry.key),
+                        "no port of an app is open on the server",
+                    );
+                }
+            }
             if !port.is_tcp {
                 self.report.left(
                     &item.at,

@@ -15,6 +15,19 @@ impl Reading<'_> {
                 .left(&item.at, "volumes", "it is not understood");
             return;
         };
+        for entry in item.map() {
+            let is_read = matches!(
+                entry.key.as_str(),
+                "type" | "source" | "src" | "target" | "dst" | "read_only"
+            );
+            if !is_read {
+                self.report.left(
+                    &entry.at,
+                    &format!("volumes.{}", entry.key),
+                    "an app has one folder, /data, which is mounted as all are",
+                );
+            }
+        }
         let at = &volume.at;
         let target = volume.target.trim_end_matches('/');
         let source = volume.source.clone().unwrap_or_default();

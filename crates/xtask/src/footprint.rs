@@ -167,7 +167,7 @@ impl Drop for Bare {
 
 /// A port that nothing listens on, below those that the kernel gives to connections: a try to connect
 /// to one of those may end up connected with itself.
-fn free_port() -> anyhow::Result<u16> {
+pub fn free_port() -> anyhow::Result<u16> {
     static NEXT: AtomicU16 = AtomicU16::new(20_000);
     for _ in 0..10_000 {
         let port = NEXT.fetch_add(1, Ordering::Relaxed);

@@ -422,7 +422,8 @@ fn milliseconds(text: &str) -> Option<f64> {
     })
 }
 
-fn cpu_seconds(pid: u32) -> f64 {
+/// Processor time that a process took so far, its threads' included.
+pub fn cpu_seconds(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     let ticks: f64 = fields

@@ -3,6 +3,7 @@
 mod core;
 mod corpus;
 mod crowd;
+mod deploy;
 mod footprint;
 mod gateway;
 mod machine;
@@ -18,7 +19,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure; wants a release build, root, cc, and (for `gateway`) nginx, haproxy, caddy, wrk, h2load and openssl
+    /// Measure; wants a release build, root, cc, (for `gateway`) nginx, haproxy, caddy, wrk, h2load and openssl, and (for
+    /// `deploy`) skopeo, docker-registry, umoci and npm
     Bench {
         #[command(subcommand)]
         name: Bench,
@@ -54,6 +56,12 @@ enum Bench {
     /// The budgets of the core: memory, start, deploy, exit, routes, boot with 500 apps, lost requests
     Core {
         /// 40 apps instead of 500, and fewer rounds: under a minute instead of under six
+        #[arg(long)]
+        quick: bool,
+    },
+    /// Pushes and pulls of images beside docker-registry, unpacking beside umoci, a changed Node app beside npm, rollbacks
+    Deploy {
+        /// Fewer rounds
         #[arg(long)]
         quick: bool,
     },
@@ -111,6 +119,7 @@ fn main() -> anyhow::Result<()> {
         Bench::Crowd => crowd::run()?,
         Bench::Footprint => footprint::run()?.into(),
         Bench::Core { quick } => core::run(quick)?,
+        Bench::Deploy { quick } => deploy::run(quick)?,
         Bench::Runtime { quick, neighbours } => runtime::run(quick, neighbours)?,
     };
     header.extend(notes);

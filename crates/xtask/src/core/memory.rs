@@ -50,6 +50,29 @@ fn pss(pid: u32) -> anyhow::Result<f64> {
     kilobytes(&text, "Pss:").context("no Pss")
 }
 
+/// What a process has in memory now, shared pages and the program's own text included, in MB.
+pub fn resident(pid: u32) -> anyhow::Result<f64> {
+    status(pid, "VmRSS:")
+}
+
+/// The most of that since [`forget_peak`], by the kernel's own count: nothing falls between two looks.
+pub fn peak(pid: u32) -> anyhow::Result<f64> {
+    status(pid, "VmHWM:")
+}
+
+pub fn forget_peak(pid: u32) -> anyhow::Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    std::fs::write(&path, "5").context(path)
+}
+
+/// In MB.
+fn status(pid: u32, key: &str) -> anyhow::Result<f64> {
+    let path = format!("/proc/{pid}/status");
+    let text = read_to_string(&path).context(path)?;
+    let bytes = kilobytes(&text, key).with_context(|| format!("no {key}"))?;
+    Ok(bytes / 1e6)
+}
+
 fn kilobytes(text: &str, key: &str) -> Option<f64> {
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     let number = line.trim().strip_suffix("kB")?.trim();

@@ -842,6 +842,75 @@ mod tests {
         }
     }
 
+    /// A registry that gives these answers, one a line, and then says what it was asked.
+    fn registry(answers: Vec<String>) -> (String, std::thread::JoinHandle<Vec<String>>) {
+        use std::io::{BufRead, BufReader};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let serving = std::thread::spawn(move || {
+            let mut asked = Vec::new();
+            for answer in answers {
+                let (mut line, _) = listener.accept().expect("a line");
+                let copy = line.try_clone().expect("a copy");
+                let head: Vec<String> = BufReader::new(copy)
+                    .lines()
+                    .map_while(Result::ok)
+                    .take_while(|text| !text.is_empty())
+                    .collect();
+                asked.push(head.join("\n"));
+                line.write_all(answer.as_bytes()).expect("written");
+            }
+            asked
+        });
+        (address, serving)
+    }
+
+    #[tokio::test]
+    async fn where_a_tag_leads_is_asked_without_fetching_it() {
+        let answer = |status: &str, more: &str, body: &str| {
+            format!(
+                "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{more}\r\n{body}",
+                body.len()
+            )
+        };
+        let said = format!("sha256:{}", "a".repeat(64));
+        let digest = format!("Docker-Content-Digest: {said}\r\n");
+        let wanted = "WWW-Authenticate: Basic realm=\"x\"\r\n";
+        let (address, serving) = registry(vec![
+            answer("401 Unauthorized", wanted, ""),
+            answer("200 OK", &digest, ""),
+            // One that does not say.
+            answer("200 OK", "", ""),
+            answer("200 OK", "", "{}"),
+            answer("429 Too Many Requests", "Retry-After: 90\r\n", ""),
+            answer("404 Not Found", "", ""),
+        ]);
+        let client = Client::new(None).expect("a client");
+        let login = Some(("me".to_owned(), "hush".to_owned()));
+        let mut source = Source::new(&address, &address, "shop", login);
+        let found = client.digest(&mut source, "v1").await.expect("it says");
+        assert_eq!(found.to_string(), said);
+        let found = client.digest(&mut source, "v1").await.expect("it is had");
+        assert_eq!(found, Digest::of(Algorithm::Sha256, b"{}"));
+        let busy = client.digest(&mut source, "v1").await.expect_err("busy");
+        assert_eq!(busy.later, Some(Duration::from_secs(90)));
+        let gone = client.digest(&mut source, "v1").await.expect_err("gone");
+        assert!(gone.reason.contains("no such image") && gone.later.is_none());
+        let asked = serving.join().expect("no panic");
+        let methods: Vec<&str> = asked.iter().filter_map(|head| head.get(..4)).collect();
+        assert_eq!(methods, ["HEAD", "HEAD", "HEAD", "GET ", "HEAD", "HEAD"]);
+        assert!(
+            asked
+                .iter()
+                .all(|head| head.contains("/v2/shop/manifests/v1"))
+        );
+        let shown = |head: &&String| {
+            head.to_lowercase()
+                .contains("authorization: basic bwu6ahvzaa")
+        };
+        assert_eq!(asked.iter().filter(shown).count(), 5);
+    }
+
     #[test]
     fn passwords_are_not_shown() {
         let Ok(value) = basic("me", "hush") else {

@@ -142,9 +142,8 @@ mod tests {
 
     #[test]
     fn other_registries_are_watched_by_tag() {
-        let spec = |image: &str, push: &str| {
-            parse("t", &format!("name='a'\n{image}\n[push]\n{push}\n"))
-        };
+        let spec =
+            |image: &str, push: &str| parse("t", &format!("name='a'\n{image}\n[push]\n{push}\n"));
         let digest = "a".repeat(64);
         for (image, tagged) in [
             ("ghcr.io/me/shop:v1".to_owned(), "ghcr.io/me/shop:v1"),

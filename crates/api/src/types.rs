@@ -54,6 +54,9 @@ pub struct App {
     /// The release before, while it is kept ready to serve again at once.
     #[serde(default)]
     pub standby: Option<Standby>,
+    /// The tag of another registry that it follows.
+    #[serde(default)]
+    pub watch: Option<ImageWatch>,
     /// Why the app is in this state, where there is something to say.
     pub message: Option<String>,
     /// Routes that do not hold, and why.
@@ -61,6 +64,19 @@ pub struct App {
     /// The folder of app files that it was last deployed from as a whole; none if it came otherwise.
     #[serde(default)]
     pub applied_from: Option<String>,
+}
+
+/// A tag of another registry, and how looking at it does.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImageWatch {
+    /// `NAME:TAG`.
+    pub image: String,
+    pub interval_ms: u64,
+    /// Since the server's control plane was started; none if not yet.
+    pub looked_at: Option<u64>,
+    pub failing_since: Option<u64>,
+    /// Why it fails.
+    pub problem: Option<String>,
 }
 
 /// An app's file as it was deployed, and what was declared beside it.

@@ -1,5 +1,7 @@
-//! The server as a registry of images, with the clients that people have: what is pushed is deployed.
+//! The server as a registry of images, with the clients that people have: what is pushed is deployed. Of another server the same
+//! registry is one elsewhere, which is watched.
 
+use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -7,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use hutong_testkit::docker::Docker;
 use hutong_testkit::oci::{self, Entry, Part};
 use hutong_testkit::server::{Server, app_folder};
-use hutong_testkit::visitor::get;
+use hutong_testkit::visitor::{get, raw};
 use hutong_testkit::{eventually, is_root, kill, skip};
 use serde_json::json;
 use tempfile::TempDir;
@@ -314,4 +316,193 @@ fn docker_and_buildah_push_and_pull() {
     ];
     rig.ok("buildah", &[&store[..], &push, &[id.trim(), &to]].concat());
     rig.serves("third");
+}
+
+/// Another server, whose app follows a tag of the first one's.
+struct Follower {
+    server: Server,
+    token: String,
+    _folder: TempDir,
+}
+
+impl Follower {
+    fn new(rig: &Rig) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = folder.path().join("server.toml");
+        std::fs::write(&config, "host = 'localhost'\n").expect("written");
+        let server = Server::start_with(&["--config", &config.to_string_lossy()]);
+        let reader = rig.server.ok(&["token", "create", "shop", "--pull"]);
+        let registry = format!("127.0.0.1:{}", rig.port);
+        let mut login = server
+            .command(&["registry", "login", &registry, "--user", "any"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("hutong runs");
+        let mut input = login.stdin.take().expect("piped");
+        let line = format!("{}\n", reader.trim());
+        input.write_all(line.as_bytes()).expect("written");
+        drop(input);
+        assert!(login.wait().expect("it ends").success());
+        let token = server.ok(&["token", "create", "shop"]).trim().to_owned();
+        Follower {
+            server,
+            token,
+            _folder: folder,
+        }
+    }
+
+    fn deploy(&self, rig: &Rig) {
+        let toml = format!(
+            "name = 'shop'\ndomains = ['shop.test']\nimage = '{}'\n[push]\nwatch = '1h'\n",
+            rig.place("main")
+        );
+        self.server
+            .deploy(app_folder(&[("hutong.toml", &toml)]).path());
+    }
+
+    fn hook(&self, token: &str) -> u16 {
+        let body = r#"{"repository":{"repo_url":"http://169.254.169.254/"}}"#;
+        let request = format!(
+            "POST /hooks/shop/image HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nAuthorization: Bearer {token}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        raw(&self.server.http, request.as_bytes()).map_or(0, |answer| answer.status)
+    }
+
+    fn looked_at(&self) -> Option<u64> {
+        self.server.app("shop")["watch"]["looked_at"].as_u64()
+    }
+
+    /// A webhook comes, and it was looked.
+    fn look(&self) {
+        let before = self.looked_at();
+        eventually("the webhook is taken", 20, || self.hook(&self.token) == 202);
+        eventually("it looked", 40, || self.looked_at() > before);
+    }
+
+    fn serves(&self, says: &str) {
+        eventually(&format!("it says {says}"), 60, || {
+            get(&self.server.http, "shop.test", "/").text() == says
+        });
+    }
+
+    fn releases(&self) -> usize {
+        let list = self.server.json(&["releases", "shop"]);
+        list.as_array().expect("a list").len()
+    }
+
+    fn log(&self) -> String {
+        self.server.ok(&["logs", "shop", "-n", "500"])
+    }
+
+    fn lose_control(&self) {
+        let before = self.server.role("control");
+        kill(before);
+        eventually("control is back", 30, || {
+            !Path::new(&format!("/proc/{before}")).exists()
+                && self.server.run(&["status", "shop"]).status.success()
+        });
+    }
+}
+
+#[test]
+fn what_a_registry_elsewhere_has_is_followed() {
+    let Some(rig) = Rig::new() else {
+        return;
+    };
+    rig.copy(&rig.image("one"), "main");
+    let ours = Follower::new(&rig);
+    eventually("it says that nothing is watched yet", 20, || {
+        ours.hook(&ours.token) == 409
+    });
+    ours.deploy(&rig);
+    ours.serves("one");
+    let status = ours.server.ok(&["status", "shop"]);
+    let tag = rig.place("main");
+    assert!(status.contains(&format!("watches {tag}, ")), "{status}");
+
+    // Only who may push.
+    let reader = ours.server.ok(&["token", "create", "shop", "--pull"]);
+    assert_eq!(ours.hook(reader.trim()), 403);
+    assert_eq!(ours.hook("somebody"), 401);
+    let other = ours.server.ok(&["token", "create", "other"]);
+    assert_eq!(ours.hook(other.trim()), 403);
+
+    // What it was deployed with is not new.
+    ours.look();
+    assert_eq!(ours.releases(), 1);
+    rig.copy(&rig.image("two"), "main");
+    ours.look();
+    ours.serves("two");
+    assert_eq!(ours.releases(), 2);
+    let file = ours.server.ok(&["export", "shop"]);
+    assert!(file.contains(&format!("{tag}@sha256:")), "{file}");
+    let log = ours.log();
+    assert!(log.contains("which is deployed"), "{log}");
+
+    // What its owner takes back is not undone, nor by a control plane that begins anew.
+    ours.server.ok(&["rollback", "shop"]);
+    ours.serves("one");
+    ours.look();
+    ours.lose_control();
+    ours.look();
+    assert_eq!(ours.releases(), 2);
+    assert_eq!(get(&ours.server.http, "shop.test", "/").text(), "one");
+
+    // Until there is something else; and nobody has to say so.
+    rig.copy(&rig.image("three"), "main");
+    ours.lose_control();
+    ours.serves("three");
+    assert_eq!(ours.releases(), 3);
+
+    // One that is stopped is left alone; a deploy by hand takes what the tag leads to then.
+    ours.server.ok(&["stop", "shop"]);
+    rig.copy(&rig.image("four"), "main");
+    assert_eq!(ours.hook(&ours.token), 409);
+    ours.deploy(&rig);
+    ours.serves("four");
+    ours.look();
+    assert_eq!(ours.releases(), 4);
+}
+
+#[test]
+fn a_registry_that_is_away_is_said_once() {
+    let Some(rig) = Rig::new() else {
+        return;
+    };
+    rig.copy(&rig.image("one"), "main");
+    let ours = Follower::new(&rig);
+    ours.deploy(&rig);
+    ours.serves("one");
+    let Rig {
+        server,
+        folder,
+        port,
+        program,
+        token,
+    } = rig;
+    let data = server.into_data();
+    eventually("it is away", 20, || {
+        std::net::TcpStream::connect(("127.0.0.1", port)).is_err()
+    });
+    ours.look();
+    let status = ours.server.ok(&["status", "shop"]);
+    assert!(status.contains("failing since"), "{status}");
+    ours.look();
+    assert_eq!(ours.log().matches("cannot be watched").count(), 1);
+    assert_eq!(get(&ours.server.http, "shop.test", "/").text(), "one");
+    let config = folder.path().join("server.toml");
+    let rig = Rig {
+        server: Server::start_in(data, &["--config", &config.to_string_lossy()]),
+        folder,
+        port,
+        program,
+        token,
+    };
+    rig.copy(&rig.image("two"), "main");
+    ours.look();
+    ours.serves("two");
+    let status = ours.server.ok(&["status", "shop"]);
+    assert!(!status.contains("failing since"), "{status}");
+    assert!(ours.log().contains("can be looked at again"));
 }

@@ -112,6 +112,8 @@ pub struct AppSpec {
     pub preview: Option<Preview>,
     /// Patterns of tags that are deployed when they are pushed to this server.
     pub push_tags: Vec<String>,
+    /// How often another registry is asked where the image's tag leads.
+    pub watch: Option<Duration>,
 }
 
 /// Plain HTTP where there is a certificate.
@@ -345,7 +347,7 @@ struct RawSpec {
     git: RawGit,
     /// Branches that are pushed get an environment of their own, at `BRANCH.DOMAIN`.
     preview: Option<RawPreview>,
-    /// What a push of the app's image to this server does.
+    /// What a push of the app's image does.
     #[serde(default)]
     push: RawPush,
 }
@@ -618,8 +620,11 @@ impl Check<'_> {
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
         let timeouts = &raw.timeouts;
         let (wake, down) = self.hours(&raw);
+        let image = self.image(&raw, scale.map_or(instances, |scale| scale.max));
         AppSpec {
-            image: self.image(&raw, scale.map_or(instances, |scale| scale.max)),
+            push_tags: self.push_tags(&raw.push, image.as_ref()),
+            watch: self.watch(&raw.push, image.as_ref()),
+            image,
             start_timeout: self.time(&timeouts.start, s(30), ms(100), s(3600)),
             stop_timeout: self.time(&timeouts.stop, s(10), ms(0), s(600)),
             drain_timeout: self.time(&timeouts.drain, s(15), ms(0), s(3600)),
@@ -631,7 +636,6 @@ impl Check<'_> {
             release: self.release_command(&raw),
             branch: self.branch(&raw.git),
             preview: self.preview(&raw, &domains),
-            push_tags: self.push_tags(&raw.push),
             callers: self.callers(&raw.callers),
             links,
             strip_prefix: raw.strip_prefix,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hutong_core::spec::{
-    AppSpec, BUILD_TIMEOUT, ContainerUser, Image, ImageDriver, ReleaseCommand, Run,
+    AppSpec, BUILD_TIMEOUT, ContainerUser, Image, ImageDriver, Pull, ReleaseCommand, Run,
 };
 use hutong_core::tree::digest_of;
 use hutong_core::units::{show_size, show_time};
@@ -20,7 +20,7 @@ use hutong_ipc::{docker, fail};
 use hutong_runtime::client::{Driver, DriverError};
 
 use crate::launch::{NotStarted, What, launch};
-use crate::store::{Deployment, Release, StoreError};
+use crate::store::{Deployment, Release, Seen, StoreError};
 use crate::{Control, controller, ids, images, lock, memory};
 
 /// Caps of a build: it must not freeze a machine of 2 cores and 4 GB.
@@ -270,6 +270,39 @@ pub fn is_needed(spec: &AppSpec, steps: &[Recipe]) -> bool {
     !steps.is_empty() || spec.release.is_some() || spec.image.is_some()
 }
 
+/// The tag that an app follows from this deployment of its owner's on: what is fetched is what that leads to now.
+fn followed(spec: &mut AppSpec, deployment: &Deployment) -> Option<String> {
+    if spec.watch.is_none() || deployment.kind != "deploy" {
+        return None;
+    }
+    let image = spec.image.as_mut()?;
+    if image.digest().is_some() {
+        return None;
+    }
+    if image.pull == Pull::Missing {
+        image.pull = Pull::Always;
+    }
+    image.tagged().map(str::to_owned)
+}
+
+/// Whoever watches the tag does not find it new. Nobody knows where it led if the engine does not say.
+fn note_seen(
+    control: &Control,
+    deployment: &Deployment,
+    tag: Option<String>,
+    led_to: Option<String>,
+) -> Result<(), Broken> {
+    let (Some(image), Some(digest)) = (tag, led_to) else {
+        return Ok(());
+    };
+    if is_superseded(control, deployment.id) {
+        return Ok(());
+    }
+    let seen = Seen { image, digest };
+    let noted = control.store.note_seen(&deployment.app, &seen);
+    noted.map_err(Broken::plain)
+}
+
 fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> {
     let release = control
         .store
@@ -277,6 +310,7 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> 
         .map_err(Broken::plain)?
         .ok_or_else(|| Broken::plain("its release is gone"))?;
     let mut spec = release.parse().map_err(Broken::plain)?;
+    let tag = followed(&mut spec, deployment);
     let tree = control.data_dir.join("trees").join(&release.digest);
     let steps = recipe(&spec, &tree);
     let mut ready = release;
@@ -295,6 +329,8 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> 
     if let (Some(image), Some(ImageDriver::Sandbox)) = (&spec.image, driver) {
         let (built, text) = unpacking::prepare(control, deployment, &ready, &spec, image)?;
         ready.built = Some(built);
+        let led_to = images::of_release(&ready).map(|digest| digest.to_string());
+        note_seen(control, deployment, tag, led_to)?;
         if let Some(text) = text {
             let number = ready.number;
             let kept = control.store.set_spec(&ready.app, number, &text);
@@ -321,6 +357,10 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> 
                 image.reference
             )));
         }
+        let led_to = tag
+            .as_deref()
+            .and_then(|tag| images::watch::digest_of(tag, &found.digests));
+        note_seen(control, deployment, tag, led_to)?;
         ready.built = Some(found.id);
     }
     // What a release did to the data is not undone by a rollback, nor done again by a restart.

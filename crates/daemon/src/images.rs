@@ -1,5 +1,6 @@
 //! Images that run in sandboxes: what the server holds of them, packed, in a registry of its own ([`hutong_registry`]).
-//! They come from an archive that was handed over ([`archive`]), from a push, or from another registry ([`remote`]).
+//! They come from an archive that was handed over ([`archive`]), from a push, or from another registry ([`remote`]), whose tags
+//! may be followed ([`watch`]).
 //! [`program`] says what an image is started as, [`health`] whether it says it is well. Who unpacks them is the warden; see `builds::unpacking`.
 
 pub mod archive;
@@ -7,6 +8,7 @@ pub mod health;
 pub mod program;
 pub mod pushed;
 pub mod remote;
+pub mod watch;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -38,6 +40,7 @@ pub struct Images {
     /// Read by whoever prepares an image, written by who throws away.
     pub preparing: RwLock<()>,
     pub client: remote::Remotes,
+    pub watch: watch::Watches,
     /// Of who owns this: rules and what follows from a push need all of it.
     control: Arc<OnceLock<Weak<Control>>>,
 }
@@ -54,6 +57,7 @@ impl Images {
             registry: Mutex::default(),
             preparing: RwLock::new(()),
             client: remote::Remotes::new(own.join("fetched"), ca_bundle.map(PathBuf::from)),
+            watch: watch::Watches::default(),
             control: Arc::default(),
         }
     }

@@ -13,7 +13,7 @@ use axum::routing::{any, post};
 use hutong_core::spec::AppSpec;
 use hutong_ipc::gateway as wire;
 
-use crate::images::pushed;
+use crate::images::{pushed, watch};
 use crate::{Control, git};
 
 /// Among the apps of the snapshot; no app can have this name.
@@ -51,6 +51,7 @@ fn start_registry(control: &Arc<Control>, address: SocketAddr) -> Result<(), Str
 fn router(control: Arc<Control>) -> Router {
     git::router()
         .route("/hooks/{app}", post(git::receive_webhook))
+        .route("/hooks/{app}/image", post(watch::receive))
         .merge(registry())
         .fallback(|| async { (StatusCode::NOT_FOUND, "there is nothing here\n") })
         .with_state(control)

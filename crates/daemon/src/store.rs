@@ -5,6 +5,7 @@ mod git;
 mod registries;
 mod runs;
 mod secrets;
+mod watched;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,13 +25,14 @@ use crate::lock;
 pub use canaries::Canary;
 pub use git::{Accepted, MAX_TOKENS, Preview, Scope, Source, Token, Waiting};
 pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
+pub use watched::{Before, Seen};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 11;
+const VERSION: i64 = 12;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 10] = [
+const MIGRATIONS: [&str; 11] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -102,6 +104,8 @@ const MIGRATIONS: [&str; 10] = [
        PRIMARY KEY (app, name)
      ) STRICT;",
     git::WAITING,
+    // What tags of other registries led to.
+    watched::TABLE,
 ];
 
 /// A file that is given up when the disk is full, so that `remove --purge` can still be written down.
@@ -553,26 +557,7 @@ impl Store {
         state: &str,
         folder: Option<&str>,
     ) -> Result<Deployment> {
-        self.write(|t| {
-            let now = now_ms();
-            t.execute(
-                "INSERT INTO apps (name, goal, changed_ms, applied_from) VALUES (?1, 'running', ?2, ?3)
-                 ON CONFLICT (name) DO UPDATE SET
-                   active = CASE WHEN goal = 'removed' THEN NULL ELSE active END,
-                   goal = 'running', purge = 0, changed_ms = ?2, applied_from = ?3",
-                params![app, now, folder],
-            )?;
-            let number: u64 = t.query_row(
-                "UPDATE apps SET next_release = next_release + 1 WHERE name = ? RETURNING next_release - 1",
-                [app],
-                |row| row.get(0),
-            )?;
-            t.execute(
-                "INSERT INTO releases (app, number, digest, spec, created_ms) VALUES (?, ?, ?, ?, ?)",
-                params![app, number, digest, spec, now],
-            )?;
-            add_deployment(t, app, number, "deploy", state)
-        })
+        self.write(|t| add_release(t, (app, digest), spec, state, folder))
     }
 
     /// The same, of no folder.
@@ -849,6 +834,34 @@ impl Store {
             })
             .collect()
     }
+}
+
+/// A new release, with its deployment.
+fn add_release(
+    t: &rusqlite::Transaction<'_>,
+    (app, digest): (&str, &str),
+    spec: &str,
+    state: &str,
+    folder: Option<&str>,
+) -> Result<Deployment> {
+    let now = now_ms();
+    t.execute(
+        "INSERT INTO apps (name, goal, changed_ms, applied_from) VALUES (?1, 'running', ?2, ?3)
+         ON CONFLICT (name) DO UPDATE SET
+           active = CASE WHEN goal = 'removed' THEN NULL ELSE active END,
+           goal = 'running', purge = 0, changed_ms = ?2, applied_from = ?3",
+        params![app, now, folder],
+    )?;
+    let number: u64 = t.query_row(
+        "UPDATE apps SET next_release = next_release + 1 WHERE name = ? RETURNING next_release - 1",
+        [app],
+        |row| row.get(0),
+    )?;
+    t.execute(
+        "INSERT INTO releases (app, number, digest, spec, created_ms) VALUES (?, ?, ?, ?, ?)",
+        params![app, number, digest, spec, now],
+    )?;
+    add_deployment(t, app, number, "deploy", state)
 }
 
 fn add_deployment(

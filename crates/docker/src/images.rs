@@ -36,6 +36,8 @@ impl Engine {
     /// Has the engine fetch an image, if need be, and says which one it is.
     pub async fn resolve(&self, image: &str, pull: Pull) -> Result<Image, String> {
         let docker = self.connect().await?;
+        let named = without_tag(image);
+        let image = named.as_str();
         let there = docker.inspect_image(image).await;
         let fetch = match (&there, pull) {
             (Ok(_), Pull::Always) | (Err(_), Pull::Missing | Pull::Always) => true,
@@ -82,8 +84,21 @@ impl Engine {
             is_root: ImageUser::is_root(config.user.as_deref().unwrap_or_default()),
             remapped: self.is_remapped().await,
             has_command: some(&config.cmd) || some(&config.entrypoint),
+            digests: found.repo_digests.unwrap_or_default(),
         })
     }
+}
+
+/// Of `NAME:TAG@DIGEST` the digest counts, and engines read the tag in several ways.
+fn without_tag(image: &str) -> String {
+    let Some((name, digest)) = image.split_once('@') else {
+        return image.to_owned();
+    };
+    let name = match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => name,
+        _ => name,
+    };
+    format!("{name}@{digest}")
 }
 
 /// `NAME[:TAG]` or `NAME@DIGEST`; without a tag the engine would fetch every one.
@@ -107,5 +122,8 @@ mod tests {
         assert_eq!(split_tag("python:3.12"), ("python", Some("3.12")));
         assert_eq!(split_tag("reg:5000/x"), ("reg:5000/x", Some("latest")));
         assert_eq!(split_tag("x@sha256:00"), ("x@sha256:00", None));
+        assert_eq!(without_tag("x:1@sha256:00"), "x@sha256:00");
+        assert_eq!(without_tag("reg:5000/x@sha256:00"), "reg:5000/x@sha256:00");
+        assert_eq!(without_tag("reg:5000/x:1"), "reg:5000/x:1");
     }
 }

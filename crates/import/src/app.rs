@@ -34,6 +34,8 @@ pub(crate) struct Container {
     pub allow_root: bool,
     pub writable: Vec<String>,
     pub pull: Option<&'static str>,
+    /// How often is looked where its tag leads.
+    pub watch: Option<&'static str>,
 }
 
 /// Bounds of one instance.
@@ -243,6 +245,10 @@ impl Draft {
         }
         if let Some(container) = self.container() {
             container.write(file);
+            if let Some(watch) = container.watch {
+                file.table("push");
+                file.text("watch", watch);
+            }
         }
         self.limits.write("limits", file);
         if self.health != Health::default() {
@@ -340,6 +346,7 @@ impl Container {
         let without = Container {
             image: self.image.clone(),
             command: self.command.clone(),
+            watch: self.watch,
             ..Container::default()
         };
         if *self == without {
@@ -621,6 +628,7 @@ mod tests {
                 allow_root: false,
                 writable: vec!["/var/cache".into()],
                 pull: Some("always"),
+                watch: Some("5m"),
             }),
             domains: vec!["shop.example.com/api".into()],
             settings: Settings {

@@ -41,7 +41,7 @@ pub(crate) fn replaced(image: &str) -> Option<Replaced> {
         | "dns-cloudflare" => (Part::Other, CERTIFICATES),
         "watchtower" | "ouroboros" | "diun" => (
             Part::Watchtower,
-            "a new image comes with a deploy, which waits until it is healthy: have CI run `hutong deploy` behind its push; `container.pull = \"always\"` fetches tags that move",
+            "`[push] watch = \"5m\"` in hutong.toml looks where the tag of an app's image leads, and deploys what is new once it is healthy; a registry's webhook to `/hooks/APP/image` has it look at once",
         ),
         "go_webdav" | "gowebdav" | "dozzle" => (Part::Other, LOGS),
         "loki" | "promtail" | "fluentd" | "fluent-bit" | "filebeat" | "logstash" | "vector" => {
@@ -174,6 +174,13 @@ pub(crate) fn is_moving(image: &str) -> bool {
     }
     let last = image.rsplit('/').next().unwrap_or_default();
     last.split_once(':').is_none_or(|(_, tag)| tag == "latest")
+}
+
+pub(crate) fn has_tag(image: &str) -> bool {
+    image
+        .rsplit('/')
+        .next()
+        .is_some_and(|last| last.contains(':'))
 }
 
 #[cfg(test)]

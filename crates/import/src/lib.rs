@@ -306,7 +306,7 @@ impl<'a> Job<'a> {
 /// Writes the apps, and checks each of them.
 fn finish(mut state: State, files: Files<'_>) -> Result<Outcome, Mistakes> {
     state.drafts.retain(|draft| !draft.is_joined);
-    pull_again(&mut state);
+    watch(&mut state);
     remind(&mut state);
     let mut apps = Vec::new();
     let mut mistakes = Vec::new();
@@ -355,8 +355,8 @@ fn finish(mut state: State, files: Files<'_>) -> Result<Outcome, Mistakes> {
     })
 }
 
-/// Where new images were looked for, a deploy fetches those whose tag moves.
-fn pull_again(state: &mut State) {
+/// Where new images were looked for, tags that move are watched.
+fn watch(state: &mut State) {
     if !state.watched {
         return;
     }
@@ -365,12 +365,15 @@ fn pull_again(state: &mut State) {
             && container.pull.is_none()
             && known::is_moving(&container.image)
         {
-            container.pull = Some("always");
+            container.watch = Some("5m");
+            if !known::has_tag(&container.image) {
+                container.image.push_str(":latest");
+            }
             state.report.app = Some(draft.name.clone());
             state.report.used(
                 &draft.at,
                 "image",
-                "container.pull = \"always\": its tag moves, and something looked for new images before",
+                "[push] watch = \"5m\": its tag moves, and something looked for new images before",
             );
         }
     }

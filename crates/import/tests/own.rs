@@ -167,7 +167,7 @@ fn a_gateway_of_traefik_with_all_around_it() {
     let outcome = check("s2", "s2", &names);
     check_all_is_said("s2", &names, &outcome);
     assert!(said(&outcome, NoteKind::Replaced, "services.traefik").contains("gateway"));
-    assert!(said(&outcome, NoteKind::Replaced, "services.watchtower").contains("hutong deploy"));
+    assert!(said(&outcome, NoteKind::Replaced, "services.watchtower").contains("[push] watch"));
     assert!(said(&outcome, NoteKind::Replaced, "services.webdav").contains("hutong logs"));
     assert!(said(&outcome, NoteKind::Replaced, "router dashboard").contains("hutong gateway"));
     assert!(said(&outcome, NoteKind::Replaced, "lab.log").contains("standard output"));

@@ -162,6 +162,9 @@ pub struct Image {
     pub remapped: bool,
     /// It brings a command or entry point.
     pub has_command: bool,
+    /// What registries call it, as far as the engine knows: `NAME@DIGEST`.
+    #[serde(default)]
+    pub digests: Vec<String>,
 }
 
 /// A container of ours that runs, or is about to.

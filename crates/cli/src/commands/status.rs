@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use hutong_api::{App, Canary, CanaryCounts, DeploymentState, Scaling, Version};
+use hutong_api::{App, Canary, CanaryCounts, DeploymentState, ImageWatch, Scaling, Version};
 use hutong_core::units::{show_size, show_time};
 
 use super::{Server, path, url};
 use crate::error::CliError;
-use crate::output::{ago, printable, until};
+use crate::output::{ago, clock, printable, until};
 
 pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
     let client = server.client()?;
@@ -49,6 +49,9 @@ pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
             show_time(Duration::from_millis(standby.left_ms)),
             app.name
         ));
+    }
+    if let Some(watch) = &app.watch {
+        output.text(&format!("  {}", watched(watch)));
     }
     if let Some(scaling) = &app.scaling {
         output.text(&format!("  {}", words(scaling, app.wanted_instances)));
@@ -104,6 +107,22 @@ pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
         });
     }
     Ok(())
+}
+
+/// The tag that it follows, and how that does.
+fn watched(watch: &ImageWatch) -> String {
+    let looked = match watch.looked_at {
+        Some(at) => format!("looked {}", ago(at)),
+        None => "not looked yet".to_owned(),
+    };
+    let failing = watch.failing_since.map_or(String::new(), |since| {
+        let why = watch.problem.as_deref().unwrap_or_default();
+        format!(
+            ", failing since {} UTC: {why}",
+            clock(since.saturating_mul(1000))
+        )
+    });
+    format!("watches {}, {looked}{failing}", watch.image)
 }
 
 /// A release on trial, and how it does; of one that is over, what became of it.

@@ -58,6 +58,18 @@ impl Image {
         let rest = self.reference.strip_prefix(LOCAL_REGISTRY)?;
         rest.strip_prefix('/')
     }
+
+    /// `NAME:TAG`, without the digest that may stand behind it; none if it names no tag.
+    pub fn tagged(&self) -> Option<&str> {
+        let name = self.reference.split('@').next()?;
+        let (_, tag) = name.rsplit_once(':')?;
+        (!tag.is_empty() && !tag.contains('/')).then_some(name)
+    }
+
+    /// The digest that it is fixed to.
+    pub fn digest(&self) -> Option<&str> {
+        self.reference.split_once('@').map(|(_, digest)| digest)
+    }
 }
 
 /// Whom the program runs as.

@@ -1,13 +1,17 @@
-//! Which tags of the app's image are deployed when they are pushed.
+//! Which tags of the app's image are deployed when they are pushed, and how often another registry is asked for its own.
+
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::Check;
+use super::{Check, Image, Pull};
 
 const MAX_PATTERNS: usize = 20;
 const MAX_LENGTH: usize = 128;
+const MIN_WATCH: Duration = Duration::from_secs(60);
+const MAX_WATCH: Duration = Duration::from_secs(7 * 86_400);
 
 #[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -16,10 +20,45 @@ pub(super) struct RawPush {
     #[schemars(with = "Vec<String>")]
     #[serde(default)]
     tags: Vec<Spanned<String>>,
+    /// How often the registry of `image` is asked where the tag leads, such as "5m", 1 minute to 7 days: what is new is
+    /// deployed. Default never.
+    #[schemars(with = "Option<String>")]
+    watch: Option<Spanned<String>>,
 }
 
 impl Check<'_> {
-    pub(super) fn push_tags(&mut self, raw: &RawPush) -> Vec<String> {
+    pub(super) fn watch(&mut self, raw: &RawPush, image: Option<&Image>) -> Option<Duration> {
+        let at = raw.watch.as_ref()?.span().start;
+        let interval = self.time(&raw.watch, MIN_WATCH, MIN_WATCH, MAX_WATCH);
+        let wrong = match image {
+            None => "`watch` goes with `image`",
+            Some(image) if image.dockerfile.is_some() => {
+                "`watch` goes with `image`; what a Dockerfile begins with is fetched when it is built"
+            }
+            Some(image) if image.local().is_some() => {
+                "what is pushed to this server is followed at once: name its tags in `push.tags`"
+            }
+            Some(image) if image.pull == Pull::Never => {
+                "`watch` fetches what is new, and `container.pull` is \"never\""
+            }
+            Some(image) if image.tagged().is_none() => {
+                "`watch` looks where a tag leads, and `image` names none: write one, such as `:latest`"
+            }
+            Some(_) => return Some(interval),
+        };
+        self.wrong(at, wrong);
+        None
+    }
+
+    pub(super) fn push_tags(&mut self, raw: &RawPush, image: Option<&Image>) -> Vec<String> {
+        let elsewhere =
+            image.is_some_and(|image| image.dockerfile.is_none() && image.local().is_none());
+        if let Some(first) = raw.tags.first().filter(|_| elsewhere) {
+            self.wrong(
+                first.span().start,
+                "tags are followed when they are pushed to this server; of another registry it is the tag that `image` names: watch = \"5m\"",
+            );
+        }
         if let Some(over) = raw.tags.get(MAX_PATTERNS) {
             self.wrong(
                 over.span().start,
@@ -98,6 +137,44 @@ mod tests {
                 said.contains("t:4:7: ") && said.contains("pattern"),
                 "{said}"
             );
+        }
+    }
+
+    #[test]
+    fn other_registries_are_watched_by_tag() {
+        let spec =
+            |image: &str, push: &str| parse("t", &format!("name='a'\n{image}\n[push]\n{push}\n"));
+        let digest = "a".repeat(64);
+        for (image, tagged) in [
+            ("ghcr.io/me/shop:v1".to_owned(), "ghcr.io/me/shop:v1"),
+            ("localhost:5000/x:1".to_owned(), "localhost:5000/x:1"),
+            // As the watcher itself writes it.
+            (format!("nginx:latest@sha256:{digest}"), "nginx:latest"),
+        ] {
+            let spec = spec(&format!("image='{image}'"), "watch='5m'").expect("good");
+            assert_eq!(spec.watch, Some(Duration::from_secs(300)));
+            let image = spec.image.expect("it has one");
+            assert_eq!(image.tagged(), Some(tagged));
+            assert_eq!(image.digest().is_some(), image.reference.contains('@'));
+        }
+        let pinned = format!("image='nginx@sha256:{digest}'");
+        for (image, push, why) in [
+            ("image='nginx:1'", "watch='59s'", "must be 1m to 7d"),
+            ("image='nginx:1'", "watch='8d'", "must be 1m to 7d"),
+            ("image='nginx'", "watch='5m'", "names none"),
+            ("image='localhost:5000/x'", "watch='5m'", "names none"),
+            (pinned.as_str(), "watch='5m'", "names none"),
+            ("image='hutong.local/a:1'", "watch='5m'", "push.tags"),
+            ("command='x'", "watch='5m'", "goes with `image`"),
+            (
+                "image='nginx:1'\ncontainer.pull='never'",
+                "watch='5m'",
+                "\"never\"",
+            ),
+            ("image='nginx:1'", "tags=['v*']", "watch = \"5m\""),
+        ] {
+            let said = spec(image, push).expect_err(image).to_string();
+            assert!(said.contains(why), "{image} {push}: {said}");
         }
     }
 }

@@ -19,7 +19,7 @@ use super::{ApiError, Result, canary, runs};
 use crate::launch::process;
 use crate::observed::Observed;
 use crate::store::{self, Goal};
-use crate::{Control, controller, ids, lock, memory, publish};
+use crate::{Control, controller, ids, images, lock, memory, publish};
 
 /// The app's row, or 404; removed ones only where asked for.
 pub fn find(control: &Control, name: &str) -> Result<store::App> {
@@ -213,6 +213,9 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
         },
         scaling: spec.and_then(|spec| scaling(control, app, spec)),
         deploying: deploying.map(|deployment| wire_deployment(control, &deployment)),
+        watch: spec
+            .filter(|_| app.goal == Goal::Running && !app.isolated)
+            .and_then(|spec| images::watch::describe(control, &app.name, spec)),
         canary: canary::describe(control, app)?,
         standby: canary::standby(control, app)?,
         message,

@@ -199,7 +199,7 @@ pub async fn deploy(
         Some(reference) => spec::with_image(&text, reference).map_err(ApiError::bad)?,
         None => text,
     };
-    decide(&control, &name, &request, &text).map(Json)
+    decide(&control, &name, &request, &text, None).map(Json)
 }
 
 /// Deploys a tree that is there, with `text` in place of its own hutong.toml.
@@ -226,7 +226,37 @@ pub fn begin(control: &Arc<Control>, name: &str, digest: &str, text: &str) -> Re
         image: None,
         no_cache: false,
     };
-    decide(control, name, &request, text)
+    decide(control, name, &request, text, None)
+}
+
+/// The same, of what a tag leads to now, if the app still is as it was when that was decided.
+pub fn begin_seen(
+    control: &Arc<Control>,
+    name: &str,
+    digest: &str,
+    text: &str,
+    news: &News,
+) -> Result<()> {
+    if !tree(control, digest)?.is_dir() {
+        return Err(ApiError::conflict(
+            "the folder of its release was cleared away; deploy it again",
+        ));
+    }
+    let request = DeployRequest {
+        digest: digest.to_owned(),
+        spec: None,
+        dry_run: false,
+        applied_from: None,
+        image: None,
+        no_cache: false,
+    };
+    decide(control, name, &request, text, Some(news)).map(drop)
+}
+
+/// What nobody but a tag says: where that leads now, and how the app was when that was found.
+pub struct News {
+    pub before: store::Before,
+    pub seen: store::Seen,
 }
 
 fn decide(
@@ -234,6 +264,7 @@ fn decide(
     name: &str,
     request: &DeployRequest,
     text: &str,
+    news: Option<&News>,
 ) -> Result<PlanAnswer> {
     let folder = tree(control, &request.digest)?;
     let there = folder.is_dir();
@@ -320,7 +351,13 @@ fn decide(
     let state = if prepares { "building" } else { "rolling" };
     let folder = request.applied_from.as_deref();
     let store = &control.store;
-    let deployment = store.deploy_from(name, &request.digest, &text, state, folder)?;
+    let digest = &request.digest;
+    let deployment = match news {
+        None => store.deploy_from(name, digest, &text, state, folder)?,
+        Some(news) => store
+            .deploy_seen(name, &news.before, &news.seen, digest, &text, state)?
+            .ok_or_else(|| ApiError::conflict(format!("{name} was changed meanwhile")))?,
+    };
     if let Some(((replaced, release, _), _)) = &tried {
         lock(&control.observed).verdicts.remove(&replaced.id);
         let (old, new) = (release.number, deployment.release);

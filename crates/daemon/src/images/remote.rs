@@ -16,6 +16,7 @@ use hutong_registry::{
     Algorithm, Descriptor, Digest, Kind, Manifest, Platform, Reference, Registry, RepositoryName,
 };
 
+pub use self::client::Trouble;
 use self::client::{Client, GoOn, LOOK, Source};
 use super::causes;
 use crate::{Control, lock};
@@ -164,6 +165,22 @@ impl Remotes {
         let client = Client::new(self.ca_bundle.as_deref())?;
         Ok(self.client.get_or_init(|| client))
     }
+}
+
+/// The digest of what a tag leads to now (`image` is `NAME:TAG`); nothing is fetched.
+pub async fn look(control: &Control, image: &str) -> Result<Digest, Trouble> {
+    let odd = |reason: String| Trouble {
+        reason,
+        later: None,
+    };
+    let name = Name::parse(image).map_err(odd)?;
+    let login = control.store.registry_login(&name.host);
+    let login = login.map_err(|error| odd(error.to_string()))?;
+    let client = control.images.client.client().map_err(odd)?;
+    let mut source = name.source(login);
+    client
+        .digest(&mut source, &name.reference.to_string())
+        .await
 }
 
 /// The manifest (or index) that the reference leads to; fetched with all that it is made of for this machine, as `pull`

@@ -695,7 +695,7 @@ impl<'a> Reading<'a> {
                 self.report.replaced(
                     &entry.at,
                     &entry.key,
-                    "a new image comes with a deploy, which waits until it is healthy",
+                    "`[push] watch` of hutong.toml looks for new images, for each app",
                 );
             } else {
                 self.report

@@ -14,13 +14,15 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt, Empty, Limited};
 use hutong_core::spec::egress;
-use hutong_registry::{DOCKER_LIST, DOCKER_MANIFEST, MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST};
+use hutong_registry::{
+    Algorithm, DOCKER_LIST, DOCKER_MANIFEST, Digest, MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST,
+};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{
     ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION, RANGE, RETRY_AFTER, USER_AGENT,
     WWW_AUTHENTICATE,
 };
-use hyper::{Request, Response, StatusCode, Uri};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -43,6 +45,8 @@ const LEAST: u64 = 1 << 20;
 /// How often is asked whether to go on.
 pub const LOOK: Duration = Duration::from_secs(1);
 const MAX_TOKEN: usize = 64 << 10;
+/// Where registries say the digest of what they give (distribution spec, "Pulling manifests").
+const DIGEST: &str = "docker-content-digest";
 const MAX_REDIRECTS: usize = 5;
 /// Tries of one thing, if the line or the registry fails; each waits twice as long as the one before.
 const TRIES: u32 = 6;
@@ -96,6 +100,38 @@ enum Failure {
 }
 
 use Failure::{Again, Final};
+
+/// Why a registry does not say where a tag leads, and for how long it does not want to be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    pub reason: String,
+    pub later: Option<Duration>,
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Again(reason, later) => Trouble { reason, later },
+            Final(reason) => Trouble {
+                reason,
+                later: None,
+            },
+        }
+    }
+}
+
+/// What is asked for, beside an address.
+#[derive(Clone, Default)]
+struct Wanted<'a> {
+    method: Method,
+    accept: Option<&'a str>,
+    range: Option<&'a str>,
+}
+
+/// The kinds of manifests that are understood here.
+fn kinds() -> String {
+    [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].join(", ")
+}
 
 type Line = legacy::Client<HttpsConnector<HttpConnector<Resolver>>, Empty<Bytes>>;
 
@@ -170,7 +206,7 @@ impl Client {
         go_on: GoOn<'_>,
     ) -> Result<(Vec<u8>, Option<String>), String> {
         let url = source.url(&format!("manifests/{reference}"));
-        let kinds = [OCI_INDEX, DOCKER_LIST, OCI_MANIFEST, DOCKER_MANIFEST].join(", ");
+        let kinds = kinds();
         let mut pauses = Pauses::default();
         loop {
             let got = self.try_manifest(source, &url, &kinds).await;
@@ -187,13 +223,42 @@ impl Client {
         url: &str,
         kinds: &str,
     ) -> Result<(Vec<u8>, Option<String>), Failure> {
-        let (response, host) = self.get(source, url, Some(kinds), None).await?;
+        let wanted = Wanted {
+            accept: Some(kinds),
+            ..Wanted::default()
+        };
+        let (response, host) = self.get(source, url, &wanted).await?;
         let response = expect(response, &host, &source.name, &[StatusCode::OK])?;
         let media_type = response.headers().get(CONTENT_TYPE);
         let media_type = media_type.and_then(|value| value.to_str().ok());
         let media_type = media_type.map(str::to_owned);
         let bytes = read(response.into_body(), MAX_MANIFEST as usize, &host).await?;
         Ok((bytes.to_vec(), media_type))
+    }
+
+    /// The digest of what a tag leads to, of an index as a whole; one try. Registries count what is fetched, so it is not
+    /// fetched unless it must be. Whoever fetches by the digest finds out whether it was the right one.
+    pub async fn digest(&self, source: &mut Source, tag: &str) -> Result<Digest, Trouble> {
+        let url = source.url(&format!("manifests/{tag}"));
+        let kinds = kinds();
+        let wanted = Wanted {
+            method: Method::HEAD,
+            accept: Some(&kinds),
+            range: None,
+        };
+        let (response, host) = self.get(source, &url, &wanted).await?;
+        let said = response.headers().get(DIGEST);
+        let said = said.and_then(|value| value.to_str().ok()?.parse::<Digest>().ok());
+        match (response.status(), said) {
+            (StatusCode::OK, Some(digest)) => return Ok(digest),
+            // It does not say, or knows no HEAD.
+            (StatusCode::OK | StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED, _) => {}
+            _ => {
+                expect(response, &host, &source.name, &[StatusCode::OK])?;
+            }
+        }
+        let (bytes, _) = self.try_manifest(source, &url, &kinds).await?;
+        Ok(Digest::of(Algorithm::Sha256, &bytes))
     }
 
     /// A blob (digest and size) into a file, from where that ends.
@@ -247,7 +312,11 @@ impl Client {
             have = 0;
         }
         let range = (have > 0).then(|| format!("bytes={have}-"));
-        let (response, host) = self.get(source, url, None, range.as_deref()).await?;
+        let wanted = Wanted {
+            range: range.as_deref(),
+            ..Wanted::default()
+        };
+        let (response, host) = self.get(source, url, &wanted).await?;
         if response.status() == StatusCode::RANGE_NOT_SATISFIABLE {
             file.set_len(0).map_err(disk)?;
             return Err(Again(format!("{host} does not go on where it broke"), None));
@@ -306,15 +375,14 @@ impl Client {
         &self,
         source: &mut Source,
         url: &str,
-        accept: Option<&str>,
-        range: Option<&str>,
+        wanted: &Wanted<'_>,
     ) -> Result<(Response<Incoming>, String), Failure> {
         let own = checked(url, source)?;
         let mut refused = false;
         loop {
             let authorization = source.authorization.clone();
             let (response, host) = self
-                .follow(source, url, authorization.as_ref(), accept, range)
+                .follow(source, url, authorization.as_ref(), wanted)
                 .await?;
             // Who asks from elsewhere is shown nothing: it would say itself where to.
             if response.status() != StatusCode::UNAUTHORIZED || refused || host != own {
@@ -334,8 +402,7 @@ impl Client {
         source: &Source,
         url: &str,
         authorization: Option<&HeaderValue>,
-        accept: Option<&str>,
-        range: Option<&str>,
+        wanted: &Wanted<'_>,
     ) -> Result<(Response<Incoming>, String), Failure> {
         let mut url = url.to_owned();
         let first = checked(&url, source)?;
@@ -344,14 +411,8 @@ impl Client {
             // Who is sent to another host needs nothing of ours there.
             let authorization = authorization.filter(|_| host == first);
             let line = self.line(source, &host);
-            let response = ask(
-                line,
-                (url.as_str(), host.as_str()),
-                authorization,
-                accept,
-                range,
-            )
-            .await?;
+            let place = (url.as_str(), host.as_str());
+            let response = ask(line, place, authorization, wanted).await?;
             if !response.status().is_redirection() {
                 return Ok((response, host));
             }
@@ -400,14 +461,8 @@ impl Client {
         let at = checked(&url, source)?;
         let basic = basic.transpose()?;
         let line = self.line(source, &at);
-        let response = ask(
-            line,
-            (url.as_str(), at.as_str()),
-            basic.as_ref(),
-            None,
-            None,
-        )
-        .await?;
+        let place = (url.as_str(), at.as_str());
+        let response = ask(line, place, basic.as_ref(), &Wanted::default()).await?;
         let response = expect(response, &at, &source.name, &[StatusCode::OK])?;
         let bytes = read(response.into_body(), MAX_TOKEN, &at).await?;
         let token: Token = serde_json::from_slice(&bytes)
@@ -422,17 +477,19 @@ async fn ask(
     line: &Line,
     (url, host): (&str, &str),
     authorization: Option<&HeaderValue>,
-    accept: Option<&str>,
-    range: Option<&str>,
+    wanted: &Wanted<'_>,
 ) -> Result<Response<Incoming>, Failure> {
-    let mut request = Request::get(url).header(USER_AGENT, AGENT);
+    let mut request = Request::builder()
+        .method(wanted.method.clone())
+        .uri(url)
+        .header(USER_AGENT, AGENT);
     if let Some(value) = authorization {
         request = request.header(AUTHORIZATION, value.clone());
     }
-    if let Some(kinds) = accept {
+    if let Some(kinds) = wanted.accept {
         request = request.header(ACCEPT, kinds);
     }
-    if let Some(range) = range {
+    if let Some(range) = wanted.range {
         request = request.header(RANGE, range);
     }
     let odd = |_| Final(format!("{host} gave an address that is none"));
@@ -783,6 +840,75 @@ mod tests {
             let found = Resolver { only_public }.call(name).await;
             assert_eq!(found.is_ok(), good);
         }
+    }
+
+    /// A registry that gives these answers, one a line, and then says what it was asked.
+    fn registry(answers: Vec<String>) -> (String, std::thread::JoinHandle<Vec<String>>) {
+        use std::io::{BufRead, BufReader};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let serving = std::thread::spawn(move || {
+            let mut asked = Vec::new();
+            for answer in answers {
+                let (mut line, _) = listener.accept().expect("a line");
+                let copy = line.try_clone().expect("a copy");
+                let head: Vec<String> = BufReader::new(copy)
+                    .lines()
+                    .map_while(Result::ok)
+                    .take_while(|text| !text.is_empty())
+                    .collect();
+                asked.push(head.join("\n"));
+                line.write_all(answer.as_bytes()).expect("written");
+            }
+            asked
+        });
+        (address, serving)
+    }
+
+    #[tokio::test]
+    async fn where_a_tag_leads_is_asked_without_fetching_it() {
+        let answer = |status: &str, more: &str, body: &str| {
+            format!(
+                "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{more}\r\n{body}",
+                body.len()
+            )
+        };
+        let said = format!("sha256:{}", "a".repeat(64));
+        let digest = format!("Docker-Content-Digest: {said}\r\n");
+        let wanted = "WWW-Authenticate: Basic realm=\"x\"\r\n";
+        let (address, serving) = registry(vec![
+            answer("401 Unauthorized", wanted, ""),
+            answer("200 OK", &digest, ""),
+            // One that does not say.
+            answer("200 OK", "", ""),
+            answer("200 OK", "", "{}"),
+            answer("429 Too Many Requests", "Retry-After: 90\r\n", ""),
+            answer("404 Not Found", "", ""),
+        ]);
+        let client = Client::new(None).expect("a client");
+        let login = Some(("me".to_owned(), "hush".to_owned()));
+        let mut source = Source::new(&address, &address, "shop", login);
+        let found = client.digest(&mut source, "v1").await.expect("it says");
+        assert_eq!(found.to_string(), said);
+        let found = client.digest(&mut source, "v1").await.expect("it is had");
+        assert_eq!(found, Digest::of(Algorithm::Sha256, b"{}"));
+        let busy = client.digest(&mut source, "v1").await.expect_err("busy");
+        assert_eq!(busy.later, Some(Duration::from_secs(90)));
+        let gone = client.digest(&mut source, "v1").await.expect_err("gone");
+        assert!(gone.reason.contains("no such image") && gone.later.is_none());
+        let asked = serving.join().expect("no panic");
+        let methods: Vec<&str> = asked.iter().filter_map(|head| head.get(..4)).collect();
+        assert_eq!(methods, ["HEAD", "HEAD", "HEAD", "GET ", "HEAD", "HEAD"]);
+        assert!(
+            asked
+                .iter()
+                .all(|head| head.contains("/v2/shop/manifests/v1"))
+        );
+        let shown = |head: &&String| {
+            head.to_lowercase()
+                .contains("authorization: basic bwu6ahvzaa")
+        };
+        assert_eq!(asked.iter().filter(shown).count(), 5);
     }
 
     #[test]

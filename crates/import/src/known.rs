@@ -41,7 +41,7 @@ pub(crate) fn replaced(image: &str) -> Option<Replaced> {
         | "dns-cloudflare" => (Part::Other, CERTIFICATES),
         "watchtower" | "ouroboros" | "diun" => (
             Part::Watchtower,
-            "a new image comes with a deploy, which waits until it is healthy: have CI run `hutong deploy` behind its push; `container.pull = \"always\"` fetches tags that move",
+            "a new image comes with a deploy, which waits until it is healthy: have CI push to this server's own registry (`image = \"hutong.local/APP:TAG\"` and `[push] tags`), or run `hutong deploy` behind its push to another one; `container.pull = \"always\"` fetches tags that move",
         ),
         "go_webdav" | "gowebdav" | "dozzle" => (Part::Other, LOGS),
         "loki" | "promtail" | "fluentd" | "fluent-bit" | "filebeat" | "logstash" | "vector" => {

@@ -490,9 +490,40 @@ pub(crate) fn hosts(state: &mut State) {
             state.report.leave_to_do(
                 &draft.at,
                 "domains",
-                format!("nothing says by which host visitors reach it{before}: domains = [\"{}.example.com\"]", draft.name),
+                format!(
+                    "nothing says by which host visitors reach it{before}: domains = [\"{}.example.com\"]{}",
+                    draft.name,
+                    fronts(draft, &state.drafts)
+                ),
             );
         }
     }
     state.report.app = None;
+}
+
+/// What may lead to an app that has no host: apps for servers on this machine that are asked in its protocol.
+fn fronts(draft: &Draft, drafts: &[Draft]) -> String {
+    let scheme = format!("{}://", draft.protocol.unwrap_or("http"));
+    let is_here = |url: &str| {
+        url.strip_prefix(scheme.as_str())
+            .and_then(|address| address.parse::<std::net::SocketAddr>().ok())
+            .is_some_and(|address| address.ip().is_loopback())
+    };
+    let front = |one: &Draft| match &one.run {
+        Run::Upstream(urls)
+            if !one.domains.is_empty() && urls.iter().all(|(url, _)| is_here(url)) =>
+        {
+            let (first, _) = urls.first()?;
+            Some(format!("{} ({first})", one.name))
+        }
+        _ => None,
+    };
+    let list: Vec<String> = drafts.iter().filter_map(front).collect();
+    match list.is_empty() {
+        true => String::new(),
+        false => format!(
+            "; if one of these leads to it, take its domains and leave that app out: {}",
+            short(&list.join(", "))
+        ),
+    }
 }

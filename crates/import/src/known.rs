@@ -41,7 +41,7 @@ pub(crate) fn replaced(image: &str) -> Option<Replaced> {
         | "dns-cloudflare" => (Part::Other, CERTIFICATES),
         "watchtower" | "ouroboros" | "diun" => (
             Part::Watchtower,
-            "`[push] watch = \"5m\"` in hutong.toml looks where the tag of an app's image leads, and deploys what is new once it is healthy; a registry's webhook to `/hooks/APP/image` has it look at once",
+            "`[push] watch = \"5m\"` in hutong.toml looks where the tag of an app's image leads, and deploys what is new once it is healthy; a registry's webhook to `/hooks/APP/image` has it look at once. Or have CI push to this server's own registry (`image = \"hutong.local/APP:TAG\"` and `[push] tags`)",
         ),
         "go_webdav" | "gowebdav" | "dozzle" => (Part::Other, LOGS),
         "loki" | "promtail" | "fluentd" | "fluent-bit" | "filebeat" | "logstash" | "vector" => {

@@ -67,7 +67,8 @@ impl Server {
         }
         if self.needs_engine {
             file.table("docker");
-            file.line("# Apps from images run on the engine at /var/run/docker.sock.");
+            file.line("# Apps from images run on the engine at /var/run/docker.sock; without this table they");
+            file.line("# run in sandboxes, and need none.");
         }
         if let Some(acme) = &self.acme {
             file.table("acme");

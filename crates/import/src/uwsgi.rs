@@ -193,6 +193,18 @@ pub(crate) fn import(
         ));
     }
     draft.port = Some(port).filter(|port| *port != 8080);
+    let has = |names: &[&str]| {
+        ours.iter()
+            .any(|setting| names.contains(&setting.key.as_str()))
+    };
+    let is_python = has(&["wsgi-file", "file", "module", "wsgi", "mount"]);
+    if is_python && !has(&["plugin", "plugins", "need-plugin", "need-plugins"]) {
+        report.leave_to_do(
+            &draft.at,
+            "plugins",
+            "Debian's uwsgi has Python in a plugin (apt install uwsgi-plugin-python3): write \"uwsgi\", \"--plugin\", \"python3\"; PyPI's, listed in requirements.txt, has it built in",
+        );
+    }
     let into = home.as_deref().unwrap_or("the folder of the program");
     report.leave_to_do(
         &draft.at,

@@ -168,6 +168,7 @@ fn a_gateway_of_traefik_with_all_around_it() {
     check_all_is_said("s2", &names, &outcome);
     assert!(said(&outcome, NoteKind::Replaced, "services.traefik").contains("gateway"));
     assert!(said(&outcome, NoteKind::Replaced, "services.watchtower").contains("[push] watch"));
+    assert!(said(&outcome, NoteKind::Replaced, "services.watchtower").contains("[push] tags"));
     assert!(said(&outcome, NoteKind::Replaced, "services.webdav").contains("hutong logs"));
     assert!(said(&outcome, NoteKind::Replaced, "router dashboard").contains("hutong gateway"));
     assert!(said(&outcome, NoteKind::Replaced, "lab.log").contains("standard output"));
@@ -186,7 +187,28 @@ fn front_and_back_behind_nginx_and_uwsgi() {
     ];
     let outcome = check("s4", "s4", &names);
     check_all_is_said("s4", &names, &outcome);
-    assert!(said(&outcome, NoteKind::ToDo, "ssl_certificate").contains("hutong cert add"));
+    assert!(
+        said(&outcome, NoteKind::ToDo, "ssl_certificate")
+            .contains("bundle.crt --key /home/hsheng/www/hsheng-mall")
+    );
+    assert!(said(&outcome, NoteKind::ToDo, "plugins").contains("\"--plugin\", \"python3\""));
+    let hosts: Vec<&str> = outcome
+        .notes
+        .iter()
+        .filter(|note| note.what == "domains" && note.kind == NoteKind::ToDo)
+        .map(|note| note.text.as_str())
+        .collect();
+    assert_eq!(hosts.len(), 2, "{hosts:?}");
+    assert!(
+        hosts
+            .iter()
+            .any(|text| text.ends_with(": api-aaa (uwsgi://127.0.0.1:8001)"))
+    );
+    assert!(
+        hosts
+            .iter()
+            .any(|text| text.ends_with(": aaa (http://127.0.0.1:8081)"))
+    );
     assert!(said(&outcome, NoteKind::LeftOut, "ssl_ciphers").contains("TLS 1.2 and 1.3"));
     assert!(said(&outcome, NoteKind::Replaced, "daemonize").contains("foreground"));
 }

@@ -249,7 +249,9 @@ impl Reading<'_, '_> {
                     tries = inner.texts().into_iter().map(str::to_owned).collect();
                     self.report().used(at, what, "which files answer");
                 }
-                "ssl_certificate" | "ssl_certificate_key" => self.certificate(inner, &names),
+                "ssl_certificate" | "ssl_certificate_key" => {
+                    self.certificate(inner, directive.block(), &names);
+                }
                 _ => self.other(inner, &mut scope),
             }
         }
@@ -401,16 +403,22 @@ impl Reading<'_, '_> {
         is_secure || port == "443"
     }
 
-    fn certificate(&mut self, directive: &Directive, names: &[String]) {
+    /// A certificate or a key; `around` is what stands beside it, its key among that.
+    fn certificate(&mut self, directive: &Directive, around: &[Directive], names: &[String]) {
         let name = app_name(names.first().map_or(self.stem.as_str(), String::as_str));
-        let option = match directive.name.as_str() {
-            "ssl_certificate" => "--cert",
-            _ => "--key",
+        let all = |name: &'static str| around.iter().filter(move |one| one.name == name);
+        let text = match directive.name.as_str() {
+            "ssl_certificate" => {
+                let index = all("ssl_certificate").position(|one| std::ptr::eq(one, directive));
+                let key = all("ssl_certificate_key").nth(index.unwrap_or(0));
+                format!(
+                    "hutong cert add {name} --cert {} --key {}; or leave it: with [acme] in the server file every host gets one by itself",
+                    short(directive.word(0)),
+                    key.map_or_else(|| "FILE".to_owned(), |key| short(key.word(0)))
+                )
+            }
+            _ => "it goes with its certificate, into the same `hutong cert add`".to_owned(),
         };
-        let text = format!(
-            "hutong cert add {name} {option} {}; or leave it: with [acme] in the server file every host gets one by itself",
-            short(directive.word(0))
-        );
         self.report()
             .leave_to_do(&directive.at, &directive.name, text);
     }

@@ -475,12 +475,13 @@ fn a_registry_that_is_away_is_said_once() {
     ours.deploy(&rig);
     ours.serves("one");
     let Rig {
-        server,
+        mut server,
         folder,
         port,
         program,
         token,
     } = rig;
+    server.stop();
     let data = server.into_data();
     eventually("it is away", 20, || {
         std::net::TcpStream::connect(("127.0.0.1", port)).is_err()

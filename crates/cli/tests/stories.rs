@@ -285,17 +285,13 @@ fn s2_leaves_traefik_and_watchtower() {
         "registry.cn-chengdu.aliyuncs.com/wizz-project/",
         "hutong.local/",
     );
-    // … that pushes are deployed, in place of Watchtower …
-    let toml = format!("{toml}\n[push]\ntags = [\"latest\", \"v*\"]\n");
+    // … that pushes are deployed, instead of a look at the other registry every five minutes …
+    let toml = change(&toml, "watch = \"5m\"", "tags = [\"latest\", \"v*\"]");
     save(&toml);
     let (_, said) = server.fails(&["deploy", &folder.to_string_lossy()]);
     assert!(said.contains("runs as root"), "{said}");
     // … and, as the report says of images that run as root, a user of its own.
-    save(&change(
-        &toml,
-        "[container]\n",
-        "[container]\nuser = \"app\"\n",
-    ));
+    save(&format!("{toml}\n[container]\nuser = \"app\"\n"));
     server.deploy(&folder);
 
     eventually("it is served over HTTPS", 30, || {

@@ -587,15 +587,15 @@ fn what_long_forms_say_is_said() {
     let outcome = made(&compose(
         "  a:\n    image: x\n    ports:\n      - target: 80\n        mode: host\n    volumes:\n      - source: v\n        target: /v\n        volume: {nocopy: true}\n",
     ));
-    assert_eq!(note(&outcome, NoteKind::LeftOut, "ports.mode").line, 5);
-    assert_eq!(note(&outcome, NoteKind::LeftOut, "volumes.volume").line, 9);
+    assert_eq!(note(&outcome, NoteKind::LeftOut, "ports.mode").line, 6);
+    assert_eq!(note(&outcome, NoteKind::LeftOut, "volumes.volume").line, 10);
 }
 
 #[test]
 fn a_file_that_would_help_is_named_with_the_mistake() {
     let inputs = compose("  a:\n    extends: {file: base.yml, service: a}\n");
     let found = import(&inputs, &Options::default()).expect_err("nothing says its image");
-    assert_eq!(found.wanted, ["base.yml"]);
+    assert!(found.wanted.contains(&"base.yml".to_owned()), "{:?}", found.wanted);
     assert_eq!(
         found.to_string(),
         "compose.yml:2:3: this service has neither `image` nor `build`; it extends one of base.yml: was that handed over?"

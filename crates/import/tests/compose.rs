@@ -595,7 +595,11 @@ fn what_long_forms_say_is_said() {
 fn a_file_that_would_help_is_named_with_the_mistake() {
     let inputs = compose("  a:\n    extends: {file: base.yml, service: a}\n");
     let found = import(&inputs, &Options::default()).expect_err("nothing says its image");
-    assert!(found.wanted.contains(&"base.yml".to_owned()), "{:?}", found.wanted);
+    assert!(
+        found.wanted.contains(&"base.yml".to_owned()),
+        "{:?}",
+        found.wanted
+    );
     assert_eq!(
         found.to_string(),
         "compose.yml:2:3: this service has neither `image` nor `build`; it extends one of base.yml: was that handed over?"

@@ -1,20 +1,23 @@
 //! `/v2/<name>/blobs/<digest>` (end-2, end-10).
 
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 
 use axum::body::Body;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use bytes::BytesMut;
+use bytes::Bytes;
 use futures_util::stream;
-use tokio::io::AsyncReadExt;
+use tokio::task::JoinHandle;
 
 use super::error::{Code, Refusal};
 use super::{CONTENT_DIGEST, Call, Result};
-use crate::digest::{CHUNK, Digest};
+use crate::digest::Digest;
 use crate::error::disk;
 use crate::range::{Wanted, wanted};
+
+/// Bytes that are read at once; a visitor who is sent a blob holds two of them at most.
+const PIECE: u64 = 256 << 10;
 
 /// "Pulling blobs", "Checking if content exists in the registry".
 pub(super) async fn get(call: Call, digest: Digest) -> Result<Response> {
@@ -64,19 +67,33 @@ pub(super) async fn get(call: Call, digest: Digest) -> Result<Response> {
     }
 }
 
-/// `count` bytes from where the file stands, a chunk at a time.
+/// `count` bytes from where the file stands; the next piece is read while one is sent.
 fn send(file: File, count: u64) -> Body {
-    let mut file = tokio::fs::File::from_std(file);
-    file.set_max_buf_size(CHUNK);
     Body::from_stream(stream::try_unfold(
-        file.take(count),
-        |mut source| async move {
-            let mut chunk = BytesMut::with_capacity(CHUNK);
-            let count = source.read_buf(&mut chunk).await?;
-            let more = (count > 0).then(|| (chunk.freeze(), source));
-            Ok::<_, std::io::Error>(more)
+        Some(read_on(file, count)),
+        |reading| async {
+            let Some(reading) = reading else {
+                return Ok(None);
+            };
+            let (piece, file, left) = reading.await??;
+            if piece.is_empty() {
+                return Ok(None);
+            }
+            let next = (left > 0).then(|| read_on(file, left));
+            Ok::<_, std::io::Error>(Some((Bytes::from(piece), next)))
         },
     ))
+}
+
+/// A piece, the file behind it, and how much of `left` is to come then.
+fn read_on(mut file: File, left: u64) -> JoinHandle<std::io::Result<(Vec<u8>, File, u64)>> {
+    tokio::task::spawn_blocking(move || {
+        let size = left.min(PIECE);
+        let mut piece = Vec::with_capacity(size as usize);
+        (&mut file).take(size).read_to_end(&mut piece)?;
+        let left = left - piece.len() as u64;
+        Ok((piece, file, left))
+    })
 }
 
 /// "Deleting Blobs".

@@ -106,7 +106,7 @@ fn detect_writes_a_file_that_deploys() {
     assert!(wrote.status.success(), "{wrote:?}");
     let text = std::fs::read_to_string(named.join("hutong.toml")).expect("written");
     assert!(
-        text.contains("name = \"my-site\"") && text.contains("static = \".\""),
+        text.starts_with("name = \"my-site\"\n") && text.contains("\nstatic = \".\"\n"),
         "{text}"
     );
     assert!(run(&["check", &path(&named)]).status.success());

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, StreamBody, combinators::UnsyncBoxBody};
 use hyper::body::{Frame, Incoming};
 use hyper::client::conn::http1;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use hyper::header::{self, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -23,7 +23,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use crate::Problem;
+use crate::{Problem, websocket};
 
 /// Where the API is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,7 +231,7 @@ impl Client {
             None => Vec::new(),
         };
         let mut request = self.request(method, path, whole(content))?;
-        let json = hyper::header::HeaderValue::from_static("application/json");
+        let json = HeaderValue::from_static("application/json");
         request.headers_mut().insert(CONTENT_TYPE, json);
         let (response, sender) = self.send(request).await?;
         let text = self.finish(response, sender).await?;
@@ -271,21 +271,25 @@ impl Client {
         Ok(response.into_body())
     }
 
-    /// Leaves HTTP: sends `body`, and the connection is the caller's after 101.
-    pub async fn upgrade<Q: Serialize>(
+    /// Leaves HTTP for a WebSocket: after that the connection is the caller's.
+    pub async fn websocket(
         &self,
         path: &str,
-        body: &Q,
     ) -> Result<TokioIo<hyper::upgrade::Upgraded>, ClientError> {
-        let content = serde_json::to_vec(body).map_err(nonsense)?;
-        let mut request = self.request(Method::POST, path, whole(content))?;
+        let key = websocket::new_key().map_err(nonsense)?;
+        let mut request = self.request(Method::GET, path, empty())?;
         let headers = request.headers_mut();
-        let fixed = hyper::header::HeaderValue::from_static;
-        headers.insert(CONTENT_TYPE, fixed("application/json"));
-        headers.insert(hyper::header::CONNECTION, fixed("upgrade"));
-        headers.insert(hyper::header::UPGRADE, fixed("hutong-exec"));
+        let fixed = HeaderValue::from_static;
+        headers.insert(header::CONNECTION, fixed("upgrade"));
+        headers.insert(header::UPGRADE, fixed("websocket"));
+        headers.insert(header::SEC_WEBSOCKET_VERSION, fixed(websocket::VERSION));
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, fixed(websocket::PROTOCOL));
+        let value = HeaderValue::from_str(&key).map_err(nonsense)?;
+        headers.insert(header::SEC_WEBSOCKET_KEY, value);
         let (response, _) = self.send(request).await?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
+        let is_right = accepted.is_some_and(|value| *value == websocket::accept(&key));
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS || !is_right {
             return Err(ClientError::Nonsense("it did not switch protocols".into()));
         }
         let upgraded = hyper::upgrade::on(response).await;

@@ -3,5 +3,6 @@
 
 pub mod client;
 mod types;
+pub mod websocket;
 
 pub use types::*;

@@ -537,8 +537,7 @@ pub struct Version {
     pub https: Option<String>,
 }
 
-/// What runs beside an app, on request. The answer is an upgrade to frames of
-/// `kind: u8, length: u32 big-endian, payload`; see [`frame`].
+/// What runs beside an app, on request: the first message of a WebSocket. Each one behind it is a [`frame`].
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct ExecRequest {
     pub command: Vec<String>,
@@ -547,7 +546,7 @@ pub struct ExecRequest {
     pub terminal: Option<(u16, u16)>,
 }
 
-/// Kinds of exec frames.
+/// Messages of a program beside an app: a byte that says which kind it is, and what it carries.
 pub mod frame {
     /// To the program; empty: its input ends.
     pub const INPUT: u8 = 0;
@@ -557,14 +556,11 @@ pub mod frame {
     pub const EXIT: u8 = 3;
     /// Rows and columns, u16 big-endian each.
     pub const RESIZE: u8 = 4;
-    pub const MAX: usize = 64 << 10;
+    /// Why no program runs: a problem, as JSON.
+    pub const REFUSED: u8 = 5;
 
-    /// A frame's header and payload.
     pub fn encode(kind: u8, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![kind];
-        bytes.extend_from_slice(&(payload.len() as u32).to_be_bytes());
-        bytes.extend_from_slice(payload);
-        bytes
+        [&[kind], payload].concat()
     }
 }
 

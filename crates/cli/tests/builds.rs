@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use hutong_testkit::docker::Docker;
 use hutong_testkit::server::{Server, app_folder, unmount_below};
 use hutong_testkit::visitor::get;
-use hutong_testkit::{eventually, is_root};
+use hutong_testkit::{eventually, is_root, kill};
 
 /// Answers with the text that a module says.
 const APP: &str = "import http.server, os
@@ -106,7 +106,7 @@ fn detect_writes_a_file_that_deploys() {
     assert!(wrote.status.success(), "{wrote:?}");
     let text = std::fs::read_to_string(named.join("hutong.toml")).expect("written");
     assert!(
-        text.contains("name = \"my-site\"") && text.contains("static = \".\""),
+        text.starts_with("name = \"my-site\"\n") && text.contains("\nstatic = \".\"\n"),
         "{text}"
     );
     assert!(run(&["check", &path(&named)]).status.success());
@@ -395,6 +395,128 @@ RUN [\"/usr/bin/python3\", \"-c\", \"import os, time\\nwhile True:\\n try: os.fo
     eventually("its image is gone", 60, || {
         engine.ok(&images).trim().is_empty()
     });
+}
+
+/// Images of a Dockerfile's steps, and those that they became.
+fn images_of(engine: &Docker, app: &str) -> usize {
+    let label = format!("label=hutong.image.app={app}");
+    let listed = engine.ok(&["images", "-aq", "--filter", &label]);
+    listed.lines().count()
+}
+
+#[test]
+fn a_dockerfiles_build_goes_on_whoever_is_killed_and_leaves_nothing() {
+    let Some(engine) = Docker::start() else {
+        return;
+    };
+    let server = Server::start_with(&["--docker", &engine.socket()]);
+    eventually("the engine is known", 10, || {
+        server.ok(&["doctor"]).contains("Docker ")
+    });
+    let running = || engine.ok(&["ps", "-q"]).lines().count();
+    let slow = "FROM hutong-test/python:1
+COPY . /srv
+WORKDIR /srv
+RUN [\"/usr/bin/sleep\", \"10\"]
+CMD [\"python3\", \"app.py\"]
+";
+    for (role, text, others) in [("docker", "one", 0), ("control", "two", 1)] {
+        let app = image_app("tough", slow, "");
+        let hello = format!("TEXT = '{text}'\n");
+        std::fs::write(app.path().join("hello.py"), hello).expect("write");
+        let folder = path(app.path());
+        std::thread::scope(|scope| {
+            let server = &server;
+            // What becomes of the command is not what is asked here.
+            let deploys = scope.spawn(move || server.run(&["deploy", &folder]));
+            eventually("its step runs", 60, || running() > others);
+            kill(server.role(role));
+            let _ = deploys.join().expect("no panic");
+        });
+        eventually("it serves", 120, || page(&server, "tough") == text);
+    }
+    // What was given up while the driver dies is cleared away by the next one.
+    let steps = "FROM hutong-test/python:1
+RUN [\"/usr/bin/touch\", \"/tmp/one\"]
+RUN [\"/usr/bin/sleep\", \"600\"]
+";
+    let app = image_app("left", steps, "");
+    std::thread::scope(|scope| {
+        let server = &server;
+        let folder = path(app.path());
+        let cancelled = scope.spawn(move || server.fails(&["deploy", &folder]));
+        eventually("its first step is done", 60, || {
+            images_of(&engine, "left") > 0 && running() > 1
+        });
+        let driver = server.role("docker");
+        server.ok(&["build", "cancel", "left"]);
+        kill(driver);
+        let (_, said) = cancelled.join().expect("no panic");
+        assert!(said.contains("it was cancelled"), "{said}");
+    });
+    eventually("nothing of it is left", 60, || {
+        images_of(&engine, "left") == 0 && running() == 1
+    });
+    assert_eq!(page(&server, "tough"), "two");
+}
+
+#[test]
+fn a_dockerfiles_build_that_fills_the_disk_is_ended_with_the_reason() {
+    let Some(engine) = Docker::start_on_disk(1500) else {
+        return;
+    };
+    let own = tempfile::tempdir().expect("tempdir");
+    let config = own.path().join("server.toml");
+    std::fs::write(&config, "disk_reserve = '200M'\n").expect("write");
+    let server = Server::start_with(&["--docker", &engine.socket(), "--config", &path(&config)]);
+    eventually("the engine is known", 10, || {
+        server.ok(&["doctor"]).contains("Docker ")
+    });
+    server.deploy(image_app("boxed", GOOD, "").path());
+    // It waits where the disk ends, so that it is not itself that says so.
+    let fills = "FROM hutong-test/python:1
+RUN [\"/usr/bin/python3\", \"-c\", \"import time\\nbig = open('/tmp/big', 'wb')\\ntry:\\n while True: big.write(bytes(1 << 20))\\nexcept OSError: time.sleep(600)\"]
+";
+    let (_, said) = server.fails(&["deploy", &path(image_app("boxed", fills, "").path())]);
+    assert!(
+        said.contains("the engine's disk is full but for its reserve"),
+        "{said}"
+    );
+    assert_eq!(page(&server, "boxed"), "from a Dockerfile");
+    // What it wrote is given back.
+    let next = image_app("boxed", GOOD, "");
+    std::fs::write(next.path().join("hello.py"), "TEXT = 'there is room'\n").expect("write");
+    let next = path(next.path());
+    eventually("there is room again", 60, || {
+        server.run(&["deploy", &next]).status.success()
+    });
+    assert_eq!(page(&server, "boxed"), "there is room");
+}
+
+/// The secrets of an app's builds are for its own commands: no Dockerfile sees them, so none is in a layer.
+#[test]
+fn no_secret_is_in_an_image() {
+    let Some(engine) = Docker::start() else {
+        return;
+    };
+    let server = Server::start_with(&["--docker", &engine.socket()]);
+    eventually("the engine is known", 10, || {
+        server.ok(&["doctor"]).contains("Docker ")
+    });
+    server.deploy(image_app("quiet", GOOD, "").path());
+    set_secret(&server, "quiet", "TOKEN", "very-s3cret-token\n");
+    let looks = format!(
+        "{GOOD}RUN [\"/usr/bin/python3\", \"-c\", \"import os; assert not os.path.exists('/run/secrets'); open('/tmp/env', 'w').write(repr(os.environ))\"]\n"
+    );
+    server.deploy(image_app("quiet", &looks, "").path());
+    let images = ["images", "-q", "--filter", "label=hutong.image.app=quiet"];
+    for image in engine.ok(&images).lines() {
+        let archive = engine.run(&["save", image]).stdout;
+        assert!(archive.len() > 1000);
+        let secret = b"very-s3cret-token";
+        let is_in = archive.windows(secret.len()).any(|part| part == secret);
+        assert!(!is_in, "the secret is in {image}");
+    }
 }
 
 /// `FROM scratch`, with a static program: Hutong's own shim is none that serves, so one is compiled here.

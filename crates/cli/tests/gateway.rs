@@ -213,6 +213,11 @@ fn a_websocket_goes_both_ways_and_ends_with_its_instance() {
         head.starts_with("HTTP/1.1 101") && head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
         "{head}"
     );
+    // What follows is no body.
+    assert!(
+        !head.to_ascii_lowercase().contains("transfer-encoding"),
+        "{head}"
+    );
     for n in 0..50 {
         let text = format!("echo:message {n}");
         let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];

@@ -186,6 +186,23 @@ fn a_push_is_built_and_serves_and_what_fails_moves_no_branch() {
 }
 
 #[test]
+fn what_a_repository_leaves_out_of_archives_is_deployed() {
+    if !is_root() {
+        return;
+    }
+    let (server, _folder) = server();
+    let work = Work::new(&server, "site", &token(&server, "site"));
+    site(&work, "site", "", "one", "0");
+    work.write(
+        ".gitattributes",
+        "*.txt export-ignore\nhutong.toml export-ignore\n",
+    );
+    work.commit("one");
+    work.push("main");
+    assert_eq!(page(&server, "site.test"), "one");
+}
+
+#[test]
 fn only_a_token_of_the_app_lets_anybody_in() {
     if !is_root() {
         return;
@@ -411,6 +428,14 @@ fn a_branch_is_a_preview_until_it_is_deleted() {
     work.git(&["merge", "-q", "feature/Cart"]);
     work.push("main");
     assert_eq!(page(&server, "site.test"), "cart");
+    // What git does not delete after all keeps its preview.
+    let heads = server.data.path().join("control/git/site.git/refs/heads");
+    let held = heads.join("feature/Cart.lock");
+    std::fs::write(&held, "").expect("write");
+    let said = work.refused(":feature/Cart");
+    assert!(said.contains("failed to update ref"), "{said}");
+    let _ = std::fs::remove_file(&held);
+    assert_eq!(page(&server, "feature-cart.site.test"), "cart");
     let said = work.push(":feature/Cart");
     assert!(
         said.contains("the preview site--feature-cart is removed"),

@@ -112,6 +112,33 @@ fn over_ssh() -> Option<(Server, Sshd, Laptop)> {
     Some((server, sshd, laptop))
 }
 
+/// With input and output of several messages, with an exit code, and with a terminal.
+fn programs_run_beside(laptop: &Laptop, app: &str) {
+    let exec = |script: &'static str| ["exec", app, "--", "sh", "-c", script];
+    // Standard input, and what comes of it.
+    let input: Vec<u8> = (0..500_000_u32).map(|n| (n % 251) as u8).collect();
+    let copy = exec("cat > /tmp/x; cat /tmp/x; rm /tmp/x");
+    let output = laptop.with_input(&copy, &input);
+    good(&copy, &output);
+    assert!(output.stdout == input, "{} bytes", output.stdout.len());
+    let both = laptop.run(&exec("echo out; echo err >&2; exit 42"));
+    assert_eq!(both.status.code(), Some(42));
+    assert_eq!(
+        (&both.stdout[..], &both.stderr[..]),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
+    // A terminal: `script` gives one to its command, and passes on what that prints.
+    let line = format!(
+        "{} exec {app} -- sh -c 'test -t 0 && test -t 1 && echo a-terminal'",
+        binary().display()
+    );
+    let script = laptop
+        .dressed(Command::new("script"), &["-qec", &line, "/dev/null"])
+        .output();
+    let shown = good(&["script"], &script.expect("script runs"));
+    assert!(shown.contains("a-terminal"), "{shown}");
+}
+
 #[test]
 fn deploys_logs_and_programs_go_over_ssh() {
     let Some((server, _sshd, laptop)) = over_ssh() else {
@@ -122,41 +149,7 @@ fn deploys_logs_and_programs_go_over_ssh() {
     assert!(said.contains("release 1 of one serves"), "{said}");
     assert_eq!(get(&server.http, "one.test", "/").text(), "from afar");
     assert!(laptop.ok(&["apps"]).contains("one"));
-    // Standard input, and what comes of it.
-    let input = vec![b'z'; 500_000];
-    let count = [
-        "exec",
-        "one",
-        "--",
-        "sh",
-        "-c",
-        "cat > /data/x; wc -c < /data/x",
-    ];
-    let output = laptop.with_input(&count, &input);
-    assert_eq!(good(&count, &output).trim(), "500000");
-    let both = laptop.run(&[
-        "exec",
-        "one",
-        "--",
-        "sh",
-        "-c",
-        "echo out; echo err >&2; exit 42",
-    ]);
-    assert_eq!(both.status.code(), Some(42));
-    assert_eq!(
-        (&both.stdout[..], &both.stderr[..]),
-        (&b"out\n"[..], &b"err\n"[..])
-    );
-    // A terminal: `script` gives one to its command, and passes on what that prints.
-    let line = format!(
-        "{} exec one -- sh -c 'test -t 0 && test -t 1 && echo a-terminal'",
-        binary().display()
-    );
-    let script = laptop
-        .dressed(Command::new("script"), &["-qec", &line, "/dev/null"])
-        .output();
-    let shown = good(&["script"], &script.expect("script runs"));
-    assert!(shown.contains("a-terminal"), "{shown}");
+    programs_run_beside(&laptop, "one");
     let removed = laptop.ok(&["remove", "one", "--purge"]);
     assert!(
         removed.contains("one and its data are removed"),
@@ -384,9 +377,15 @@ fn a_server_is_reached_over_https_with_its_token() {
     let file = token_file.to_string_lossy().into_owned();
     let by_file = ["login", &url, "--ca", &ca, "--token-file", file.as_str()];
     laptop.ok(&by_file);
-    // The gateway passes WebSockets on and no other upgrade.
-    let (_, said) = laptop.fails(&["exec", "two", "--", "true"]);
-    assert!(said.contains("does not pass upgrades on"), "{said}");
+    programs_run_beside(&laptop, "two");
+    // What says that it cannot be, says so through the gateway, too.
+    let site = "name='site'\ndomains=['site.test']\nstatic='.'\n";
+    let site = app_folder(&[("hutong.toml", site), ("index.html", "x")]);
+    server.deploy(site.path());
+    let (_, said) = laptop.fails(&["exec", "site", "--", "true"]);
+    assert!(said.contains("no instance of site runs"), "{said}");
+    let (_, said) = laptop.fails(&["exec", "nobody", "--", "true"]);
+    assert!(said.contains("there is no app nobody"), "{said}");
     let other = Laptop::new(PathBuf::from("/no/such/ssh"));
     let wrong = |words: &[&str], input: &[u8]| {
         let output = other.with_input(words, input);

@@ -2,6 +2,7 @@
 //! What an app prints is data: lossy UTF-8, bounded lines, and never anything that we act on.
 
 mod ingest;
+mod masks;
 mod read;
 
 use std::collections::HashMap;
@@ -16,13 +17,12 @@ use hutong_api::LogLine;
 use crate::{Control, lock};
 
 pub use ingest::End;
+use masks::Masks;
 pub use read::{Only, Position, Query};
 
 /// One file's bound, and how many are kept: 32 MB for each app and kind.
 const FILE_BYTES: u64 = 8 << 20;
 const FILES: usize = 4;
-/// A shorter part of a secret would hide half of every line.
-const LEAST_MASKED: usize = 4;
 /// How often spools are looked at.
 const TICK: Duration = Duration::from_millis(200);
 
@@ -32,7 +32,7 @@ pub struct Logs {
     open: Mutex<HashMap<(String, &'static str), Rotated>>,
     ingest: Mutex<ingest::Ingest>,
     /// What no line of an app's builds may show.
-    masks: Mutex<HashMap<String, Vec<Vec<u8>>>>,
+    masks: Mutex<HashMap<String, Masks>>,
     /// Something was written.
     pub changed: tokio::sync::Notify,
 }
@@ -104,13 +104,7 @@ impl Logs {
     /// From now on these values show in no line of the app's builds. Of one with several lines, none of them does.
     pub fn mask<'a>(&self, app: &str, values: impl Iterator<Item = &'a str>) {
         let parts = values.flat_map(str::lines).map(str::trim);
-        let mut parts: Vec<Vec<u8>> = parts
-            .filter(|part| part.len() >= LEAST_MASKED)
-            .map(|part| part.as_bytes().to_vec())
-            .collect();
-        // A value that holds another one goes first.
-        parts.sort_by_key(|part| std::cmp::Reverse(part.len()));
-        lock(&self.masks).insert(app.to_owned(), parts);
+        lock(&self.masks).insert(app.to_owned(), Masks::of(parts));
     }
 
     /// A line of the platform's own.

@@ -45,6 +45,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// How often an image is tried to be removed that something may still use, and how long after each other.
 const REMOVALS: usize = 10;
 const REMOVE_AGAIN: Duration = Duration::from_secs(2);
+/// Names of files of our own that say whose stages are still to be swept: a driver that is killed leaves them to the next.
+const STAGES: &str = "stages";
 /// What the engine says when it has made the container of a step.
 const RUNNING: &str = "---> Running in ";
 
@@ -100,17 +102,14 @@ pub async fn run(
 /// A build that is under way: meanwhile no image is removed that it may begin with. What its stages left goes at its end.
 struct UnderWay {
     engine: Rc<Engine>,
-    app: String,
-    stages: String,
 }
 
 impl UnderWay {
     fn begin(engine: &Rc<Engine>, build: &Build) -> Self {
         engine.building.set(engine.building.get() + 1);
+        engine.note_stages(&build.app, &build.stages);
         UnderWay {
             engine: engine.clone(),
-            app: build.app.clone(),
-            stages: build.stages.clone(),
         }
     }
 }
@@ -119,19 +118,7 @@ impl Drop for UnderWay {
     fn drop(&mut self) {
         let left = self.engine.building.get().saturating_sub(1);
         self.engine.building.set(left);
-        let (engine, app) = (self.engine.clone(), self.app.clone());
-        let stages = self.stages.clone();
-        tokio::task::spawn_local(async move {
-            // The last container may be on its way out, and whoever builds next tidies up as well.
-            for _ in 0..REMOVALS {
-                tokio::time::sleep(REMOVE_AGAIN).await;
-                match engine.sweep_dangling(&app, &stages).await {
-                    Ok(true) => return,
-                    Ok(false) => {}
-                    Err(reason) => tracing::debug!("what a build of {app} left stays: {reason}"),
-                }
-            }
-        });
+        tokio::task::spawn_local(self.engine.clone().sweep_stages());
     }
 }
 
@@ -411,6 +398,61 @@ impl Engine {
             }
         }
         Ok(())
+    }
+
+    /// Writes down that an app's builds leave stages.
+    fn note_stages(&self, app: &str, stages: &str) {
+        if AppName::new(app).is_ok() && is_digest(stages) {
+            let written = std::fs::write(self.note(app, STAGES), stages);
+            if let Err(error) = written {
+                tracing::warn!("stages of {app} may stay behind: {error}");
+            }
+        }
+    }
+
+    /// Apps whose builds left stages, and what those are known by.
+    fn noted_stages(&self) -> Vec<(String, String)> {
+        let files = std::fs::read_dir(&self.setup.folder);
+        let names = files
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|file| file.file_name().to_string_lossy().into_owned());
+        names
+            .filter_map(|name| {
+                let app = name.strip_suffix(STAGES)?.strip_suffix('.')?.to_owned();
+                AppName::new(&app).ok()?;
+                let stages = std::fs::read_to_string(self.note(&app, STAGES)).ok()?;
+                Some((app, stages))
+            })
+            .filter(|(_, stages)| is_digest(stages))
+            .collect()
+    }
+
+    /// Removes what builds left, also under a driver before this one. The last container may be on its way out, so it is
+    /// tried for a while; what stays then is noted still.
+    pub async fn sweep_stages(self: Rc<Self>) {
+        for _ in 0..REMOVALS {
+            let noted = self.noted_stages();
+            if noted.is_empty() {
+                return;
+            }
+            tokio::time::sleep(REMOVE_AGAIN).await;
+            for (app, stages) in noted {
+                let swept = self.sweep_dangling(&app, &stages).await;
+                if self.building.get() > 0 {
+                    // It does this at its own end.
+                    return;
+                }
+                match swept {
+                    Ok(true) => {
+                        let _ = std::fs::remove_file(self.note(&app, STAGES));
+                    }
+                    Ok(false) => {}
+                    Err(reason) => tracing::debug!("what a build of {app} left stays: {reason}"),
+                }
+            }
+        }
     }
 
     /// Removes what builds of an app left without a name: stages, and layers of builds that failed. False: some of it is

@@ -220,6 +220,7 @@ impl Engine {
                 Ok(docker) => {
                     self.trouble.borrow_mut().clear();
                     self.changed.notify_waiters();
+                    tokio::task::spawn_local(self.clone().sweep_stages());
                     self.hear(&docker).await;
                     self.trouble.replace("the engine went away".into());
                     self.remapped.set(None);
@@ -876,8 +877,8 @@ impl Engine {
         }
     }
 
-    /// A file of our own about an instance.
-    fn note(&self, name: &str, kind: &str) -> PathBuf {
+    /// A file of our own about an instance, or an app.
+    pub(crate) fn note(&self, name: &str, kind: &str) -> PathBuf {
         PathBuf::from(&self.setup.folder).join(format!("{name}.{kind}"))
     }
 

@@ -43,6 +43,20 @@ const PROGRAMS: [&str; 14] = [
 impl Docker {
     /// An engine with the tests' images; `None`, said, where there is none to start.
     pub fn start() -> Option<Self> {
+        Self::folder().map(Self::start_in)
+    }
+
+    /// The same on a disk of its own.
+    pub fn start_on_disk(megabytes: u64) -> Option<Self> {
+        let folder = Self::folder()?;
+        if !mount_disk(folder.path(), megabytes) {
+            skip("mkfs.ext4 and a loop device are needed");
+            return None;
+        }
+        Some(Self::start_in(folder))
+    }
+
+    fn folder() -> Option<TempDir> {
         if !is_root() {
             return None;
         }
@@ -51,16 +65,20 @@ impl Docker {
             return None;
         }
         let folder = tempfile::Builder::new().prefix("hutong-docker-").tempdir();
+        Some(folder.expect("a folder"))
+    }
+
+    fn start_in(folder: TempDir) -> Self {
         let mut docker = Docker {
-            child: Self::launch(folder.as_ref().expect("a folder").path(), true),
-            folder: folder.expect("a folder"),
+            child: Self::launch(folder.path(), true),
+            folder,
         };
         docker.await_start();
         docker.enter();
         // Its FORWARD chain drops by default; what `hutong doctor` says to do about it.
         docker.nft("insert rule ip filter DOCKER-USER iifname \"ht*\" accept; insert rule ip filter DOCKER-USER oifname \"ht*\" accept");
         docker.import();
-        Some(docker)
+        docker
     }
 
     /// `own_network`: in a network namespace that is made for it, else in the one that this thread is in.
@@ -180,6 +198,27 @@ impl Docker {
         self.ok(&["import", &archive, ROOT_IMAGE]);
         let _ = std::fs::remove_file(&*archive);
     }
+}
+
+/// A new ext4 on `folder`. Its file goes with the mount.
+fn mount_disk(folder: &Path, megabytes: u64) -> bool {
+    let own = tempfile::tempdir().expect("tempdir");
+    let disk = own.path().join("disk");
+    let file = File::create(&disk).expect("a file");
+    file.set_len(megabytes << 20).expect("its size");
+    let made = Command::new("/usr/sbin/mkfs.ext4")
+        .args(["-q", "-F", "-m", "0"])
+        .arg(&disk)
+        .status();
+    let mounted = || {
+        let done = Command::new("mount")
+            .args(["-o", "loop"])
+            .arg(&disk)
+            .arg(folder)
+            .status();
+        done.is_ok_and(|done| done.success())
+    };
+    made.is_ok_and(|made| made.success()) && mounted()
 }
 
 /// The root of the tests' image as an archive, in `folder`.

@@ -11,6 +11,13 @@ use crate::error::CliError;
 use crate::output::{Output, printable};
 use crate::pack;
 
+/// Of a file that has no more than a name.
+const NOTHING_SAID: Missing = Missing {
+    build: true,
+    spa: false,
+    port: 8080,
+};
+
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   hutong detect                what the current folder is, and what a deploy would do
@@ -40,7 +47,11 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
     };
     let done = complete(&args.folder, &text)?;
     if args.write {
-        let text = format!("# domains = [\"shop.example.com\"]\n{}", done.text);
+        // The name first; it is all that the text says, so everything may stand behind it.
+        let plan = done.plan.as_ref();
+        let (before, after) =
+            plan.map_or_else(Default::default, |plan| detect::written(plan, NOTHING_SAID));
+        let text = format!("{text}# domains = [\"shop.example.com\"]\n{before}{after}");
         // Not over one that somebody else has just made.
         let written = std::fs::File::create_new(&path)
             .and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()));
@@ -93,12 +104,7 @@ pub fn describe(plan: &Plan) -> Vec<String> {
 }
 
 fn value(plan: &Plan) -> serde_json::Value {
-    let none = Missing {
-        build: true,
-        spa: false,
-        port: 8080,
-    };
-    let (before, after) = detect::written(plan, none);
+    let (before, after) = detect::written(plan, NOTHING_SAID);
     let steps = plan
         .steps
         .iter()

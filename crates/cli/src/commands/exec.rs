@@ -1,14 +1,20 @@
 //! `hutong exec APP -- COMMAND`: a program in the app's sandbox, with this terminal or these pipes.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
+use hutong_api::client::ClientError;
+use hutong_api::websocket::{self, Message, Reader, Side};
 use hutong_api::{ExecRequest, frame};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWriteExt};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Server, path};
 use crate::error::CliError;
 use crate::terminal::{self, Raw};
+
+/// Proxies on the way close what is silent for a minute.
+const PING: Duration = Duration::from_secs(25);
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
@@ -31,32 +37,38 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         terminal: interactive.then(terminal::size),
     };
     let place = path(&["apps", &args.app, "exec"]);
-    let connection = server.client()?.upgrade(&place, &request).await?;
-    let (mut reader, mut writer) = tokio::io::split(connection);
+    let connection = server.client()?.websocket(&place).await?;
+    let (reader, mut writer) = tokio::io::split(connection);
+    let mut reader = Reader::new(reader, Side::Server);
+    let request =
+        serde_json::to_vec(&request).map_err(|error| CliError::failed(error.to_string()))?;
+    let failed = |error: std::io::Error| CliError::failed(error.to_string());
+    let first = websocket::encode(&Message::Data(request), Side::Client).map_err(failed)?;
+    // If it breaks, what is read below says so.
+    let _ = writer.write_all(&first).await;
     let raw = if interactive { Raw::new() } else { None };
     let is_raw = raw.is_some();
     let feed = tokio::spawn(async move {
         let mut resized = signal(SignalKind::window_change()).ok();
         let mut input = read_stdin();
+        let mut ping = tokio::time::interval(PING);
         loop {
-            let bytes = tokio::select! {
-                Some(chunk) = input.recv() => {
-                    let end = chunk.is_empty();
-                    let sent = writer.write_all(&frame::encode(frame::INPUT, &chunk)).await;
-                    if end || sent.is_err() {
-                        // Keep the connection: output may still come.
-                        std::future::pending::<()>().await;
-                    }
-                    continue;
-                }
+            let message = tokio::select! {
+                Some(chunk) = input.recv() => Message::Data(frame::encode(frame::INPUT, &chunk)),
                 () = changed(&mut resized), if is_raw => {
                     let (rows, columns) = terminal::size();
                     let size = [rows.to_be_bytes(), columns.to_be_bytes()].concat();
-                    frame::encode(frame::RESIZE, &size)
+                    Message::Data(frame::encode(frame::RESIZE, &size))
                 }
+                _ = ping.tick() => Message::Ping(Vec::new()),
             };
-            if writer.write_all(&bytes).await.is_err() {
-                return;
+            let sent = match websocket::encode(&message, Side::Client) {
+                Ok(bytes) => writer.write_all(&bytes).await,
+                Err(error) => Err(error),
+            };
+            if sent.is_err() {
+                // Keep the connection: output may still come.
+                std::future::pending::<()>().await;
             }
         }
     });
@@ -91,29 +103,32 @@ fn read_stdin() -> tokio::sync::mpsc::Receiver<Vec<u8>> {
     receiver
 }
 
-async fn show(reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> Result<ExitCode, CliError> {
-    let cut = |_| CliError::failed("the connection broke before the program ended");
+async fn show(reader: &mut Reader<impl AsyncRead + Unpin>) -> Result<ExitCode, CliError> {
+    let cut = || CliError::failed("the connection broke before the program ended");
     let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
     loop {
-        let kind = reader.read_u8().await.map_err(cut)?;
-        let length = reader.read_u32().await.map_err(cut)? as usize;
-        if length > frame::MAX {
-            return Err(CliError::failed("the server's answer is not understood"));
-        }
-        let mut payload = vec![0; length];
-        reader.read_exact(&mut payload).await.map_err(cut)?;
-        match kind {
-            frame::OUTPUT => {
-                let _ = stdout.write_all(&payload).await;
+        let bytes = match reader.next().await {
+            Ok(Message::Data(bytes)) => bytes,
+            Ok(Message::Ping(_) | Message::Pong(_)) => continue,
+            Ok(Message::Close) | Err(_) => return Err(cut()),
+        };
+        match bytes.split_first() {
+            Some((&frame::OUTPUT, payload)) => {
+                let _ = stdout.write_all(payload).await;
                 let _ = stdout.flush().await;
             }
-            frame::ERROR => {
-                let _ = stderr.write_all(&payload).await;
+            Some((&frame::ERROR, payload)) => {
+                let _ = stderr.write_all(payload).await;
             }
-            frame::EXIT => {
+            Some((&frame::EXIT, payload)) => {
                 let _ = stderr.flush().await;
-                let code = payload.pop().unwrap_or(1);
+                let code = payload.last().copied().unwrap_or(1);
                 return Ok(ExitCode::from(code));
+            }
+            Some((&frame::REFUSED, payload)) => {
+                let problem = serde_json::from_slice(payload)
+                    .map_err(|_| CliError::failed("the server's answer is not understood"))?;
+                return Err(ClientError::Refused(problem).into());
             }
             _ => {}
         }

@@ -20,7 +20,7 @@ use tokio::process::{Child, ChildStdout};
 use tokio::sync::Semaphore;
 
 use super::repo::{self, Repo};
-use super::{Place, Push, hook, run};
+use super::{Place, Push, hook, preview, run};
 use crate::Control;
 use crate::http::auth::{Refusal, check_token};
 use crate::store::{Scope, Token};
@@ -237,13 +237,24 @@ async fn answer(
     // To the end, also when the visitor leaves: what has begun to be deployed moves its branch, too.
     tokio::spawn(async move {
         let _turn = turn;
+        // The visitor hears the end when all is done.
+        let open = sender.clone();
         let work = relay(&mut child, &mut output, head_sender, sender);
         let in_time = tokio::time::timeout(PATIENCE, work).await.is_ok();
         if let Some(pid) = pid.filter(|_| !in_time) {
             run::kill_group(pid);
         }
         let status = child.wait().await;
+        if let Some(push) = asked.push.clone() {
+            let (repo, ours) = (asked.repo.folder.clone(), control.clone());
+            let finish = move || {
+                let repo = Repo { folder: repo };
+                preview::finish(&ours, &repo, push.app.as_str(), &push.id);
+            };
+            let _ = tokio::task::spawn_blocking(finish).await;
+        }
         drop(ends);
+        drop(open);
         if !status.is_ok_and(|status| status.success()) {
             let folder = asked.repo.folder.clone();
             drop(tokio::task::spawn_blocking(move || {

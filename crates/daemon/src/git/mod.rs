@@ -112,6 +112,12 @@ impl Pushes {
         lock(&self.under_way).get(id).cloned()
     }
 
+    /// Whether a push of the app's is under way.
+    fn is_pushed(&self, app: &str) -> bool {
+        let under_way = lock(&self.under_way);
+        under_way.values().any(|push| push.app.as_str() == app)
+    }
+
     /// Git has ended: the branch has moved, or never will.
     fn end(&self, push: &Push) {
         lock(&self.under_way).remove(&push.id);
@@ -125,17 +131,18 @@ pub fn start(control: &Arc<Control>) -> Result<(), String> {
         return Ok(());
     }
     let busy = repo::sweep(control);
-    if !busy.is_empty() {
-        tokio::spawn(async move {
-            // Without us they end soon.
-            for _ in 0..120 {
-                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                if busy.iter().all(|folder| repo::tidy(folder)) {
-                    return;
-                }
+    let ours = control.clone();
+    tokio::spawn(async move {
+        // Without us they end soon.
+        for _ in 0..120 {
+            if busy.iter().all(|folder| repo::tidy(folder)) {
+                let finish = move || preview::finish_all(&ours);
+                let _ = tokio::task::spawn_blocking(finish).await;
+                return;
             }
-        });
-    }
+            tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        }
+    });
     hook::listen(control)?;
     tokio::spawn(preview::run(control.clone()));
     webhook::resume(control);

@@ -14,7 +14,7 @@ use hutong_runtime::processes::steady_ms;
 use super::export::Exported;
 use super::hook::Say;
 use super::push::{Output, Wanted, roll_out};
-use super::repo::Repo;
+use super::repo::{self, Repo};
 use super::run;
 use crate::Control;
 use crate::http::deploy;
@@ -150,6 +150,45 @@ pub fn remove(control: &Control, parent: &str, branch: &str) -> Result<Option<St
 }
 
 fn remove_alone(control: &Control, parent: &str, branch: &str) -> Result<Option<String>, String> {
+    let Some((preview, is_made)) = ending(control, parent, branch)? else {
+        return Ok(None);
+    };
+    end(control, &preview, is_made).map_err(|error| error.to_string())?;
+    Ok(Some(preview.app))
+}
+
+/// The name of the preview that would end with a branch, if there is one; an error if it may not.
+pub fn may_end(control: &Control, parent: &str, branch: &str) -> Result<Option<String>, String> {
+    let found = ending(control, parent, branch)?;
+    Ok(found.map(|(preview, _)| preview.app))
+}
+
+/// Ends the previews of branches that a push has deleted, once git is through with it.
+pub fn finish(control: &Control, repo: &Repo, parent: &str, push: &str) {
+    for branch in repo.ended(push) {
+        if let Err(why) = remove(control, parent, &branch) {
+            tracing::warn!("the preview of {parent}'s branch {branch} stays: {why}");
+        }
+    }
+    repo.forget_ending(push);
+}
+
+/// The same for what a control plane before us did not get to; no git of its pushes is at work any more.
+pub fn finish_all(control: &Control) {
+    for (parent, repo, push) in repo::all_ending(control) {
+        // One that is under way now sees to its own, and may be about to make such a branch anew.
+        if !control.git.is_pushed(&parent) {
+            finish(control, &repo, &parent, &push);
+        }
+    }
+}
+
+/// The preview that would end with a branch, and whether there is an app of it.
+fn ending(
+    control: &Control,
+    parent: &str,
+    branch: &str,
+) -> Result<Option<(Preview, bool)>, String> {
     let failed = |error: StoreError| error.to_string();
     let found = control.store.preview_of(parent, branch).map_err(failed)?;
     let Some(preview) = found else {
@@ -162,8 +201,7 @@ fn remove_alone(control: &Control, parent: &str, branch: &str) -> Result<Option<
             "the preview {name} is isolated (hutong release {name})"
         ));
     }
-    end(control, &preview, app.is_some()).map_err(failed)?;
-    Ok(Some(preview.app))
+    Ok(Some((preview, app.is_some())))
 }
 
 /// With its data. The row goes with the app, when nothing of that is left.

@@ -82,12 +82,41 @@ async fn work(
         let exported = wanted.export(control, say).await?;
         production(control, &wanted, exported, say).await?;
     }
-    for branch in todo.gone {
-        if let Some(name) = preview::remove(control, push.app.as_str(), branch)? {
-            say.line(&format!("the preview {name} is removed")).await;
+    for branch in &todo.gone {
+        if let Some(name) = hold_ending(control, push, branch).await? {
+            say.line(&format!("the preview {name} is removed with its branch"))
+                .await;
         }
     }
+    if !todo.gone.is_empty() {
+        let noted = repo.note_ending(&push.id, &todo.gone);
+        noted.map_err(|error| error.to_string())?;
+    }
     Ok(())
+}
+
+/// Keeps everybody else from a branch that git is about to delete; the name of its preview, which ends after that.
+async fn hold_ending(
+    control: &Control,
+    push: &Push,
+    branch: &str,
+) -> Result<Option<String>, String> {
+    let deadline = tokio::time::Instant::now() + SETTLE;
+    let app = push.app.as_str();
+    let standing = &control.git.standing;
+    loop {
+        let once = || preview::may_end(control, app, branch).map(Some);
+        match standing.begin(app, branch, push.number, once)? {
+            Begin::Done(preview) if standing.settle(app, branch, push.number) => {
+                return Ok(preview);
+            }
+            Begin::Done(_) => return Err(TAKEN_OVER.into()),
+            Begin::Wait if tokio::time::Instant::now() > deadline => {
+                return Err("another push of this branch does not end; push again".into());
+            }
+            Begin::Wait => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
 }
 
 /// What the app that serves is declared to be.

@@ -22,6 +22,11 @@ const HOOKS: &str = ".hooks";
 pub const HOOK: &str = "pre-receive";
 const NEW: &str = ".new-";
 const GONE: &str = ".gone-";
+/// Begins the names of lists of branches whose previews end with them: one for each push that is about to delete some.
+const ENDING: &str = "hutong.ending-";
+/// What a deploy gets is what was committed: nothing that a repository itself would leave out of archives, or put into them.
+/// These lines go before all that is committed (gitattributes(5)).
+const ATTRIBUTES: &str = "* -export-ignore -export-subst\n";
 /// Where what was fetched is kept from being thrown away.
 pub const FETCHED: &str = "refs/hutong/source/";
 /// A repository may be so many times as large as one upload.
@@ -98,15 +103,25 @@ impl Repo {
             .replace("@MOST@", &control.settings.upload_bytes.to_string());
         make_hook(&root, &hooks)?;
         if self.folder.is_dir() {
-            let path = self.folder.join("config");
-            if fs::read(&path).unwrap_or_default() != config.as_bytes() {
-                atomic_write(&path, config.as_bytes(), 0o600)?;
+            let info = self.folder.join("info");
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&info)?;
+            for (path, text) in [
+                (self.folder.join("config"), config.as_str()),
+                (info.join("attributes"), ATTRIBUTES),
+            ] {
+                if fs::read(&path).unwrap_or_default() != text.as_bytes() {
+                    atomic_write(&path, text.as_bytes(), 0o600)?;
+                }
             }
             return Ok(());
         }
         let new = aside(&root, NEW)?;
         for folder in [
             "",
+            "info",
             "objects",
             "objects/info",
             "objects/pack",
@@ -122,6 +137,7 @@ impl Repo {
         for (name, text) in [
             ("HEAD", "ref: refs/heads/main\n"),
             ("config", config.as_str()),
+            ("info/attributes", ATTRIBUTES),
             (LOCK, ""),
         ] {
             let mut file = File::options()
@@ -163,6 +179,27 @@ impl Repo {
             let name = some_file(&folder)?;
             Some(format!("{branch}/{name}"))
         })
+    }
+
+    /// Notes whose previews end when a push has deleted them: it is git that deletes, and we may die meanwhile.
+    pub fn note_ending(&self, push: &str, branches: &[&str]) -> io::Result<()> {
+        let text = branches.join("\n");
+        atomic_write(&self.ending_of(push), text.as_bytes(), 0o600)
+    }
+
+    /// What was noted of a push; branches that git has not deleted after all are not among it.
+    pub fn ended(&self, push: &str) -> Vec<String> {
+        let text = fs::read_to_string(self.ending_of(push)).unwrap_or_default();
+        let branches = text.lines().filter(|branch| self.head(branch).is_none());
+        branches.map(str::to_owned).collect()
+    }
+
+    pub fn forget_ending(&self, push: &str) {
+        let _ = fs::remove_file(self.ending_of(push));
+    }
+
+    fn ending_of(&self, push: &str) -> PathBuf {
+        self.folder.join(format!("{ENDING}{push}"))
     }
 
     /// Bytes of all its files.
@@ -264,6 +301,21 @@ fn all(root: &Path) -> Vec<(String, PathBuf)> {
                 .then(|| (app.to_owned(), entry.path()))
         })
         .collect()
+}
+
+/// Pushes of an earlier control plane that were to delete branches with previews: the app, its repository, the push.
+pub fn all_ending(control: &Control) -> Vec<(String, Repo, String)> {
+    let mut found = Vec::new();
+    for (app, folder) in all(&root(control)) {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if let Some(push) = name.strip_prefix(ENDING) {
+                let folder = folder.clone();
+                found.push((app.clone(), Repo { folder }, push.to_owned()));
+            }
+        }
+    }
+    found
 }
 
 /// Deletes an app's repository.
@@ -384,6 +436,24 @@ mod tests {
         }
         assert!(is_none(&"0".repeat(40)) && !is_none(&"01".repeat(20)));
         assert_eq!(quoted(Path::new("/a \"b\\")), "\"/a \\\"b\\\\\"");
+    }
+
+    #[test]
+    fn what_ends_is_what_git_has_deleted() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let repo = Repo {
+            folder: dir.path().to_owned(),
+        };
+        let heads = dir.path().join("refs/heads");
+        fs::create_dir_all(&heads).expect("mkdir");
+        fs::write(heads.join("stays"), "1".repeat(40)).expect("write");
+        assert!(repo.ended("p").is_empty());
+        repo.note_ending("p", &["gone", "stays", "a/b"])
+            .expect("noted");
+        assert_eq!(repo.ended("p"), ["gone", "a/b"]);
+        assert!(repo.ended("q").is_empty());
+        repo.forget_ending("p");
+        assert!(repo.ended("p").is_empty());
     }
 
     #[test]

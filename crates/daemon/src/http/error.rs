@@ -62,6 +62,11 @@ impl ApiError {
         }
     }
 
+    /// The problem, where there is no response to put it in.
+    pub fn json(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.0).unwrap_or_default()
+    }
+
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.0.hint = Some(hint.into());
         self

@@ -1,5 +1,5 @@
-//! A program beside an app, in its own sandbox: frames over an upgraded connection, pipes or a
-//! terminal on the other side.
+//! A program beside an app, in its own sandbox: messages of a WebSocket, so that every proxy on the way passes them on;
+//! pipes or a terminal on the other side.
 
 use std::collections::hash_map::Entry;
 use std::fs::File;
@@ -8,76 +8,127 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
-use axum::extract::{FromRequest, Path, Request, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use hutong_api::websocket::{self, Message, Reader, Side};
 use hutong_api::{ExecRequest, Problem, frame};
 use hutong_core::plan::Serve;
 use hutong_ipc::channel;
 use hutong_ipc::shim::{self, Answer, Exit};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
 use super::{ApiError, Result, apps};
+use crate::store::App;
 use crate::{Control, ids, images, launch, lock};
 
-/// What a connection becomes (RFC 9110 §7.8).
-const PROTOCOL: &str = "hutong-exec";
+/// How long a caller may take to say what is to run.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+type Connection = TokioIo<hyper::upgrade::Upgraded>;
 
 /// Sessions at once, on the whole server.
 static SESSIONS: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(64);
 
-/// Runs a program in one of the app's instances. The answer is an upgrade to `hutong-exec` frames.
-#[utoipa::path(post, path = "/v1/apps/{app}/exec", request_body = ExecRequest, responses((status = 101), (status = 409, body = Problem)))]
+/// Runs a program in one of the app's instances: a WebSocket, whose first message says which (`ExecRequest`).
+#[utoipa::path(get, path = "/v1/apps/{app}/exec", responses((status = 101), (status = 409, body = Problem), (status = 426, body = Problem)))]
 pub async fn exec(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,
     mut request: Request,
 ) -> Result<Response> {
     let app = apps::find_free(&control, &name)?;
-    // Else a program would be started that nobody could talk with.
-    let asked = request.headers().get(header::UPGRADE);
-    if asked.is_none_or(|protocol| protocol != PROTOCOL) {
-        return Err(
-            ApiError::new(426, "something on the way here does not pass upgrades on")
-                .hint("over ssh it works: hutong login ssh://HOST"),
-        );
-    }
+    let key = key(request.headers()).ok_or_else(|| {
+        ApiError::new(426, "something on the way here does not pass WebSockets on")
+            .hint("over ssh it works: hutong login ssh://HOST")
+    })?;
+    let accepted = HeaderValue::from_str(&websocket::accept(key));
+    let accepted = accepted.map_err(|error| ApiError::bad(error.to_string()))?;
     let place = SESSIONS
         .try_acquire()
         .map_err(|_| ApiError::new(503, "too many programs run beside apps already"))?;
     let upgrade = hyper::upgrade::on(&mut request);
-    let Json(wanted) = Json::<ExecRequest>::from_request(request, &())
-        .await
-        .map_err(|error| ApiError::bad(error.body_text()))?;
-    if wanted.command.is_empty() || wanted.command.iter().any(|word| word.contains('\0')) {
-        return Err(ApiError::bad("a command is needed").hint("hutong exec APP -- ls /app"));
-    }
-    // From here on it is not put to sleep.
-    let open = Open::new(&control, &name);
-    let instance = awake_instance(&control, &name).await.ok_or_else(|| {
-        ApiError::conflict(format!("no instance of {name} runs"))
-            .hint(format!("hutong start {name}"))
-    })?;
-    let env = environment(&control, &app, &instance, wanted.terminal.is_some())?;
-    let ours = control.clone();
-    let started = tokio::task::spawn_blocking(move || start(&ours, &instance, &wanted, env));
-    let session = started
-        .await
-        .map_err(|error| ApiError::new(500, error.to_string()))??;
     tokio::spawn(async move {
-        let (_place, _open) = (place, open);
+        let _place = place;
         if let Ok(upgraded) = upgrade.await {
-            session.run(TokioIo::new(upgraded)).await;
+            serve(&control, &app, TokioIo::new(upgraded)).await;
         }
     });
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(header::UPGRADE, HeaderValue::from_static(PROTOCOL));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, accepted);
+    let protocol = HeaderValue::from_static(websocket::PROTOCOL);
+    headers.insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     Ok(response)
+}
+
+/// The key of a request for a WebSocket of ours (RFC 6455 §4.2.1).
+fn key(headers: &HeaderMap) -> Option<&str> {
+    let has = |name: header::HeaderName, wanted: &str| {
+        let values = headers.get_all(name).into_iter();
+        let mut members = values
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','));
+        members.any(|member| member.trim().eq_ignore_ascii_case(wanted))
+    };
+    let is_asked = has(header::CONNECTION, "upgrade")
+        && has(header::UPGRADE, "websocket")
+        && has(header::SEC_WEBSOCKET_VERSION, websocket::VERSION)
+        && has(header::SEC_WEBSOCKET_PROTOCOL, websocket::PROTOCOL);
+    let key = headers.get(header::SEC_WEBSOCKET_KEY)?;
+    key.to_str().ok().filter(|_| is_asked)
+}
+
+/// Hears what is to run, and runs it.
+async fn serve(control: &Arc<Control>, app: &App, connection: Connection) {
+    let (reader, mut writer) = tokio::io::split(connection);
+    let mut reader = Reader::new(reader, Side::Client);
+    let first = tokio::time::timeout(PATIENCE, reader.next()).await;
+    let Ok(Ok(Message::Data(wanted))) = first else {
+        return;
+    };
+    match begin(control, app, &wanted).await {
+        // From here on it is not put to sleep.
+        Ok((session, _open)) => session.run(reader, writer).await,
+        Err(error) => {
+            let why = Message::Data(frame::encode(frame::REFUSED, &error.json()));
+            for message in [why, Message::Close] {
+                let _ = say(&mut writer, &message).await;
+            }
+            let _ = writer.shutdown().await;
+        }
+    }
+}
+
+async fn say(writer: &mut WriteHalf<Connection>, message: &Message) -> std::io::Result<()> {
+    writer
+        .write_all(&websocket::encode(message, Side::Server)?)
+        .await
+}
+
+async fn begin(control: &Arc<Control>, app: &App, wanted: &[u8]) -> Result<(Session, Open)> {
+    let wanted: ExecRequest = serde_json::from_slice(wanted)
+        .map_err(|error| ApiError::bad(format!("what is to run is not understood: {error}")))?;
+    if wanted.command.is_empty() || wanted.command.iter().any(|word| word.contains('\0')) {
+        return Err(ApiError::bad("a command is needed").hint("hutong exec APP -- ls /app"));
+    }
+    let name = app.name.as_str();
+    let open = Open::new(control, name);
+    let instance = awake_instance(control, name).await.ok_or_else(|| {
+        ApiError::conflict(format!("no instance of {name} runs"))
+            .hint(format!("hutong start {name}"))
+    })?;
+    let env = environment(control, app, &instance, wanted.terminal.is_some())?;
+    let ours = control.clone();
+    let started = tokio::task::spawn_blocking(move || start(&ours, &instance, &wanted, env));
+    let session = started
+        .await
+        .map_err(|error| ApiError::new(500, error.to_string()))??;
+    Ok((session, open))
 }
 
 /// A program beside an app's own, for as long as it runs.
@@ -139,7 +190,7 @@ async fn awake_instance(control: &Control, app: &str) -> Option<String> {
 /// The same variables as the app's own.
 fn environment(
     control: &Control,
-    app: &crate::store::App,
+    app: &App,
     instance: &str,
     terminal: bool,
 ) -> Result<Vec<(String, String)>> {
@@ -178,7 +229,7 @@ struct Session {
     /// Says when the program ended; its closing does not end the program.
     line: std::os::unix::net::UnixStream,
     input: Option<File>,
-    /// (kind of frame, where it comes from)
+    /// (kind of message, where it comes from)
     outputs: Vec<(u8, File)>,
     terminal: Option<OwnedFd>,
 }
@@ -251,18 +302,21 @@ fn resize(terminal: &OwnedFd, rows: u16, columns: u16) {
 
 impl Session {
     /// Until the program ends, or the caller goes; then the shim ends the program.
-    async fn run(self, connection: TokioIo<hyper::upgrade::Upgraded>) {
-        let (mut reader, mut writer) = tokio::io::split(connection);
-        // Frames on their way out: bounded, so a program waits for a slow reader.
-        let (frames, mut outgoing) = mpsc::channel::<Vec<u8>>(16);
+    async fn run(
+        self,
+        mut reader: Reader<ReadHalf<Connection>>,
+        mut writer: WriteHalf<Connection>,
+    ) {
+        // Messages on their way out: bounded, so a program waits for a slow reader.
+        let (messages, mut outgoing) = mpsc::channel::<Message>(16);
         let is_terminal = self.terminal.is_some();
         // Threads of their own: sessions last, and must not starve the pool of the rest.
         let mut pumps = Vec::new();
         for (kind, file) in self.outputs {
-            let frames = frames.clone();
+            let messages = messages.clone();
             let (done, finished) = tokio::sync::oneshot::channel();
             std::thread::spawn(move || {
-                pump(kind, file, &frames);
+                pump(kind, file, &messages);
                 let _ = done.send(());
             });
             pumps.push(finished);
@@ -278,6 +332,7 @@ impl Session {
             };
             let _ = told.send(exit);
         });
+        let pongs = messages.clone();
         tokio::spawn(async move {
             let exit = ended.await.unwrap_or(Exit::Signal(9));
             for pump in pumps {
@@ -289,22 +344,33 @@ impl Session {
                     let _ = pump.await;
                 }
             }
-            let _ = frames
-                .send(frame::encode(frame::EXIT, &last_frame(&exit)))
-                .await;
+            let last = frame::encode(frame::EXIT, &last_words(&exit));
+            for message in [Message::Data(last), Message::Close] {
+                let _ = messages.send(message).await;
+            }
         });
         let (mut input, terminal) = (self.input, self.terminal);
         let listen = async {
-            while let Ok((kind, payload)) = read_frame(&mut reader).await {
-                match kind {
-                    frame::INPUT if payload.is_empty() => input = None,
-                    frame::INPUT => {
+            while let Ok(message) = reader.next().await {
+                let bytes = match message {
+                    Message::Data(bytes) => bytes,
+                    Message::Ping(sent) => {
+                        // Whoever does not listen needs no answer.
+                        let _ = pongs.try_send(Message::Pong(sent));
+                        continue;
+                    }
+                    Message::Pong(_) => continue,
+                    Message::Close => return,
+                };
+                match bytes.split_first() {
+                    Some((&frame::INPUT, [])) => input = None,
+                    Some((&frame::INPUT, payload)) => {
                         if let Some(file) = input.take() {
-                            input = write_elsewhere(file, payload).await;
+                            input = write_elsewhere(file, payload.to_vec()).await;
                         }
                     }
-                    frame::RESIZE => {
-                        if let (Some(terminal), [a, b, c, d]) = (&terminal, payload.as_slice()) {
+                    Some((&frame::RESIZE, payload)) => {
+                        if let (Some(terminal), [a, b, c, d]) = (&terminal, payload) {
                             let (rows, columns) = ([*a, *b], [*c, *d]);
                             resize(
                                 terminal,
@@ -318,9 +384,9 @@ impl Session {
             }
         };
         let speak = async {
-            while let Some(bytes) = outgoing.recv().await {
-                let last = bytes.first() == Some(&frame::EXIT);
-                if writer.write_all(&bytes).await.is_err() || last {
+            while let Some(message) = outgoing.recv().await {
+                let is_last = message == Message::Close;
+                if say(&mut writer, &message).await.is_err() || is_last {
                     break;
                 }
             }
@@ -349,17 +415,18 @@ fn write_all(mut file: File, payload: &[u8]) -> Option<File> {
     file.write_all(payload).ok().map(|()| file)
 }
 
-fn pump(kind: u8, mut file: File, frames: &mpsc::Sender<Vec<u8>>) {
+fn pump(kind: u8, mut file: File, messages: &mpsc::Sender<Message>) {
     let mut buffer = vec![0; 16 << 10];
     while let Ok(count) = std::io::Read::read(&mut file, &mut buffer) {
-        let sent = frames.blocking_send(frame::encode(kind, &buffer[..count]));
+        let message = Message::Data(frame::encode(kind, &buffer[..count]));
+        let sent = messages.blocking_send(message);
         if count == 0 || sent.is_err() {
             return;
         }
     }
 }
 
-fn last_frame(exit: &Exit) -> Vec<u8> {
+fn last_words(exit: &Exit) -> Vec<u8> {
     let code = match exit {
         Exit::Code(code) => *code as u8,
         Exit::Signal(signal) => 128 + *signal as u8,
@@ -370,15 +437,31 @@ fn last_frame(exit: &Exit) -> Vec<u8> {
     payload
 }
 
-async fn read_frame(
-    reader: &mut (impl tokio::io::AsyncRead + Unpin),
-) -> std::io::Result<(u8, Vec<u8>)> {
-    let kind = reader.read_u8().await?;
-    let length = reader.read_u32().await? as usize;
-    if length > frame::MAX {
-        return Err(std::io::ErrorKind::InvalidData.into());
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_websockets_of_ours_have_a_key() {
+        let request = |fields: &[(&'static str, &'static str)]| {
+            let all = fields.iter().map(|&(name, value)| {
+                let name = header::HeaderName::from_static(name);
+                (name, HeaderValue::from_static(value))
+            });
+            all.collect::<HeaderMap>()
+        };
+        let good = [
+            ("connection", "keep-alive, Upgrade"),
+            ("upgrade", "WebSocket"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-protocol", "hutong-exec"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        assert_eq!(key(&request(&good)), Some("dGhlIHNhbXBsZSBub25jZQ=="));
+        for without in 0..good.len() {
+            let mut fields = good.to_vec();
+            fields.remove(without);
+            assert_eq!(key(&request(&fields)), None, "{without}");
+        }
     }
-    let mut payload = vec![0; length];
-    reader.read_exact(&mut payload).await?;
-    Ok((kind, payload))
 }

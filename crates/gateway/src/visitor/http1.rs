@@ -453,6 +453,8 @@ impl<'a> Download<'a> {
                 }
                 Out::Length(length)
             }
+            // What follows is no body (RFC 9112 §6.1): see below.
+            Length::Unknown if status == 101 => Out::Close,
             Length::Unknown if self.version == Version::Http10 => {
                 self.close = true;
                 Out::Close

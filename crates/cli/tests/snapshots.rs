@@ -120,7 +120,7 @@ os.mkdir('closed', 0)
 with open('sparse', 'wb') as f: f.truncate(1 << 40)
 os.makedirs('many')
 for n in range(100000): open(f'many/{n}', 'w').close()
-os.chmod('file', 0o4711)
+os.chmod('file', 0o751)
 ";
 
 #[test]
@@ -161,7 +161,7 @@ print(open('/data/again').read(), os.readlink('/data/link'), s.st_nlink, oct(s.s
 ";
     assert_eq!(
         server.ok(&["exec", "bad", "--", "python3", "-c", check]),
-        "mine /etc/shadow 2 0o104711 True 100000 True False 0o40000\n"
+        "mine /etc/shadow 2 0o100751 True 100000 True False 0o40000\n"
     );
     // What is too deep to be copied is said, and nothing is run that could not be undone.
     sh(

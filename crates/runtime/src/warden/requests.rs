@@ -130,8 +130,6 @@ fn makes(request: &Request) -> bool {
             | Request::BuildKeep { .. }
             | Request::Unpack(_)
             | Request::UnpackKeep { .. }
-            | Request::Snapshot { .. }
-            | Request::CopyData { .. }
     )
 }
 
@@ -352,7 +350,11 @@ impl Warden {
         let (layout, name) = (self.layout.clone(), app.to_owned());
         let reserve = self.config.settings.disk_reserve;
         let take = move || snapshots::take(&layout, &name, id, reserve);
-        let begun = snapshots::begin(app, Task::Take(id), take);
+        let begun = {
+            // Not for as long as it goes on: others wait for this, and find out otherwise.
+            let _making = self.making.read();
+            snapshots::begin(app, Task::Take(id), take)
+        };
         said(begun.and_then(snapshots::Begun::wait))
     }
 
@@ -389,6 +391,7 @@ impl Warden {
         if let Err(unready) = self.ensure_disk(from, None) {
             return said(Err(unready));
         }
+        let making = self.making.read();
         let bases = (self.uid_base(from)?, self.uid_base(to)?);
         let owner = move |id: u32| match bases {
             (Some(from), Some(to)) if (from..from + UID_RANGE).contains(&id) => id - from + to,
@@ -402,6 +405,7 @@ impl Warden {
             snapshots::copy_data(&layout, names, reserve, owner)
         };
         let begun = snapshots::begin(to, Task::CopyOf(from.to_owned()), copy);
+        drop(making);
         said(begun.and_then(snapshots::Begun::wait))
     }
 

@@ -57,6 +57,12 @@ pub struct App {
     /// The tag of another registry that it follows.
     #[serde(default)]
     pub watch: Option<ImageWatch>,
+    /// The snapshot that its data is being made of; until then nothing of it runs.
+    #[serde(default)]
+    pub restoring: Option<u64>,
+    /// Why the last one could not be put back.
+    #[serde(default)]
+    pub restore_problem: Option<String>,
     /// Why the app is in this state, where there is something to say.
     pub message: Option<String>,
     /// Routes that do not hold, and why.
@@ -64,6 +70,23 @@ pub struct App {
     /// The folder of app files that it was last deployed from as a whole; none if it came otherwise.
     #[serde(default)]
     pub applied_from: Option<String>,
+}
+
+/// A copy of an app's data as it was before a release command.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct Snapshot {
+    /// The deployment that it was taken for.
+    pub id: u64,
+    /// That deployment's release, if it is still known.
+    pub release: Option<u64>,
+    pub created_at: u64,
+    pub bytes: u64,
+    /// Files and links.
+    pub files: u64,
+    /// Sockets and devices, which are not copied.
+    pub left_out: u64,
+    /// Something was written while it was copied: its files are not all of one moment.
+    pub changed: bool,
 }
 
 /// A tag of another registry, and how looking at it does.

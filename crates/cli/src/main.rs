@@ -85,6 +85,11 @@ enum Command {
     Releases(verbs::AppArg),
     /// Make an earlier release serve again
     Rollback(verbs::rollback::Args),
+    /// List copies of an app's data as it was before release commands
+    Snapshots(verbs::AppArg),
+    /// Put a copy of an app's data back, throw one away
+    #[command(subcommand)]
+    Snapshot(verbs::snapshots::Verb),
     /// Have a canary take over now, whatever it has shown so far
     Promote(verbs::AppArg),
     /// End the deployment under way; what served before serves on
@@ -223,6 +228,8 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Logs(args) => server.block_on(verbs::logs::run(&args, &server))?,
         Command::Releases(args) => server.block_on(verbs::releases::run(&args.app, &server))?,
         Command::Rollback(args) => server.block_on(verbs::rollback::run(&args, &server))?,
+        Command::Snapshots(args) => server.block_on(verbs::snapshots::list(&args.app, &server))?,
+        Command::Snapshot(verb) => server.block_on(verbs::snapshots::run(verb, &server))?,
         Command::Promote(args) => server.block_on(verbs::promote::run(&args.app, &server))?,
         Command::Abort(args) => server.block_on(verbs::abort::run(&args.app, &server))?,
         Command::Start(args) => server.block_on(verbs::start::run(&args.app, "start", &server))?,

@@ -460,6 +460,55 @@ fn a_branch_is_a_preview_until_it_is_deleted() {
 }
 
 #[test]
+fn a_preview_begins_with_a_copy_of_the_data_when_asked() {
+    if !is_root() {
+        return;
+    }
+    let (server, _folder) = server();
+    let work = Work::new(&server, "shop", &token(&server, "shop"));
+    let more = "data = true\n[preview]\ndata = 'copy'\n";
+    let app = hutong_testkit::server::python_app("shop", more, "shop");
+    for name in ["hutong.toml", "app.py"] {
+        let text = std::fs::read_to_string(app.path().join(name)).expect("it is there");
+        work.write(name, &text);
+    }
+    work.commit("one");
+    work.push("main");
+    let sh = |app: &str, script: &str| server.ok(&["exec", app, "--", "sh", "-c", script]);
+    sh(
+        "shop",
+        "mkdir /data/a; echo mine > /data/a/b; ln -s /etc/passwd /data/link",
+    );
+    work.git(&["checkout", "-q", "-b", "next"]);
+    work.commit("next");
+    work.push("next");
+    assert_eq!(page(&server, "next.shop.test"), "shop");
+    let preview = "shop--next";
+    assert_eq!(
+        sh(preview, "cat /data/a/b; readlink /data/link"),
+        "mine\n/etc/passwd\n"
+    );
+    // It is the preview's own: nobody's changes reach the other.
+    sh(preview, "echo theirs >> /data/a/b");
+    assert_eq!(sh("shop", "cat /data/a/b"), "mine\n");
+    sh("shop", "echo later > /data/later");
+    work.commit("once more");
+    work.push("next");
+    assert_eq!(
+        sh(preview, "cat /data/a/b; ls /data"),
+        "mine\ntheirs\na\nlink\n"
+    );
+    // Removed and made anew, it begins anew.
+    work.push(":next");
+    eventually("the preview is gone", 30, || server.app(preview).is_null());
+    work.push("next");
+    assert_eq!(
+        sh(preview, "cat /data/later; cat /data/a/b"),
+        "later\nmine\n"
+    );
+}
+
+#[test]
 fn of_two_pushes_at_once_the_later_wins_and_both_say_so() {
     if !is_root() {
         return;

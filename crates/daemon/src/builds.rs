@@ -201,6 +201,98 @@ impl Broken {
             log: Vec::new(),
         }
     }
+
+    /// How to have the data back that the release command may have changed.
+    fn with_snapshot(mut self, deployment: &Deployment) -> Self {
+        let (app, id) = (&deployment.app, deployment.id);
+        self.reason = format!(
+            "{}; snapshot {id} holds /data as it was before (hutong snapshot restore {app} {id})",
+            self.reason
+        );
+        self
+    }
+}
+
+/// Whether a preview is still to get its copy of the app's data, before anything of it runs.
+pub fn copies_data(control: &Control, app: &str, spec: &AppSpec) -> Result<bool, StoreError> {
+    let preview = control.store.preview(app)?;
+    Ok(spec.data && preview.is_some_and(|preview| preview.copies))
+}
+
+/// Makes a new preview's data of the app's. False if nobody wants the deployment any more.
+fn copy_data(control: &Control, deployment: &Deployment, spec: &AppSpec) -> Result<bool, Broken> {
+    let app = &deployment.app;
+    let found = control.store.preview(app).map_err(Broken::plain)?;
+    let Some(preview) = found.filter(|preview| preview.copies && spec.data) else {
+        return Ok(true);
+    };
+    let parent = &preview.parent;
+    let doing = format!("copying the /data of {parent}");
+    control.logs.note(app, "", &doing);
+    fail::point("copy data");
+    let done = wait_out(control, deployment, doing, || {
+        control.warden.copy_data(parent, app)
+    })?;
+    if done {
+        control.store.data_copied(app).map_err(Broken::plain)?;
+    }
+    Ok(done)
+}
+
+/// Keeps an app's data as it is before its release command; once, however often that is begun. False if nobody wants the
+/// deployment any more.
+fn take_snapshot(
+    control: &Control,
+    deployment: &Deployment,
+    command: &ReleaseCommand,
+) -> Result<bool, Broken> {
+    let (app, id) = (&deployment.app, deployment.id);
+    fail::point("snapshot");
+    let doing = "taking a snapshot of /data".to_owned();
+    let done = wait_out(control, deployment, doing, || {
+        control.warden.snapshot(app, id)
+    });
+    let done = done.map_err(|broken| Broken {
+        reason: format!(
+            "{}; `{}` was not run (`snapshot = false` in [release] goes without one)",
+            broken.reason,
+            command.command.join(" ")
+        ),
+        log: broken.log,
+    })?;
+    if done {
+        let text = format!("/data is kept as snapshot {id}");
+        control.logs.note(app, "", &text);
+    }
+    Ok(done)
+}
+
+/// Asks the warden for what takes as long as it takes. False if nobody wants the deployment any more.
+fn wait_out(
+    control: &Control,
+    deployment: &Deployment,
+    doing: String,
+    ask: impl Fn() -> Result<(), DriverError>,
+) -> Result<bool, Broken> {
+    lock(&control.observed)
+        .building
+        .insert(deployment.id, doing);
+    let mut lost_since = None;
+    loop {
+        if is_superseded(control, deployment.id) {
+            return Ok(false);
+        }
+        match ask() {
+            Ok(()) => return Ok(true),
+            Err(error @ DriverError::Refused(_)) => return Err(Broken::plain(error)),
+            Err(DriverError::Later(_)) => lost_since = None,
+            Err(error) if lost_since.get_or_insert_with(Instant::now).elapsed() > PATIENCE => {
+                return Err(Broken::plain(error));
+            }
+            Err(_) => {}
+        }
+        std::thread::sleep(LOOK);
+    }
 }
 
 /// Asks the warden until it answers: it may be killed or replaced while a build goes on.
@@ -363,13 +455,26 @@ fn build(control: &Control, deployment: &Deployment) -> Result<Outcome, Broken> 
         note_seen(control, deployment, tag, led_to)?;
         ready.built = Some(found.id);
     }
+    if !copy_data(control, deployment, &spec)? {
+        return Ok(Outcome::Superseded);
+    }
     // What a release did to the data is not undone by a rollback, nor done again by a restart.
     if let Some(command) = spec
         .release
         .as_ref()
         .filter(|_| deployment.kind == "deploy")
     {
-        run_release(control, deployment, &ready, &spec, command)?;
+        let keeps = spec.data && command.snapshot;
+        if keeps && !take_snapshot(control, deployment, command)? {
+            return Ok(Outcome::Superseded);
+        }
+        run_release(control, deployment, &ready, &spec, command).map_err(|broken| {
+            if keeps {
+                broken.with_snapshot(deployment)
+            } else {
+                broken
+            }
+        })?;
         if is_superseded(control, deployment.id) {
             return Ok(Outcome::Superseded);
         }

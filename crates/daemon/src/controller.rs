@@ -263,7 +263,7 @@ fn pass(control: &Arc<Control>, published: &mut Snapshot) -> Result<Outcome, Str
         if loaded.app.isolated {
             continue;
         }
-        let runs = loaded.app.goal == Goal::Running;
+        let runs = loaded.is_to_run();
         let spec = loaded.routing_spec();
         let subject = jobs::Subject {
             app: &loaded.app.name,
@@ -380,6 +380,11 @@ impl Loaded {
         versions.map(|(_, _, spec)| &**spec)
     }
 
+    /// Its owner wants it to run, and its data is not about to be another.
+    fn is_to_run(&self) -> bool {
+        self.app.goal == Goal::Running && self.app.restoring.is_none()
+    }
+
     /// Whether the container engine runs something of it.
     fn needs_engine(&self, control: &Control) -> bool {
         let mut versions = self.rollout.iter().chain(&self.active);
@@ -429,7 +434,9 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
     let over = over(control, loaded);
     let observed = lock(&control.observed);
     let awake = observed.awake.get(name).copied();
-    let rollout = loaded.rollout.as_ref().map(|rollout| Rollout {
+    let free = loaded.app.restoring.is_none();
+    let rollout = loaded.rollout.as_ref().filter(|_| free);
+    let rollout = rollout.map(|rollout| Rollout {
         version: loaded.version(&observed, rollout),
         failure: observed.rollout_failures.get(&rollout.0.id).cloned(),
         share: canary::share(loaded),
@@ -449,7 +456,7 @@ fn desired(control: &Control, loaded: &Loaded, now: u64) -> Desired {
     });
     Desired {
         workers,
-        running: loaded.app.goal == Goal::Running,
+        running: loaded.is_to_run(),
         isolated: loaded.app.isolated,
         active: loaded
             .active

@@ -113,7 +113,8 @@ pub fn reserve(control: &Control) -> (u64, u64) {
     (free, wanted.unwrap_or((total / 20).min(RESERVE)))
 }
 
-/// Logs go first, then builds, then what they keep for the next; apps and the platform go on.
+/// Logs go first, then builds, then what they keep for the next, then all but the newest snapshot of each app; apps and the
+/// platform go on.
 fn watch_reserve(control: &Control) {
     let (mut free, reserve) = reserve(control);
     if free < reserve {
@@ -132,6 +133,7 @@ fn watch_reserve(control: &Control) {
         }
     }
     drop_caches(control);
+    crate::snapshots::shed(control);
 }
 
 /// What builds keep for the next one goes before anything else of an app's, the largest first.

@@ -22,6 +22,7 @@ mod memory;
 mod observed;
 mod platform;
 mod publish;
+mod snapshots;
 mod specs;
 mod store;
 mod unpack;
@@ -182,6 +183,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
     tokio::spawn(controller::run(control.clone()));
     tokio::spawn(docker::watch(control.clone()));
     tokio::spawn(disk::run(control.clone()));
+    tokio::spawn(snapshots::run(control.clone()));
     tokio::spawn(images::run(control.clone()));
     tokio::spawn(images::health::run(control.clone()));
     tokio::spawn(images::watch::run(control.clone()));

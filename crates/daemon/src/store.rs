@@ -5,6 +5,7 @@ mod git;
 mod registries;
 mod runs;
 mod secrets;
+mod snapshots;
 mod watched;
 
 use std::collections::BTreeMap;
@@ -28,11 +29,11 @@ pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 pub use watched::{Before, Seen};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 12;
+const VERSION: i64 = 13;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 11] = [
+const MIGRATIONS: [&str; 12] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -106,6 +107,7 @@ const MIGRATIONS: [&str; 11] = [
     git::WAITING,
     // What tags of other registries led to.
     watched::TABLE,
+    snapshots::COLUMNS,
 ];
 
 /// A file that is given up when the disk is full, so that `remove --purge` can still be written down.
@@ -235,6 +237,10 @@ pub struct App {
     /// The deployment that is kept ready to serve again, and until when, in milliseconds since boot.
     pub warm: Option<u64>,
     pub warm_until_ms: u64,
+    /// The snapshot that its data is being made of; until then nothing of it runs.
+    pub restoring: Option<u64>,
+    /// Why the last one could not be put back.
+    pub restore_problem: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -909,6 +915,8 @@ fn app_from(row: &Row<'_>) -> rusqlite::Result<App> {
         applied_from: row.get("applied_from")?,
         warm: row.get("warm")?,
         warm_until_ms: row.get("warm_until_ms")?,
+        restoring: row.get("restoring")?,
+        restore_problem: row.get("restore_problem")?,
     })
 }
 

@@ -241,6 +241,30 @@ pub enum Request {
     DropData {
         app: String,
     },
+    /// Copies an app's `/data` aside, as the snapshot of this number; one that is there already stays as it is. `Later` while
+    /// it is copied: ask again. The newest few are kept.
+    Snapshot {
+        app: String,
+        id: u64,
+    },
+    /// An app's snapshots.
+    Snapshots {
+        app: String,
+    },
+    DropSnapshot {
+        app: String,
+        id: u64,
+    },
+    /// Puts a snapshot in the place of the app's `/data`. `Later` while something of the app runs, and while it is done.
+    Restore {
+        app: String,
+        id: u64,
+    },
+    /// Makes the `/data` of the app `to` of that of `from`, if it has none. `Later` while it is copied.
+    CopyData {
+        from: String,
+        to: String,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -257,9 +281,25 @@ pub enum Answer {
     System(Vec<Process>),
     Doctor(Vec<Wanted>),
     Leaks(Vec<Leak>),
+    Snapshots(Vec<Snapshot>),
     Failed(String),
     /// Not now, for a reason that has nothing to do with the question: ask again.
     Later(String),
+}
+
+/// A copy of an app's `/data` as it was.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Snapshot {
+    pub id: u64,
+    /// Milliseconds since 1970.
+    pub created_ms: u64,
+    pub bytes: u64,
+    /// Files and links.
+    pub files: u64,
+    /// Sockets and devices.
+    pub left_out: u64,
+    /// Something was written while it was copied.
+    pub changed: bool,
 }
 
 /// An instance as the warden finds it.

@@ -11,8 +11,8 @@ use hutong_ipc::channel;
 use hutong_ipc::gateway::Secret;
 use hutong_ipc::shim;
 use hutong_ipc::warden::{
-    Answer, Build, DiskUse, Evidence, ImageLayers, Instance, Leak, Process, Request, Start, Unpack,
-    Wanted,
+    Answer, Build, DiskUse, Evidence, ImageLayers, Instance, Leak, Process, Request, Snapshot,
+    Start, Unpack, Wanted,
 };
 use thiserror::Error;
 
@@ -256,6 +256,37 @@ impl WardenClient {
 
     pub fn drop_data(&self, app: &str) -> Result<(), DriverError> {
         self.done(&Request::DropData { app: app.into() })
+    }
+
+    /// Copies an app's data aside. One that is there already stays as it is.
+    pub fn snapshot(&self, app: &str, id: u64) -> Result<(), DriverError> {
+        let app = app.into();
+        self.done(&Request::Snapshot { app, id })
+    }
+
+    /// An app's snapshots, the newest first.
+    pub fn snapshots(&self, app: &str) -> Result<Vec<Snapshot>, DriverError> {
+        match self.ask(&Request::Snapshots { app: app.into() })? {
+            Answer::Snapshots(list) => Ok(list),
+            _ => Err(DriverError::Unexpected),
+        }
+    }
+
+    pub fn drop_snapshot(&self, app: &str, id: u64) -> Result<(), DriverError> {
+        let app = app.into();
+        self.done(&Request::DropSnapshot { app, id })
+    }
+
+    /// Puts a snapshot in the place of an app's data; nothing of the app runs.
+    pub fn restore(&self, app: &str, id: u64) -> Result<(), DriverError> {
+        let app = app.into();
+        self.done(&Request::Restore { app, id })
+    }
+
+    /// Makes an app's first data of another's.
+    pub fn copy_data(&self, from: &str, to: &str) -> Result<(), DriverError> {
+        let (from, to) = (from.into(), to.into());
+        self.done(&Request::CopyData { from, to })
     }
 
     pub fn system(&self) -> Result<Vec<Process>, DriverError> {

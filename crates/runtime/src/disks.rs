@@ -252,7 +252,7 @@ fn make_ready(
 
 /// Whether a process somewhere has that folder, or one below it, as a mount: an app that runs on it. Container engines tell
 /// later, and a control plane tells what it knew.
-fn is_in_use(folder: &Path) -> bool {
+pub fn is_in_use(folder: &Path) -> bool {
     if !folder.exists() {
         return false;
     }
@@ -362,6 +362,22 @@ pub fn drop_image(layout: &Layout, app: &str) -> Result<(), String> {
         }
         _ => Ok(()),
     }
+}
+
+/// Makes an app's file system anew, of its size, with what a folder holds, in place of what it held. Nothing of the app runs.
+/// Whoever is interrupted leaves the one or the other, whole.
+pub fn refill(layout: &Layout, app: &str, from: &Path, reserve: Option<u64>) -> Result<(), String> {
+    let _turn = Turn::take(app).ok_or(MOVING)?;
+    work().outcomes.remove(app);
+    let (image, folder) = (image_of(layout, app), layout.app_data().join(app));
+    let size = fs::metadata(&image)
+        .map_err(|error| error.to_string())?
+        .len();
+    // First: what is mounted is never other than what the image's name leads to.
+    release(&folder)?;
+    let made = make(&image, from, size.saturating_sub(OVERHEAD), reserve);
+    let mounted = mount(&image, &folder);
+    made.map(drop).and(mounted)
 }
 
 /// Unmounts an app's file system and moves it elsewhere.

@@ -7,6 +7,7 @@
 pub mod cgroup;
 pub mod client;
 pub mod confine;
+mod copies;
 mod disks;
 mod dns;
 pub mod doctor;
@@ -19,6 +20,7 @@ pub mod resolver;
 mod result;
 mod sandbox;
 mod seccomp;
+mod snapshots;
 pub mod sys;
 mod trees;
 pub mod trial;

@@ -97,6 +97,10 @@ impl Layout {
     pub fn disks(&self) -> PathBuf {
         self.data.join("disks")
     }
+    /// Copies of apps' `/data` as it was.
+    pub fn snapshots(&self) -> PathBuf {
+        self.data.join("snapshots")
+    }
     /// Where gateways ask for the sockets of containers' links.
     pub fn links_socket(&self) -> PathBuf {
         self.run.join("links.sock")
@@ -136,6 +140,7 @@ impl Layout {
             (self.builds(), root, private(0), 0o700),
             (self.caches(), root, private(0), 0o700),
             (self.disks(), root, private(0), 0o700),
+            (self.snapshots(), root, private(0), 0o700),
             (self.mounts(), root, private(0), 0o700),
             (self.images(), root, private(0), 0o700),
             (self.layers(), root, private(0), 0o700),

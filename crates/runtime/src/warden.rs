@@ -168,6 +168,7 @@ pub fn run(config: Config, ready: impl FnOnce(&Ready)) -> Result<(), String> {
     warden.instances.end_strangers();
     warden.instances.end_unfinished();
     crate::disks::sweep(&warden.layout);
+    crate::snapshots::sweep(&warden.layout);
     warden.instances.sweep();
     {
         // They may be our children: this process may have been an older program a moment ago.

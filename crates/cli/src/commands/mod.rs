@@ -34,6 +34,7 @@ pub mod rollback;
 pub mod run;
 pub mod scale;
 pub mod serve;
+pub mod snapshots;
 pub mod source;
 pub mod start;
 pub mod status;

@@ -27,7 +27,7 @@ pub(super) struct RawPreview {
     /// How long after its last push a preview is removed, 1 minute to 90 days; default "7d".
     #[schemars(with = "Option<String>")]
     lifetime: Option<Spanned<String>>,
-    /// What a new preview finds in /data: "empty" (the default).
+    /// What a new preview finds in /data: "empty" (the default), or "copy": what the app itself has there.
     #[serde(default)]
     data: PreviewData,
     /// How many there may be at once, 1 to 50; default 5.
@@ -41,6 +41,8 @@ pub(super) struct RawPreview {
 pub enum PreviewData {
     #[default]
     Empty,
+    /// What the app has in its own, as it is when the preview is made.
+    Copy,
 }
 
 /// Environments of branches.

@@ -53,6 +53,8 @@ pub struct Cron {
 pub struct ReleaseCommand {
     pub command: Vec<String>,
     pub timeout: Duration,
+    /// `/data` is copied aside before it.
+    pub snapshot: bool,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -107,6 +109,8 @@ pub(super) struct RawReleaseCommand {
     /// How long it may take; default "5m".
     #[schemars(with = "Option<String>")]
     timeout: Option<Spanned<String>>,
+    /// Copy /data aside before it runs, so that `hutong snapshot restore` can put it back; default true.
+    snapshot: Option<bool>,
 }
 
 /// So many kinds of workers, and of timed jobs, an app has at most.
@@ -229,6 +233,7 @@ impl Check<'_> {
         Some(ReleaseCommand {
             command: self.words(&raw.command, "release.command")?,
             timeout: self.time(&raw.timeout, s(300), s(1), day),
+            snapshot: raw.snapshot.unwrap_or(true),
         })
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use hutong_api::PlanAnswer;
 use hutong_core::name::AppName;
 use hutong_core::preview::{file, names};
-use hutong_core::spec::AppSpec;
+use hutong_core::spec::{AppSpec, PreviewData};
 use hutong_ipc::fail;
 use hutong_runtime::processes::steady_ms;
 
@@ -128,6 +128,7 @@ fn choose(
         host: domain.map_or_else(String::new, |domain| format!("{}.{domain}", names.label)),
         lifetime_ms,
         age_ms: 0,
+        copies: settings.data == PreviewData::Copy,
     })
 }
 
@@ -325,6 +326,7 @@ mod tests {
             host: "b.a.test".into(),
             lifetime_ms: 1000,
             age_ms: 999,
+            copies: false,
         };
         assert!(!is_over(&preview));
         preview.age_ms = 1000;

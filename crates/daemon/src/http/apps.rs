@@ -33,6 +33,10 @@ pub fn find_free(control: &Control, name: &str) -> Result<store::App> {
         return Err(ApiError::conflict(format!("{name} is isolated"))
             .hint(format!("hutong release {name}")));
     }
+    if let Some(id) = app.restoring {
+        let text = format!("snapshot {id} of {name} is being put back");
+        return Err(ApiError::conflict(text).hint("wait until that is done, and try again"));
+    }
     Ok(app)
 }
 
@@ -146,6 +150,10 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
     let waits = control.waits_for(&app.name);
     let waits = waits.map(|why| format!("waits for memory: {why}"));
     let message = match state {
+        _ if app.restoring.is_some() => {
+            let id = app.restoring.unwrap_or_default();
+            Some(format!("snapshot {id} of its /data is being put back"))
+        }
         _ if waits.is_some() => waits,
         AppState::Failing => silent
             .or(over)
@@ -218,6 +226,8 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
             .and_then(|spec| images::watch::describe(control, &app.name, spec)),
         canary: canary::describe(control, app)?,
         standby: canary::standby(control, app)?,
+        restoring: app.restoring,
+        restore_problem: app.restore_problem.clone(),
         message,
         warnings,
         applied_from: app.applied_from.clone(),

@@ -305,7 +305,8 @@ fn decide(
     let recognised =
         plan.map(|plan| format!("it is {}: {}", plan.language, plan.because.join("; ")));
     let before = control.store.app(name)?;
-    if before.as_ref().is_some_and(|app| app.isolated) {
+    let is_free = |app: &store::App| !app.isolated && app.restoring.is_none();
+    if before.as_ref().is_some_and(|app| !is_free(app)) {
         apps::find_free(control, name)?;
     }
     let steps = if there {
@@ -347,7 +348,7 @@ fn decide(
             warnings,
         });
     }
-    let prepares = builds::is_needed(&spec, &steps);
+    let prepares = builds::is_needed(&spec, &steps) || builds::copies_data(control, name, &spec)?;
     let state = if prepares { "building" } else { "rolling" };
     let folder = request.applied_from.as_deref();
     let store = &control.store;
@@ -549,6 +550,9 @@ fn outline(
         });
     }
     if let Some(release) = &spec.release {
+        if spec.data && release.snapshot {
+            steps.push("take a snapshot of /data".into());
+        }
         steps.push(format!(
             "run `{}`, which must succeed",
             release.command.join(" ")

@@ -17,6 +17,7 @@ mod logs;
 mod registries;
 mod runs;
 mod server;
+mod snapshots;
 mod source;
 mod tokens;
 
@@ -61,6 +62,9 @@ fn routes() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(builds::secrets, builds::change_secrets))
         .routes(routes!(deploy::releases))
         .routes(routes!(deploy::rollback))
+        .routes(routes!(snapshots::list))
+        .routes(routes!(snapshots::restore))
+        .routes(routes!(snapshots::remove))
         .routes(routes!(files::app_file))
         .routes(routes!(files::tree_files))
         .routes(routes!(canary::promote))

@@ -108,6 +108,8 @@ pub struct Preview {
     pub lifetime_ms: u64,
     /// Since its last push, in time that the server ran.
     pub age_ms: u64,
+    /// Its data is still to be made of the app's own.
+    pub copies: bool,
 }
 
 /// A repository elsewhere.
@@ -256,13 +258,14 @@ impl Store {
             )?;
             if kept == 0 {
                 t.execute(
-                    "INSERT INTO previews (app, parent, branch, host, lifetime_ms) VALUES (?, ?, ?, ?, ?)",
+                    "INSERT INTO previews (app, parent, branch, host, lifetime_ms, copies) VALUES (?, ?, ?, ?, ?, ?)",
                     params![
                         preview.app,
                         preview.parent,
                         preview.branch,
                         preview.host,
-                        preview.lifetime_ms
+                        preview.lifetime_ms,
+                        preview.copies
                     ],
                 )?;
             }
@@ -480,6 +483,7 @@ fn preview_from(row: &Row<'_>) -> rusqlite::Result<Preview> {
         host: row.get("host")?,
         lifetime_ms: row.get("lifetime_ms")?,
         age_ms: row.get("age_ms")?,
+        copies: row.get("copies")?,
     })
 }
 
@@ -539,6 +543,7 @@ mod tests {
             host: format!("{branch}.a.test"),
             lifetime_ms: 1000,
             age_ms: 0,
+            copies: false,
         };
         assert!(store.keep_preview(&preview("x"), 1).expect("write"));
         assert!(!store.keep_preview(&preview("y"), 1).expect("write"));

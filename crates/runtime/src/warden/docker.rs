@@ -17,11 +17,11 @@ use hutong_ipc::warden::Tree;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::requests::{SPOOL_BYTES, checked_app, checked_instance, data_of_others};
+use super::requests::{RESTORING, SPOOL_BYTES, checked_app, checked_instance, data_of_others};
 use super::{Warden, bind_unix, lock};
 use crate::disks::Unready;
 use crate::trees::Data;
-use crate::{launch, sys, trees};
+use crate::{launch, snapshots, sys, trees};
 
 /// Sends the driver its setup and answers it from then on.
 pub fn set_up(warden: &Warden, line: UnixStream) -> Result<(), String> {
@@ -141,6 +141,9 @@ fn answer(warden: &Warden, ask: Ask) -> Result<Answer, String> {
             });
             let folder = warden.layout.app_data().join(&app);
             let mut note = None;
+            if data && snapshots::is_restoring(&app) {
+                return Ok((Told::Later(RESTORING.into()), Vec::new()));
+            }
             if data {
                 note = match warden.ensure_disk(&app, quota) {
                     Ok(note) => note,

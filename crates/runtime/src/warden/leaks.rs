@@ -311,6 +311,19 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
             });
         }
     }
+    for name in names(&layout.snapshots()) {
+        if known.app(&name) || hutong_core::name::AppName::new(&name).is_err() {
+            continue;
+        }
+        let path = layout.snapshots().join(&name);
+        found.leak("folder", path.display().to_string(), || {
+            let lost = layout.app_data().join(LOST);
+            let to = lost.join(format!("{name}-snapshots-{}", processes::now_ms()));
+            trees::make_owned(&lost, None, 0o700)
+                .and_then(|()| fs::rename(&path, to))
+                .map_err(|error| error.to_string())
+        });
+    }
     let folder = layout.app_data();
     for name in names(&folder) {
         // Anything else there was put there by somebody, a disk's `lost+found` among it.
@@ -341,7 +354,8 @@ fn find_ids(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
         let base = lock(&warden.uids).of_app(&app).unwrap_or(0);
         let runs = known.live.iter().any(|record| record.app == app);
         found.leak("id range", format!("{base} of {app}"), || {
-            if runs || warden.layout.app_data().join(&app).exists() {
+            let keeps = |folder: std::path::PathBuf| folder.join(&app).exists();
+            if runs || keeps(warden.layout.app_data()) || keeps(warden.layout.snapshots()) {
                 return Err("something of the app is still there; ask again".into());
             }
             lock(&warden.uids).forget(&app)

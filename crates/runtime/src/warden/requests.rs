@@ -21,6 +21,7 @@ use crate::instances::Record;
 use crate::launch::Launcher;
 use crate::result::{self, Looked};
 use crate::sandbox::{base_env, files, host_mounts, merge_env, mount};
+use crate::snapshots::{self, Task};
 use crate::trees::Data;
 use crate::{processes, sys, trees};
 
@@ -104,6 +105,18 @@ fn serve(warden: &Warden, line: &UnixStream) {
         if sent.is_err() {
             return;
         }
+    }
+}
+
+/// Why nothing of an app starts.
+pub(super) const RESTORING: &str = "a snapshot of its /data is being put back";
+
+/// How something went that may take long.
+fn said(done: Result<(), Unready>) -> Result<Answer, String> {
+    match done {
+        Ok(()) => Ok(Answer::Done),
+        Err(Unready::Later(why)) => Ok(Answer::Later(why)),
+        Err(Unready::Failed(why)) => Err(why),
     }
 }
 
@@ -297,6 +310,11 @@ impl Warden {
                 if self.instances.live().iter().any(|record| record.app == app) {
                     return Err(format!("{app} still runs"));
                 }
+                if snapshots::is_busy(&app) {
+                    return Ok(Answer::Later("its data is being copied; ask again".into()));
+                }
+                snapshots::forget(&app);
+                delete(&self.layout.snapshots().join(&app))?;
                 delete(&self.layout.built().join(&app))?;
                 delete(&self.layout.caches().join(&app))?;
                 disks::forget_cache(Some(&self.layout.caches().join(&app)));
@@ -306,7 +324,89 @@ impl Warden {
                 lock(&self.uids).forget(&app)?;
                 Ok(Answer::Done)
             }
+            Request::Snapshot { app, id } => self.snapshot(&app, id),
+            Request::Snapshots { app } => {
+                checked_app(&app)?;
+                Ok(Answer::Snapshots(snapshots::list(&self.layout, &app)))
+            }
+            Request::DropSnapshot { app, id } => {
+                checked_app(&app)?;
+                said(snapshots::drop_one(&self.layout, &app, id))
+            }
+            Request::Restore { app, id } => self.restore(&app, id),
+            Request::CopyData { from, to } => self.copy_data(&from, &to),
         }
+    }
+
+    fn snapshot(&self, app: &str, id: u64) -> Result<Answer, String> {
+        checked_app(app)?;
+        if snapshots::is_there(&self.layout, app, id) && !snapshots::is_busy(app) {
+            return Ok(Answer::Done);
+        }
+        // Its file system may not be mounted.
+        if let Err(unready) = self.ensure_disk(app, None) {
+            return said(Err(unready));
+        }
+        let (layout, name) = (self.layout.clone(), app.to_owned());
+        let reserve = self.config.settings.disk_reserve;
+        let take = move || snapshots::take(&layout, &name, id, reserve);
+        let begun = {
+            // Not for as long as it goes on: others wait for this, and find out otherwise.
+            let _making = self.making.read();
+            snapshots::begin(app, Task::Take(id), take)
+        };
+        said(begun.and_then(snapshots::Begun::wait))
+    }
+
+    fn restore(&self, app: &str, id: u64) -> Result<Answer, String> {
+        checked_app(app)?;
+        let begun = {
+            // Whatever starts later finds that this goes on.
+            let nothing_begins = match self.making.try_write() {
+                Err(std::sync::TryLockError::WouldBlock) => None,
+                Err(std::sync::TryLockError::Poisoned(found)) => Some(found.into_inner()),
+                Ok(guard) => Some(guard),
+            };
+            let Some(_nothing_begins) = nothing_begins else {
+                return Ok(Answer::Later("something is being made; ask again".into()));
+            };
+            let live = self.instances.live();
+            if live.iter().any(|record| record.app == app && !record.build) {
+                return Ok(Answer::Later(format!("something of {app} still runs")));
+            }
+            let (layout, name) = (self.layout.clone(), app.to_owned());
+            let reserve = self.config.settings.disk_reserve;
+            let restore = move || snapshots::restore(&layout, &name, id, reserve);
+            snapshots::begin(app, Task::Restore(id), restore)
+        };
+        said(begun.and_then(snapshots::Begun::wait))
+    }
+
+    fn copy_data(&self, from: &str, to: &str) -> Result<Answer, String> {
+        checked_app(from)?;
+        checked_app(to)?;
+        if from == to {
+            return Err("an app's data is not copied to itself".into());
+        }
+        if let Err(unready) = self.ensure_disk(from, None) {
+            return said(Err(unready));
+        }
+        let making = self.making.read();
+        let bases = (self.uid_base(from)?, self.uid_base(to)?);
+        let owner = move |id: u32| match bases {
+            (Some(from), Some(to)) if (from..from + UID_RANGE).contains(&id) => id - from + to,
+            _ => id,
+        };
+        let layout = self.layout.clone();
+        let names = (from.to_owned(), to.to_owned());
+        let reserve = self.config.settings.disk_reserve;
+        let copy = move || {
+            let names = (names.0.as_str(), names.1.as_str());
+            snapshots::copy_data(&layout, names, reserve, owner)
+        };
+        let begun = snapshots::begin(to, Task::CopyOf(from.to_owned()), copy);
+        drop(making);
+        said(begun.and_then(snapshots::Begun::wait))
     }
 
     pub(super) fn uid_base(&self, app: &str) -> Result<Option<u32>, String> {
@@ -341,6 +441,9 @@ impl Warden {
                 (mounts, base_env(&start.app, &start.instance, home))
             }
         };
+        if start.data && snapshots::is_restoring(&start.app) {
+            return Ok(Answer::Later(RESTORING.into()));
+        }
         if start.data {
             let data = self.layout.app_data().join(&start.app);
             match self.ensure_disk(&start.app, start.quota) {
@@ -749,6 +852,7 @@ impl Warden {
             self.layout.app_data().join(".lost"),
             self.layout.builds(),
             self.layout.caches(),
+            self.layout.snapshots(),
         ];
         let failed = |error: std::io::Error| error.to_string();
         for entry in fs::read_dir(self.layout.builds())

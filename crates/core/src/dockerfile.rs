@@ -85,12 +85,27 @@ pub fn check(path: &str, text: &str) -> Result<Checked, Problems> {
     })
 }
 
+/// Whether `<<WORD` or `<<-WORD` begins a heredoc. A shift (`1 << 2`), a `<<<` and a list in JSON are none.
+fn has_heredoc(text: &str) -> bool {
+    let rest = text.trim_start();
+    let first = rest.split_whitespace().next().unwrap_or_default();
+    if rest.starts_with('[') || rest[first.len()..].trim_start().starts_with('[') {
+        return false;
+    }
+    rest.match_indices("<<").any(|(at, _)| {
+        let word = &rest[at + 2..];
+        let word = word.strip_prefix('-').unwrap_or(word);
+        let begins = |c: char| c.is_alphabetic() || matches!(c, '_' | '\'' | '"' | '\\');
+        !rest[..at].ends_with('<') && word.starts_with(begins)
+    })
+}
+
 /// The line before `line` that begins a heredoc, if one does.
 fn heredoc_before(text: &str, line: usize) -> Option<usize> {
     let begins = |text: &str| {
         let name = text.split_whitespace().next().unwrap_or_default();
         let known = ["RUN", "COPY", "ADD", "ONBUILD"];
-        known.iter().any(|one| name.eq_ignore_ascii_case(one)) && text.contains("<<")
+        known.iter().any(|one| name.eq_ignore_ascii_case(one)) && has_heredoc(text)
     };
     let before = text.lines().take(line.saturating_sub(1));
     before
@@ -192,7 +207,7 @@ fn look(all: &[Instruction], checked: &mut Checked, wrong: &mut impl FnMut(usize
 /// What an instruction copies from, if that is no folder of the context; or why it is not built.
 fn effect(one: &Instruction) -> Result<Option<String>, String> {
     let rest = one.rest.as_str();
-    let heredoc = matches!(one.name.as_str(), "RUN" | "COPY" | "ADD") && rest.contains("<<");
+    let heredoc = matches!(one.name.as_str(), "RUN" | "COPY" | "ADD") && has_heredoc(rest);
     if heredoc {
         return Err(HEREDOC.into());
     }
@@ -558,6 +573,13 @@ mod tests {
         assert!(said("FROM scratch\nRUN cat <<X\nADD a b\nX\n").contains("BuildKit"));
         assert!(said("FROM scratch\nCOPY <<X /a\nX\n").contains("BuildKit"));
         assert!(said("FROM scratch\nONBUILD RUN <<X\nX\n").contains("BuildKit"));
+        for fine in [
+            "[\"python3\", \"-c\", \"print(1 <<x)\"]",
+            "echo $((1 << 2))",
+            "cat <<<x",
+        ] {
+            assert!(!has_heredoc(fine), "{fine}");
+        }
         // Go makes an i of the first, a k of the second.
         for name in ["M\u{130}X", "\u{130}", "wor\u{212a}dir", "INCLUDE"] {
             assert!(said(&format!("FROM scratch\n{name} x\n")).contains("no instruction"));

@@ -85,8 +85,10 @@ enum Command {
     Releases(verbs::AppArg),
     /// Make an earlier release serve again
     Rollback(verbs::rollback::Args),
-    /// Have a canary take over now, whatever it has shown so far
-    Promote(verbs::AppArg),
+    /// Have a canary, or the variant of an A/B test, take over now, whatever it has shown so far
+    Promote(verbs::promote::Args),
+    /// Show how both sides of an A/B test do
+    Variants(verbs::AppArg),
     /// End the deployment under way; what served before serves on
     Abort(verbs::AppArg),
     /// Start a stopped app
@@ -223,7 +225,8 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Logs(args) => server.block_on(verbs::logs::run(&args, &server))?,
         Command::Releases(args) => server.block_on(verbs::releases::run(&args.app, &server))?,
         Command::Rollback(args) => server.block_on(verbs::rollback::run(&args, &server))?,
-        Command::Promote(args) => server.block_on(verbs::promote::run(&args.app, &server))?,
+        Command::Promote(args) => server.block_on(verbs::promote::run(&args, &server))?,
+        Command::Variants(args) => server.block_on(verbs::variants::run(&args.app, &server))?,
         Command::Abort(args) => server.block_on(verbs::abort::run(&args.app, &server))?,
         Command::Start(args) => server.block_on(verbs::start::run(&args.app, "start", &server))?,
         Command::Stop(args) => server.block_on(verbs::start::run(&args.app, "stop", &server))?,

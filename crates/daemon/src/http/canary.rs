@@ -132,7 +132,8 @@ pub async fn abort(
             "no deployment of {name} is under way"
         )));
     };
-    let report = match under_way(&control, &name)? {
+    // What cannot be read can be ended all the same.
+    let report = match under_way(&control, &name).ok().flatten() {
         Some(((tried, _, spec), begun)) if tried.id == deployment.id => {
             report(&control, &deployment, &spec, begun.step)
         }

@@ -213,11 +213,13 @@ pub async fn deploy(
 /// A variant is compared with something.
 fn check_serves(control: &Control, name: &str, variant: &str) -> Result<()> {
     let app = control.store.app(name)?;
-    let serves = app.is_some_and(|app| app.active.is_some() && app.goal != Goal::Removed);
-    match serves {
+    let active = app.filter(|app| app.goal != Goal::Removed);
+    let active = controller::version_of(control, active.and_then(|app| app.active))?;
+    // Files and other people's servers have nothing beside them: they would be replaced.
+    match active.is_some_and(|(_, _, spec)| spec.run.has_instances()) {
         true => Ok(()),
         false => Err(ApiError::conflict(format!(
-            "no release of {name} serves that the variant {variant} could be compared with"
+            "no release of {name} with a `command` serves that the variant {variant} could be compared with"
         ))
         .hint("deploy one without a variant first")),
     }

@@ -134,6 +134,9 @@ pub struct TreeFile {
 /// A new release that gets a part of the visitors, and more as long as it does well.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Canary {
+    /// Its name, if it is a variant of an A/B test: it stays at its share until its owner ends that.
+    #[serde(default)]
+    pub variant: Option<String>,
     pub deployment: u64,
     pub release: u64,
     /// `rolling` while it is under way.
@@ -157,13 +160,15 @@ pub struct Canary {
     pub decision: Option<String>,
 }
 
-/// How a release did in a step of a canary.
+/// How a release did in a step of a canary, or in an A/B test so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CanaryCounts {
     pub requests: u64,
     /// Those of them that got 5xx, none or half an answer, or waited too long for one.
     pub errors: u64,
-    /// Within how many microseconds 95 (99) of 100 answers began.
+    /// Within how many microseconds 50 (95, 99) of 100 answers began.
+    #[serde(default)]
+    pub p50_us: Option<u64>,
     pub p95_us: Option<u64>,
     pub p99_us: Option<u64>,
 }
@@ -349,6 +354,9 @@ pub struct Deployment {
     pub state: DeploymentState,
     /// What it does or waits for now.
     pub doing: Option<String>,
+    /// The variant that it is, while that has its share of the visitors: it goes on until its owner ends it.
+    #[serde(default)]
+    pub variant: Option<String>,
     /// Why it failed.
     pub reason: Option<String>,
     /// The last lines of output of what failed.
@@ -427,6 +435,12 @@ pub struct DeployRequest {
     /// In place of the image that hutong.toml names.
     #[serde(default)]
     pub image: Option<String>,
+    /// The release is this variant of an A/B test, whatever strategy hutong.toml names.
+    #[serde(default)]
+    pub variant: Option<String>,
+    /// Its part of the visitors in percent; default: what hutong.toml says, else 50.
+    #[serde(default)]
+    pub share: Option<u32>,
     /// The build uses nothing of earlier ones, and what they kept for it is thrown away.
     #[serde(default)]
     pub no_cache: bool,

@@ -90,8 +90,10 @@ enum Command {
     /// Put a copy of an app's data back, throw one away
     #[command(subcommand)]
     Snapshot(verbs::snapshots::Verb),
-    /// Have a canary take over now, whatever it has shown so far
-    Promote(verbs::AppArg),
+    /// Have a canary, or the variant of an A/B test, take over now, whatever it has shown so far
+    Promote(verbs::promote::Args),
+    /// Show how both sides of an A/B test do
+    Variants(verbs::AppArg),
     /// End the deployment under way; what served before serves on
     Abort(verbs::AppArg),
     /// Start a stopped app
@@ -230,7 +232,8 @@ fn run(cli: Cli, output: Output) -> Result<std::process::ExitCode, CliError> {
         Command::Rollback(args) => server.block_on(verbs::rollback::run(&args, &server))?,
         Command::Snapshots(args) => server.block_on(verbs::snapshots::list(&args.app, &server))?,
         Command::Snapshot(verb) => server.block_on(verbs::snapshots::run(verb, &server))?,
-        Command::Promote(args) => server.block_on(verbs::promote::run(&args.app, &server))?,
+        Command::Promote(args) => server.block_on(verbs::promote::run(&args, &server))?,
+        Command::Variants(args) => server.block_on(verbs::variants::run(&args.app, &server))?,
         Command::Abort(args) => server.block_on(verbs::abort::run(&args.app, &server))?,
         Command::Start(args) => server.block_on(verbs::start::run(&args.app, "start", &server))?,
         Command::Stop(args) => server.block_on(verbs::start::run(&args.app, "stop", &server))?,

@@ -22,9 +22,13 @@
 
 use std::time::Duration;
 
+use crate::name::AppName;
+
 /// How a canary goes on, as its owner declares it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Canary {
+    /// Its name, if it is one side of an A/B test: that has one share, nobody judges it, and its owner ends it.
+    pub variant: Option<String>,
     /// Shares of the visitors in percent, ascending; the last is 100, with which it takes over.
     pub steps: Vec<u32>,
     /// How long each step lasts at least.
@@ -49,6 +53,20 @@ impl Canary {
     /// How many steps there are besides the last, with which it takes over.
     pub fn trials(&self) -> u32 {
         self.steps.iter().filter(|share| **share < 100).count() as u32
+    }
+}
+
+/// What the release that serves is called in an A/B test.
+pub const MAIN: &str = "main";
+
+/// Whether `text` may name a variant: what names an app, but [`MAIN`].
+pub fn check_variant(text: &str) -> Result<(), String> {
+    match AppName::new(text) {
+        Err(message) => Err(message),
+        Ok(_) if text == MAIN => Err(format!(
+            "`{MAIN}` is the release that serves; call the new one something else"
+        )),
+        Ok(_) => Ok(()),
     }
 }
 

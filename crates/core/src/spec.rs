@@ -29,7 +29,8 @@ use crate::units;
 
 use build::RawBuild;
 pub use build::{Build, BuildStep, Dockerfile, Missing, TIMEOUT as BUILD_TIMEOUT, missing};
-use canary::RawCanary;
+pub use canary::with_variant;
+use canary::{RawAb, RawCanary};
 use egress::RawEgress;
 pub use egress::{Egress, EgressRule};
 use image::RawContainer;
@@ -87,7 +88,7 @@ pub struct AppSpec {
     pub disk: Option<u64>,
     pub restart: Restart,
     pub strategy: Strategy,
-    /// With that strategy.
+    /// With that strategy, and with `ab`.
     pub canary: Option<Canary>,
     /// How long the release before stays ready, with `blue-green`.
     pub keep: Duration,
@@ -195,6 +196,8 @@ pub enum Strategy {
     BlueGreen,
     /// The new ones get a part of the visitors, and more as long as they do well.
     Canary,
+    /// The new ones get a part of the visitors until the owner chooses one of both releases.
+    Ab,
 }
 
 /// One mistake and its place.
@@ -310,6 +313,9 @@ struct RawSpec {
     /// How a canary goes on, with `strategy = "canary"`.
     #[schemars(with = "Option<RawCanary>")]
     canary: Option<Spanned<RawCanary>>,
+    /// The new release as a variant beside the one that serves, with `strategy = "ab"`.
+    #[schemars(with = "Option<RawAb>")]
+    ab: Option<Spanned<RawAb>>,
     /// Where the app may connect to: "none" (the default), "internet" (every public address), or a list of names
     /// ("api.example.com", or "*.example.com" for what is below it), addresses and networks, each with a port if it is
     /// to be no other ("smtp.example.com:465"). Private networks of a list need the consent of the server's owner.

@@ -30,7 +30,7 @@ use crate::observed::{Engine, Observed, Probation};
 use crate::store::{App, Deployment, Goal, Release, StoreError};
 use crate::{Control, external, ids, jobs, lock, memory, platform, publish};
 
-pub use canary::{Counted, standby, switch_back};
+pub use canary::{Counted, called, standby, switch_back};
 use care::{forgive, forgive_workers, freeze, replace_heavy, roll_back};
 pub use hours::Hours;
 pub use observe::is_known;

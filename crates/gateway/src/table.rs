@@ -434,6 +434,7 @@ mod tests {
             share: 5,
             header: None,
             cookie: None,
+            for_people: false,
         };
         let shown = |table: &Table, side: Option<Side>| {
             let root = table.apps[0].files(side);

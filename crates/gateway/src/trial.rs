@@ -6,7 +6,7 @@
 //!
 //! Who comes again gets the same release again: whoever's requests always fail, whichever release has them, fails for one
 //! side only. So of a place that was there before, one failure counts and few times do. Testers, and what one release
-//! answers in the other's place, do not count at all.
+//! answers in the other's place, do not count at all. Of an A/B test, which nobody judges, every request counts.
 
 use std::cell::Cell;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -21,6 +21,8 @@ use crate::cookies;
 use crate::visitor::Peer;
 
 const COOKIE: &str = "hutong-canary";
+/// 30 days, in seconds.
+const MONTH_S: u32 = 30 * 86_400;
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
 
 thread_local! {
@@ -107,7 +109,16 @@ impl Trial {
         Choice {
             side: self.side_at(at),
             place: Some(Place { at, is_new }),
-            cookie: is_told.then(|| cookies::set(COOKIE, &format!("{at:04x}"), peer)),
+            cookie: is_told.then(|| self.cookie(at, peer)),
+        }
+    }
+
+    fn cookie(&self, at: u16, peer: &Peer) -> String {
+        let cookie = cookies::set(COOKIE, &format!("{at:04x}"), peer);
+        match self.split.for_people {
+            // A test of two variants goes on for days.
+            true => format!("{cookie}; Max-Age={MONTH_S}"),
+            false => cookie,
         }
     }
 
@@ -138,6 +149,13 @@ impl Trial {
         if side != self.side_at(place.at) {
             return;
         }
+        let outcomes = match side {
+            Side::Stable => &self.stable,
+            Side::Canary => &self.canary,
+        };
+        if self.split.for_people {
+            return outcomes.note(good, took);
+        }
         let mark = &self.marks[usize::from(place.at)];
         if !good {
             let before = mark.fetch_or(FAILED, Ordering::Relaxed);
@@ -151,10 +169,6 @@ impl Trial {
             mark.fetch_update(order, order, more).is_ok()
         };
         let took = took.filter(|_| place.is_new || takes_one_more());
-        let outcomes = match side {
-            Side::Stable => &self.stable,
-            Side::Canary => &self.canary,
-        };
         outcomes.note(good, took);
     }
 
@@ -233,6 +247,7 @@ mod tests {
             share,
             header: pair("x-try"),
             cookie: pair("try"),
+            for_people: false,
         })
     }
 
@@ -346,6 +361,26 @@ mod tests {
         assert_eq!(tried.times.iter().sum::<u64>(), 2 + u64::from(TIMES));
     }
 
+    #[test]
+    fn for_people_every_request_counts() {
+        let mut trial = trial(7, 5);
+        trial.split.for_people = true;
+        let slow = Some(Duration::from_secs(3));
+        let known = Place {
+            is_new: false,
+            ..new_on(&trial, Side::Canary)
+        };
+        for _ in 0..50 {
+            trial.note(known, 7, false, slow);
+        }
+        // Answered by the other one.
+        trial.note(known, 6, false, slow);
+        let Report { stable, tried, .. } = trial.report();
+        assert_eq!((tried.requests, tried.errors), (50, 50));
+        assert_eq!(tried.times.iter().sum::<u64>(), 50);
+        assert_eq!(stable.requests, 0);
+    }
+
     fn new_on(trial: &Trial, side: Side) -> Place {
         let is_its = |at: &u16| trial.side_at(*at) == side;
         let at = (0..=u16::MAX).find(is_its).expect("one of them");
@@ -380,6 +415,7 @@ mod tests {
     /// always, and of the canary's requests another part does.
     fn run(always_fails: f64, canary_fails: f64, seed: u64) -> (Verdict, u64) {
         let settings = Canary {
+            variant: None,
             steps: vec![5, 25, 100],
             every: Duration::from_secs(60),
             header: None,

@@ -203,12 +203,23 @@ async fn follow(client: &Client, begun: Deployment, output: Output) -> Result<St
         output.say(&format!("  {}", printable(line)));
     }
     deploy::outcome(&over).map_err(words)?;
-    Ok(format!("release {} serves", over.release))
+    Ok(match &over.variant {
+        Some(name) => format!("release {} is the variant {name}", over.release),
+        None => format!("release {} serves", over.release),
+    })
 }
 
 /// The server's own check, without the upload.
 async fn rehearse(client: &Client, files: &AppFiles) -> Result<String, String> {
-    let asked = deploy::outline(client, &files.spec, files.text.clone(), &files.pack, None).await;
+    let asked = deploy::outline(
+        client,
+        &files.spec,
+        files.text.clone(),
+        &files.pack,
+        None,
+        None,
+    )
+    .await;
     let answer: PlanAnswer = asked.map_err(|error| error.cause().to_owned())?;
     let lines = [answer.steps, answer.warnings].concat();
     Ok(format!("would {}", lines.join("; ")))

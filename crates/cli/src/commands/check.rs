@@ -6,6 +6,7 @@ use hutong_core::detect::Completed;
 use hutong_core::spec::{self, AppSpec, Run};
 use hutong_core::units::{show_size, show_time};
 
+use super::deploy::Variant;
 use super::detect;
 use crate::error::CliError;
 use crate::output::Output;
@@ -23,7 +24,7 @@ pub fn schema(output: Output) -> Result<(), CliError> {
 }
 
 pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
-    let (spec, plan) = load_with(&args.folder, None).map(|done| (done.spec, done.plan))?;
+    let (spec, plan) = load_with(&args.folder, None, None).map(|done| (done.spec, done.plan))?;
     for line in plan.iter().flat_map(detect::describe) {
         output.say(&line);
     }
@@ -66,6 +67,8 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
             spec::Strategy::BlueGreen =>
                 "a new release starts beside the old one, which stays ready",
             spec::Strategy::Canary => "a new release gets a part of the visitors first",
+            spec::Strategy::Ab =>
+                "a new release gets a part of the visitors until one of both is chosen",
         },
         show_time(spec.start_timeout)
     ));
@@ -74,12 +77,16 @@ pub fn run(args: &Args, output: Output) -> Result<(), CliError> {
 
 /// Reads `hutong.toml` of a folder, with what is recognised where it does not say what runs; also its text.
 pub fn load(folder: &Path) -> Result<(AppSpec, String), CliError> {
-    let done = load_with(folder, None)?;
+    let done = load_with(folder, None, None)?;
     Ok((done.spec, done.text))
 }
 
-/// The same, as it is with another image.
-pub fn load_with(folder: &Path, image: Option<&str>) -> Result<Completed, CliError> {
+/// The same, as it is with another image, and as a variant.
+pub fn load_with(
+    folder: &Path,
+    image: Option<&str>,
+    variant: Option<&Variant>,
+) -> Result<Completed, CliError> {
     let path = folder.join("hutong.toml");
     let text = std::fs::read_to_string(&path).map_err(|error| {
         let wrong = CliError::bad_file(format!("{}: {error}", path.display()));
@@ -93,6 +100,15 @@ pub fn load_with(folder: &Path, image: Option<&str>) -> Result<Completed, CliErr
     let text = match image {
         Some(image) => spec::with_image(&text, image)
             .map_err(|error| CliError::bad_file(format!("{}: {error}", path.display())))?,
+        None => text,
+    };
+    let text = match variant {
+        Some(variant) => {
+            // Mistakes of the file itself have their places in it.
+            detect::complete(folder, &text)?;
+            let made = spec::with_variant(&text, &variant.name, variant.share);
+            made.map_err(CliError::usage)?
+        }
         None => text,
     };
     detect::complete(folder, &text)

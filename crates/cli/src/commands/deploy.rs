@@ -24,6 +24,8 @@ use crate::pack::Pack;
   hutong deploy                 the current folder
   hutong deploy ./shop --dry-run
   hutong deploy --image app.tar an image that `docker save` or `skopeo copy … oci-archive:` wrote
+  hutong deploy ./shop --variant green --share 20%
+                                beside the release that serves, for 20 % of the visitors: an A/B test
   hutong deploy --watch         again after each change, while you work on it")]
 pub struct Args {
     /// The app's folder
@@ -39,12 +41,36 @@ pub struct Args {
     /// `docker save` writes
     #[arg(long, value_name = "FILE", conflicts_with = "watch")]
     image: Option<PathBuf>,
+    /// Begin an A/B test: the release is the variant of this name, beside the one that serves, which is called main, until
+    /// `hutong promote` or `hutong abort`
+    #[arg(long, value_name = "NAME", conflicts_with = "watch")]
+    variant: Option<String>,
+    /// The variant's part of the visitors, 1 to 99 %; default: what hutong.toml says, else 50 %
+    #[arg(long, value_name = "PERCENT", requires = "variant", value_parser = percent)]
+    share: Option<u32>,
     /// For development: deploy again after each change, and show what the app says, until Ctrl-C
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
     /// Build anew, with nothing that earlier builds kept
     #[arg(long, conflicts_with_all = ["dry_run", "watch"])]
     no_cache: bool,
+}
+
+fn percent(text: &str) -> Result<u32, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim();
+    let found = number
+        .parse::<u32>()
+        .ok()
+        .filter(|share| (1..=99).contains(share));
+    found.ok_or_else(|| "write a number from 1 to 99, such as 20%".to_owned())
+}
+
+/// A name for the release, and its share, if it is one side of an A/B test.
+#[derive(Clone, Debug)]
+pub struct Variant {
+    pub name: String,
+    /// In percent.
+    pub share: Option<u32>,
 }
 
 pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
@@ -59,8 +85,13 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
         }
         return rounds::run(&client, &args.folder, output).await;
     }
+    let variant = args.variant.clone().map(|name| Variant {
+        name,
+        share: args.share,
+    });
     if args.dry_run {
-        let answer = plan(&client, &args.folder, args.image.is_some()).await?;
+        let has_image = args.image.is_some();
+        let answer = plan(&client, &args.folder, has_image, variant.as_ref()).await?;
         for warning in &answer.warnings {
             output.warn(warning);
         }
@@ -73,6 +104,7 @@ pub async fn run(args: &Args, server: &Server) -> Result<ExitCode, CliError> {
     }
     let origin = Origin {
         no_cache: args.no_cache,
+        variant,
         ..Origin::default()
     };
     let image = args.image.as_deref();
@@ -92,15 +124,16 @@ async fn plan(
     client: &Client,
     folder: &std::path::Path,
     has_image: bool,
+    variant: Option<&Variant>,
 ) -> Result<PlanAnswer, CliError> {
     let reference = has_image.then_some(image::HANDED_OVER);
     let (spec, text) = check::load(folder)?;
-    let spec = match reference {
-        Some(_) => check::load_with(folder, reference)?.spec,
-        None => spec,
+    let spec = match (reference, variant) {
+        (None, None) => spec,
+        _ => check::load_with(folder, reference, variant)?.spec,
     };
     let pack = Pack::new(folder, &spec)?;
-    outline(client, &spec, text, &pack, reference).await
+    outline(client, &spec, text, &pack, reference, variant).await
 }
 
 /// What a deployment would do, in the server's words; nothing is uploaded.
@@ -110,6 +143,7 @@ pub async fn outline(
     text: String,
     pack: &Pack,
     image: Option<&str>,
+    variant: Option<&Variant>,
 ) -> Result<PlanAnswer, CliError> {
     let request = DeployRequest {
         digest: pack.digest.clone(),
@@ -117,6 +151,8 @@ pub async fn outline(
         dry_run: true,
         applied_from: None,
         image: image.map(str::to_owned),
+        variant: variant.map(|variant| variant.name.clone()),
+        share: variant.and_then(|variant| variant.share),
         no_cache: false,
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
@@ -142,7 +178,8 @@ async fn start(
     output: Output,
 ) -> Result<Deployment, CliError> {
     // Mistakes first: an image is large.
-    let spec = check::load_with(folder, image.map(|_| image::HANDED_OVER))?.spec;
+    let reference = image.map(|_| image::HANDED_OVER);
+    let spec = check::load_with(folder, reference, origin.variant.as_ref())?.spec;
     let pack = Pack::new(folder, &spec)?;
     if let Some(image) = image {
         let taken = image::hand_over(client, spec.name.as_str(), image).await?;
@@ -158,6 +195,8 @@ pub struct Origin<'a> {
     pub folder: Option<&'a str>,
     /// In place of the image that hutong.toml names.
     pub image: Option<String>,
+    /// It is one side of an A/B test.
+    pub variant: Option<Variant>,
     /// Nothing of earlier builds is used.
     pub no_cache: bool,
 }
@@ -178,6 +217,8 @@ pub async fn begin(
         dry_run: false,
         applied_from: origin.folder.map(str::to_owned),
         image: origin.image,
+        share: origin.variant.as_ref().and_then(|variant| variant.share),
+        variant: origin.variant.map(|variant| variant.name),
         no_cache: origin.no_cache,
     };
     let path = path(&["apps", spec.name.as_str(), "deployments"]);
@@ -228,7 +269,7 @@ async fn upload(client: &Client, pack: &Pack, shows: bool) -> Result<(), CliErro
     })
 }
 
-/// Waits until a deployment is over, saying what it waits for.
+/// Waits until a deployment is over, or a variant has its visitors, saying what it waits for.
 pub async fn watch(client: &Client, deployment: Deployment) -> Result<Deployment, CliError> {
     wait(client, deployment, &spinner()).await
 }
@@ -251,7 +292,7 @@ async fn wait(
     let mut tries = 0;
     // The way to another machine is tried several times for each question already.
     let most = if client.is_far() { 4 } else { 150 };
-    while !deployment.state.is_over() {
+    while !deployment.state.is_over() && deployment.variant.is_none() {
         let doing = deployment.doing.clone();
         spinner.set_message(printable(doing.as_deref().unwrap_or("waiting")));
         let id = deployment.id.to_string();
@@ -304,10 +345,11 @@ pub async fn show_result(
     Ok(())
 }
 
-/// An error if a deployment that is over does not serve.
+/// An error if a deployment that was waited for does not serve.
 pub fn outcome(deployment: &Deployment) -> Result<(), CliError> {
     match deployment.state {
         DeploymentState::Done => Ok(()),
+        DeploymentState::Rolling if deployment.variant.is_some() => Ok(()),
         DeploymentState::Superseded => Err(CliError::failed("a newer deployment took its place")),
         _ => {
             let reason = deployment.reason.as_deref().unwrap_or("no reason is known");
@@ -334,8 +376,15 @@ async fn served(
     for warning in &app.warnings {
         output.warn(warning);
     }
+    let does = match &deployment.variant {
+        Some(name) => format!(
+            "is the variant {name}, `hutong variants {}` shows how it does",
+            deployment.app
+        ),
+        None => "serves".to_owned(),
+    };
     Ok(format!(
-        "release {} of {} serves{}{}",
+        "release {} of {} {does}{}{}",
         deployment.release,
         deployment.app,
         if urls.is_empty() { "" } else { ": " },

@@ -42,6 +42,7 @@ pub mod system;
 pub mod token;
 pub mod unpack;
 pub mod upgrade;
+pub mod variants;
 pub mod version;
 
 use std::future::Future;

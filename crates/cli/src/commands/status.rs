@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use hutong_api::{App, Canary, CanaryCounts, DeploymentState, ImageWatch, Scaling, Version};
+use hutong_core::canary::MAIN;
 use hutong_core::units::{show_size, show_time};
 
 use super::{Server, path, url};
@@ -128,6 +129,13 @@ fn watched(watch: &ImageWatch) -> String {
 /// A release on trial, and how it does; of one that is over, what became of it.
 fn canary_lines(canary: &Canary) -> Vec<String> {
     let release = canary.release;
+    let (test, what) = match &canary.variant {
+        Some(name) => (
+            "A/B test",
+            format!("the variant {name} (release {release})"),
+        ),
+        None => ("canary", format!("release {release}")),
+    };
     let decision = canary.decision.as_deref();
     if canary.state != DeploymentState::Rolling {
         let end = match canary.state {
@@ -136,11 +144,21 @@ fn canary_lines(canary: &Canary) -> Vec<String> {
             _ => "was given up",
         };
         let why = decision.map_or(String::new(), |why| format!(": {why}"));
-        return vec![format!("canary: release {release} {end}{why}")];
+        return vec![format!("{test}: {what} {end}{why}")];
     }
     let time = |ms| show_time(Duration::from_millis(ms));
     let lasted = canary.elapsed_ms.map_or("?".to_owned(), time);
     let steps: Vec<String> = canary.steps.iter().map(ToString::to_string).collect();
+    if let Some(name) = &canary.variant {
+        let share = canary.share;
+        let mut lines = vec![format!(
+            "{test}: {what} gets {share} % of the visitors, for {lasted}"
+        )];
+        for (who, counts) in [(name.as_str(), &canary.canary), (MAIN, &canary.stable)] {
+            lines.extend(counts.as_ref().map(|counts| figures(who, counts)));
+        }
+        return lines;
+    }
     let mut lines = vec![format!(
         "canary: release {release} gets {} % of the visitors, step {} of {} %, for {lasted} of {}",
         canary.share,

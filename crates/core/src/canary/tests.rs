@@ -28,6 +28,7 @@ impl Chance {
 
 fn settings() -> Canary {
     Canary {
+        variant: None,
         steps: vec![5, 25, 100],
         every: Duration::from_secs(60),
         header: None,

@@ -45,7 +45,7 @@ fn every_mistake_has_its_place_and_its_remedy() {
     hutong.toml:6:1: `a b` cannot name an environment variable; use letters, digits and '_'
     "#);
     insta::assert_snapshot!(errors("name='a'\ncommand='x'\ndata=true\ninstances=3"), @"hutong.toml:4:11: data has a single writer: leave instances at 1, or name a strategy if several instances may share /data");
-    insta::assert_snapshot!(errors("name='a'\ncommand='x'\nstrategy='green'"), @"hutong.toml:3:10: unknown variant `green`, expected one of `rolling`, `recreate`, `blue-green`, `canary`");
+    insta::assert_snapshot!(errors("name='a'\ncommand='x'\nstrategy='green'"), @"hutong.toml:3:10: unknown variant `green`, expected one of `rolling`, `recreate`, `blue-green`, `canary`, `ab`");
     insta::assert_snapshot!(errors("command='x'"), @"hutong.toml:1:1: missing field `name`");
 }
 

@@ -11,8 +11,10 @@ use crate::store::Canary as Begun;
 /// How a deployment takes over. What is no new release is not tried out: it served before.
 pub(super) fn strategy_of((deployment, _, spec): &Made) -> Strategy {
     match (deployment.kind.as_str(), spec.strategy) {
+        // To the planner a variant is a canary: that nobody judges it is none of its business.
+        ("deploy", Strategy::Ab) => Strategy::Canary,
         ("deploy", strategy) => strategy,
-        (_, Strategy::Canary | Strategy::BlueGreen) => Strategy::Rolling,
+        (_, Strategy::Canary | Strategy::Ab | Strategy::BlueGreen) => Strategy::Rolling,
         (_, strategy) => strategy,
     }
 }
@@ -41,7 +43,17 @@ pub(super) fn split(loaded: &Loaded, split: Split) -> Option<wire::Split> {
         share: split.share,
         header: canary.header.clone(),
         cookie: canary.cookie.clone(),
+        for_people: canary.variant.is_some(),
     })
+}
+
+/// What a release on trial is called.
+pub fn called(spec: &AppSpec) -> String {
+    let variant = spec.canary.as_ref().and_then(|one| one.variant.as_ref());
+    match variant {
+        Some(name) => format!("variant {name}"),
+        None => "canary".to_owned(),
+    }
 }
 
 /// What was counted of both releases in the step under way.
@@ -81,7 +93,7 @@ pub(super) fn look(control: &Control, loaded: &Loaded) -> bool {
     let (Some((deployment, release, spec)), Some(begun)) = (&loaded.rollout, &loaded.begun) else {
         return false;
     };
-    let Some(canary) = &spec.canary else {
+    let Some(canary) = spec.canary.as_ref().filter(|one| one.variant.is_none()) else {
         return false;
     };
     let (id, app) = (deployment.id, &loaded.app.name);
@@ -154,7 +166,8 @@ fn roll_back(control: &Control, app: &str, id: u64, reason: String) -> bool {
 /// controller.
 pub(super) fn step_ends(control: &Control, loaded: &Loaded, now: u64) -> Option<u64> {
     let (deployment, _, spec) = loaded.rollout.as_ref()?;
-    let canary = spec.canary.as_ref()?;
+    // A variant stays as it is.
+    let canary = spec.canary.as_ref().filter(|one| one.variant.is_none())?;
     let share = share(loaded)?;
     let observed = lock(&control.observed);
     let seen = Counted::of(&observed, &loaded.app.name, deployment.id, share)?;
@@ -202,8 +215,8 @@ pub(super) fn begin(control: &Control, loaded: &Loaded, deployment: u64) -> bool
     };
     if let Some((_, release, spec)) = loaded.rollout.as_ref().filter(|_| begun) {
         let share = spec.canary.as_ref().map_or(100, |canary| canary.share(0));
-        let number = release.number;
-        let text = format!("canary of release {number}: it gets {share} % of the visitors");
+        let (what, number) = (called(spec), release.number);
+        let text = format!("{what} of release {number}: it gets {share} % of the visitors");
         control.logs.note(&loaded.app.name, "", &text);
     }
     true

@@ -386,7 +386,8 @@ pub async fn roll_out(
             say.line(doing.as_deref().unwrap_or_default()).await;
         }
         output.show(control, say).await;
-        if now.state.is_over() {
+        // A variant goes on for as long as its owner likes.
+        if now.state.is_over() || now.variant.is_some() {
             break now;
         }
         let _ = tokio::time::timeout(LOOK, passes.changed()).await;
@@ -401,6 +402,14 @@ async fn outcome(
     shown: usize,
     say: &Say,
 ) -> Result<(), String> {
+    if let Some(name) = &over.variant {
+        let (release, app) = (over.release, &over.app);
+        say.line(&format!(
+            "release {release} of {app} is the variant {name}: `hutong variants {app}` shows how it does"
+        ))
+        .await;
+        return Ok(());
+    }
     match over.state {
         DeploymentState::Done => {}
         DeploymentState::Superseded => return Err(TAKEN_OVER.into()),

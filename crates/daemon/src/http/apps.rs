@@ -374,7 +374,7 @@ pub fn redeploy_current(control: &Control, app: &store::App, kind: &str) -> Resu
             "deployment {} of {} is under way; this would undo it",
             other.id, app.name
         ))
-        .hint("wait until it is over, and try again"));
+        .hint("wait until it is over, or end it with `hutong abort`, and try again"));
     }
     let deployment = control
         .store
@@ -491,7 +491,7 @@ pub async fn change_env(
             "deployment {} of {} is under way; this would undo it",
             other.id, app.name
         ))
-        .hint("wait until it is over, and try again"));
+        .hint("wait until it is over, or end it with `hutong abort`, and try again"));
     }
     let runs = app.goal == Goal::Running && app.active.is_some();
     let is_program = current_spec(&control, &app)?.is_some_and(|(_, spec)| spec.has_programs());

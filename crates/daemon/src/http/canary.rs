@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use hutong_api::{Canary, CanaryCounts, Deployment, Problem, Standby};
-use hutong_core::canary::Counts;
+use hutong_core::canary::{Counts, MAIN, figures};
+use hutong_core::spec::AppSpec;
 use hutong_runtime::processes::steady_ms;
 
 use super::deploy::to_wire;
 use super::{ApiError, Result, apps};
-use crate::controller::{Counted, Made};
+use crate::controller::{Counted, Made, called};
 use crate::store::{self, App};
 use crate::{Control, controller, lock};
 
@@ -31,11 +32,66 @@ pub fn under_way(control: &Control, app: &str) -> Result<Option<(Made, store::Ca
     Ok(made.map(|made| (made, begun)))
 }
 
-/// Has a canary take over now, whatever it has shown so far.
-#[utoipa::path(post, path = "/v1/apps/{app}/promote", responses((status = 200, body = Deployment), (status = 404, body = Problem), (status = 409, body = Problem)))]
+/// The variant that a deployment is, and its share in percent, while it has that.
+pub fn variant(control: &Control, deployment: &store::Deployment) -> Option<(String, u32)> {
+    if deployment.state != "rolling" {
+        return None;
+    }
+    let begun = control.store.canary(deployment.id).ok()??;
+    let (_, _, spec) = controller::version_of(control, Some(deployment.id)).ok()??;
+    let tried = spec.canary.as_ref()?;
+    let (name, share) = (tried.variant.clone()?, tried.share(begun.step));
+    let observed = lock(&control.observed);
+    let counted = Counted::of(&observed, &deployment.app, deployment.id, share);
+    (share < 100 && counted.is_some()).then_some((name, share))
+}
+
+/// How a variant has done against the release that serves, in a line; nothing of a canary, whose judge has said it.
+fn report(control: &Control, deployment: &store::Deployment, spec: &AppSpec, step: u32) -> String {
+    let tried = spec.canary.as_ref().filter(|one| one.variant.is_some());
+    let Some(tried) = tried else {
+        return String::new();
+    };
+    let observed = lock(&control.observed);
+    let share = tried.share(step);
+    let counted = Counted::of(&observed, &deployment.app, deployment.id, share);
+    counted.map_or_else(String::new, |counted| {
+        format!("; {}", figures(&counted.look()))
+    })
+}
+
+#[derive(serde::Deserialize)]
+pub struct Which {
+    /// The variant that is to serve; nothing is done if that is not the one under test.
+    #[serde(default)]
+    variant: Option<String>,
+}
+
+/// Refuses another variant than the one under test.
+fn check_variant(app: &str, wanted: &str, spec: &AppSpec) -> Result<()> {
+    let tested = spec.canary.as_ref().and_then(|one| one.variant.as_deref());
+    if tested == Some(wanted) {
+        return Ok(());
+    }
+    if wanted == MAIN {
+        return Err(
+            ApiError::conflict(format!("{MAIN} is the release that serves already"))
+                .hint(format!("`hutong abort {app}` has it serve everybody again")),
+        );
+    }
+    let error = ApiError::conflict(format!("{app} has no variant {wanted} under test"));
+    Err(match tested {
+        Some(name) => error.hint(format!("the one under test is {name}")),
+        None => error.hint(format!("it is a canary: `hutong promote {app}`")),
+    })
+}
+
+/// Has a canary or a variant take over now, whatever it has shown so far.
+#[utoipa::path(post, path = "/v1/apps/{app}/promote", params(("variant" = Option<String>, Query)), responses((status = 200, body = Deployment), (status = 404, body = Problem), (status = 409, body = Problem)))]
 pub async fn promote(
     State(control): State<Arc<Control>>,
     Path(name): Path<String>,
+    Query(which): Query<Which>,
 ) -> Result<Json<Deployment>> {
     apps::find_free(&control, &name)?;
     let Some(((deployment, release, spec), begun)) = under_way(&control, &name)? else {
@@ -44,12 +100,20 @@ pub async fn promote(
                 .hint(format!("`hutong status {name}` shows what it does")),
         );
     };
+    if let Some(wanted) = &which.variant {
+        check_variant(&name, wanted, &spec)?;
+    }
     let canary = spec.canary.as_ref();
     let last = canary.map_or(0, |canary| canary.steps.len().saturating_sub(1)) as u32;
     let share = canary.map_or(100, |canary| canary.share(begun.step));
-    let decision = format!("{share} → 100 % of the visitors: its owner says so");
+    let report = report(&control, &deployment, &spec, begun.step);
+    let decision = format!("{share} → 100 % of the visitors: its owner says so{report}");
     if control.store.move_canary(deployment.id, last, &decision)? {
-        let text = format!("canary of release {}: {decision}", release.number);
+        let text = format!(
+            "{} of release {}: {decision}",
+            called(&spec),
+            release.number
+        );
         control.logs.note(&name, "", &text);
     }
     control.wake.notify_one();
@@ -68,7 +132,18 @@ pub async fn abort(
             "no deployment of {name} is under way"
         )));
     };
-    if !give_up(&control, &deployment, "its owner aborted it")? {
+    // What cannot be read can be ended all the same.
+    let report = match under_way(&control, &name).ok().flatten() {
+        Some(((tried, _, spec), begun)) if tried.id == deployment.id => {
+            report(&control, &deployment, &spec, begun.step)
+        }
+        _ => String::new(),
+    };
+    if !give_up(
+        &control,
+        &deployment,
+        &format!("its owner aborted it{report}"),
+    )? {
         return Err(too_late(&control, &deployment)?);
     }
     until_served(&control).await;
@@ -163,6 +238,7 @@ pub fn describe(control: &Control, app: &App) -> Result<Option<Canary>> {
     let waits = observed.verdicts.get(&id).cloned();
     drop(observed);
     Ok(Some(Canary {
+        variant: canary.variant.clone(),
         deployment: id,
         release: deployment.release,
         state: to_wire(&deployment).state,
@@ -182,6 +258,7 @@ fn counts(counts: &Counts) -> CanaryCounts {
     CanaryCounts {
         requests: counts.requests,
         errors: counts.errors,
+        p50_us: counts.within_us(50),
         p95_us: counts.within_us(95),
         p99_us: counts.within_us(99),
     }

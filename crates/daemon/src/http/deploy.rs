@@ -199,7 +199,30 @@ pub async fn deploy(
         Some(reference) => spec::with_image(&text, reference).map_err(ApiError::bad)?,
         None => text,
     };
+    let text = match (&request.variant, request.share) {
+        (Some(variant), share) => {
+            check_serves(&control, &name, variant)?;
+            spec::with_variant(&text, variant, share).map_err(ApiError::bad)?
+        }
+        (None, Some(_)) => return Err(ApiError::bad("a share is a variant's: name that, too")),
+        (None, None) => text,
+    };
     decide(&control, &name, &request, &text, None).map(Json)
+}
+
+/// A variant is compared with something.
+fn check_serves(control: &Control, name: &str, variant: &str) -> Result<()> {
+    let app = control.store.app(name)?;
+    let active = app.filter(|app| app.goal != Goal::Removed);
+    let active = controller::version_of(control, active.and_then(|app| app.active))?;
+    // Files and other people's servers have nothing beside them: they would be replaced.
+    match active.is_some_and(|(_, _, spec)| spec.run.has_instances()) {
+        true => Ok(()),
+        false => Err(ApiError::conflict(format!(
+            "no release of {name} with a `command` serves that the variant {variant} could be compared with"
+        ))
+        .hint("deploy one without a variant first")),
+    }
 }
 
 /// Deploys a tree that is there, with `text` in place of its own hutong.toml.
@@ -224,6 +247,8 @@ pub fn begin(control: &Arc<Control>, name: &str, digest: &str, text: &str) -> Re
         dry_run: false,
         applied_from: None,
         image: None,
+        variant: None,
+        share: None,
         no_cache: false,
     };
     decide(control, name, &request, text, None)
@@ -248,6 +273,8 @@ pub fn begin_seen(
         dry_run: false,
         applied_from: None,
         image: None,
+        variant: None,
+        share: None,
         no_cache: false,
     };
     decide(control, name, &request, text, Some(news)).map(drop)
@@ -335,9 +362,10 @@ fn decide(
         control.has_disk().map_err(ApiError::no_room)?;
     }
     let tried = canary::under_way(control, name)?;
-    if let Some(((_, release, _), _)) = &tried {
+    if let Some(((_, release, tried), _)) = &tried {
         warnings.push(format!(
-            "the canary of release {} ends: this release takes its place",
+            "the {} of release {} ends: this release takes its place",
+            controller::called(tried),
             release.number
         ));
     }
@@ -359,10 +387,11 @@ fn decide(
             .deploy_seen(name, &news.before, &news.seen, digest, &text, state)?
             .ok_or_else(|| ApiError::conflict(format!("{name} was changed meanwhile")))?,
     };
-    if let Some(((replaced, release, _), _)) = &tried {
+    if let Some(((replaced, release, tried), _)) = &tried {
         lock(&control.observed).verdicts.remove(&replaced.id);
         let (old, new) = (release.number, deployment.release);
-        let text = format!("the canary of release {old} is aborted: release {new} takes its place");
+        let what = controller::called(tried);
+        let text = format!("the {what} of release {old} is aborted: release {new} takes its place");
         control.logs.note(name, "", &text);
     }
     if prepares {
@@ -578,6 +607,7 @@ fn outline(
                     "move requests over at once; keep the old release ready for {}; stop it",
                     units::show_time(spec.keep)
                 ),
+                Strategy::Ab => "once it is promoted: move requests over; let those under way finish; stop the old release".into(),
                 _ => "move requests over; let those under way finish; stop the old release".into(),
             });
         }
@@ -614,6 +644,12 @@ fn outline(
 
 /// What a canary's steps are, in words.
 fn trial_words(canary: &Canary) -> Vec<String> {
+    if let Some(name) = &canary.variant {
+        return vec![format!(
+            "give it, the variant {name}, {} % of the visitors until `hutong promote` or `hutong abort`",
+            canary.share(0)
+        )];
+    }
     let shares = canary.steps.iter().filter(|share| **share < 100);
     shares
         .map(|share| {
@@ -745,6 +781,7 @@ pub fn to_wire(deployment: &store::Deployment) -> Deployment {
             _ => DeploymentState::Failed,
         },
         doing: None,
+        variant: None,
         reason: deployment.reason.clone(),
         log: deployment.log.clone(),
         created_at: deployment.created_ms,
@@ -756,6 +793,7 @@ pub fn to_wire(deployment: &store::Deployment) -> Deployment {
 /// With what it does now, and which routes wait.
 pub fn wire_deployment(control: &Control, deployment: &store::Deployment) -> Deployment {
     let mut wire = to_wire(deployment);
+    let tested = canary::variant(control, deployment);
     let observed = lock(&control.observed);
     let trouble = observed.trouble.clone();
     wire.doing = match wire.state {
@@ -768,6 +806,9 @@ pub fn wire_deployment(control: &Control, deployment: &store::Deployment) -> Dep
                 Some(place) => format!("waiting for {} builds before it", place + 1),
             }))
         }
+        DeploymentState::Rolling if tested.is_some() => tested
+            .as_ref()
+            .map(|(name, share)| format!("the variant {name} gets {share} % of the visitors")),
         DeploymentState::Rolling if observed.verdicts.contains_key(&deployment.id) => observed
             .verdicts
             .get(&deployment.id)
@@ -778,6 +819,7 @@ pub fn wire_deployment(control: &Control, deployment: &store::Deployment) -> Dep
             .and_then(|steps| steps.first().cloned()),
         _ => None,
     };
+    wire.variant = tested.map(|(name, _)| name);
     wire.warnings = observed
         .warnings
         .get(&deployment.app)

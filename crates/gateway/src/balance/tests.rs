@@ -156,6 +156,7 @@ fn a_side_has_its_own_targets_and_the_others_where_it_has_none() {
         share: 5,
         header: None,
         cookie: None,
+        for_people: false,
     };
     let Ok(mut app) = Arc::try_unwrap(app) else {
         panic!("nobody else has it");
@@ -185,6 +186,7 @@ fn a_full_canary_overflows_and_a_full_stable_release_does_not() {
         share: 5,
         header: None,
         cookie: None,
+        for_people: false,
     };
     app.trial = Some(Arc::new(crate::trial::Trial::new(split)));
     let ids = |side| -> Vec<String> {

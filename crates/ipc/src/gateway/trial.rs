@@ -14,6 +14,10 @@ pub struct Split {
     pub header: Option<(String, String)>,
     #[serde(default)]
     pub cookie: Option<(String, String)>,
+    /// The figures are for people, not for the judge: each request counts, whoever it is from. And visitors are
+    /// remembered for longer than until they close their browser.
+    #[serde(default)]
+    pub for_people: bool,
 }
 
 /// How both did since they have had these shares.

@@ -419,7 +419,7 @@ mod tests {
         let made = |text: &str, share| {
             let text = with_variant(text, "green", share).expect("good");
             let canary = parse("t", &text).expect("good").canary.expect("there");
-            (canary.variant.unwrap_or_default(), canary.share(0))
+            (canary.variant.clone().unwrap_or_default(), canary.share(0))
         };
         let green = |share: u32| ("green".to_owned(), share);
         let plain = "name='a'\ncommand='x'\n";

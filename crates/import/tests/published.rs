@@ -173,7 +173,8 @@ fn unsaid(origin: &Origin, all: &[Origin], outcome: &Outcome) -> Vec<String> {
             (is_word || is_known) && noted(above.number, false)
         });
         let is_said = text.ends_with(':') || is_inside || is_part || noted(number, false);
-        if !is_said && !(is_item && is_repeated(text)) {
+        let is_known = is_said || (is_item && is_repeated(text));
+        if !is_known {
             unsaid.push(format!("{}:{number}: {text}", origin.path));
         }
         around.push(Around {

@@ -2,6 +2,7 @@
 
 mod canaries;
 mod git;
+mod pushes;
 mod registries;
 mod runs;
 mod secrets;
@@ -28,11 +29,11 @@ pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 pub use watched::{Before, Seen};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 12;
+const VERSION: i64 = 13;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 11] = [
+const MIGRATIONS: [&str; 12] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -106,6 +107,8 @@ const MIGRATIONS: [&str; 11] = [
     git::WAITING,
     // What tags of other registries led to.
     watched::TABLE,
+    // Pushes to our own registry whose deployment is not begun yet.
+    pushes::TABLE,
 ];
 
 /// A file that is given up when the disk is full, so that `remove --purge` can still be written down.

@@ -758,6 +758,11 @@ fn is_this_machine(address: &str) -> bool {
     without_port(address) == "localhost" || literal(address).is_some_and(|ip| ip.is_loopback())
 }
 
+/// Whether a registry is on this machine or at an address of its network. What names stand for is not asked here.
+pub fn is_inside(address: &str) -> bool {
+    is_this_machine(address) || literal(address).is_some_and(|ip| !is_public(ip))
+}
+
 fn escaped(text: &str) -> String {
     let mut escaped = String::new();
     for byte in text.bytes() {
@@ -1080,7 +1085,7 @@ mod tests {
         let why = got.expect_err("it gives nothing");
         assert!(why.contains("too slow"), "{why}");
         // Who does not want it any more does not wait for that.
-        let no = || Err("enough".to_owned());
+        let no = || -> Result<(), String> { Err("enough".to_owned()) };
         let got = client.blob(&mut source, wanted, &path, &no).await;
         assert_eq!(got.expect_err("nobody wants it"), "enough");
     }

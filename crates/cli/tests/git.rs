@@ -574,6 +574,32 @@ fn a_killed_control_plane_takes_the_next_push() {
     assert_eq!(work.remote("main"), commit);
 }
 
+/// A token of one app opens nothing else, nor does the server look around in its own network for it.
+#[test]
+fn a_push_has_the_server_ask_no_registry_of_its_own_network() {
+    if !is_root() {
+        return;
+    }
+    let (server, _folder) = server();
+    let work = Work::new(&server, "site", &token(&server, "site"));
+    let asked = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    asked.set_nonblocking(true).expect("set");
+    let here = asked.local_addr().expect("an address").to_string();
+    let port = asked.local_addr().expect("an address").port();
+    for host in [here, format!("localhost:{port}"), "169.254.169.254".into()] {
+        let toml = format!(
+            "name = \"site\"\ndomains = [\"site.test\"]\nimage = \"{host}/x:1\"\ndriver = \"sandbox\"\n"
+        );
+        work.write("hutong.toml", &toml);
+        work.commit(&host);
+        let said = work.refused("main");
+        assert!(said.contains("in this server's own network"), "{said}");
+        assert!(said.contains("hutong registry login"), "{said}");
+    }
+    assert!(asked.accept().is_err(), "somebody asked");
+    assert!(server.app("site").is_null());
+}
+
 /// HMAC-SHA256 (RFC 2104), in hex, of a key of at most 64 bytes.
 fn sign(key: &str, body: &str) -> String {
     let mut block = [0u8; 64];

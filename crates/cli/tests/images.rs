@@ -351,6 +351,13 @@ fn what_is_wrong_is_said_and_nothing_is_left() {
     };
     let said = refused(&[changed], json!({}), "");
     assert!(said.contains("has the digest"), "{said}");
+    let whole = place.base();
+    let cut = Part {
+        packed: whole.packed[..whole.packed.len() / 2].to_vec(),
+        diff_id: whole.diff_id,
+    };
+    let said = refused(&[cut], json!({}), "");
+    assert!(said.contains("cannot be unpacked"), "{said}");
     // A gigabyte of zeros, which packs to a few megabytes.
     let header = place.folder.path().join("header");
     std::fs::write(&header, oci::header("srv/zeros", 1 << 30)).expect("written");

@@ -36,7 +36,7 @@ pub use egress::{Egress, EgressRule};
 use image::RawContainer;
 pub use image::{
     Image, ImageDriver, LOCAL_REGISTRY, MAX_INSTANCES as MAX_CONTAINERS, Pull,
-    User as ContainerUser, with_image, with_port,
+    User as ContainerUser, with_image, with_port, without_port,
 };
 pub use preview::{Preview, PreviewData};
 use preview::{RawGit, RawPreview};

@@ -41,6 +41,8 @@ pub struct Images {
     pub preparing: RwLock<()>,
     pub client: remote::Remotes,
     pub watch: watch::Watches,
+    /// Why nobody hears the registry at its own address, if that is so.
+    pub unheard: Mutex<Option<String>>,
     /// Of who owns this: rules and what follows from a push need all of it.
     control: Arc<OnceLock<Weak<Control>>>,
 }
@@ -58,6 +60,7 @@ impl Images {
             preparing: RwLock::new(()),
             client: remote::Remotes::new(own.join("fetched"), ca_bundle.map(PathBuf::from)),
             watch: watch::Watches::default(),
+            unheard: Mutex::default(),
             control: Arc::default(),
         }
     }
@@ -82,14 +85,28 @@ impl Images {
             return Ok(registry.clone());
         }
         let rules = Arc::new(pushed::Rules(self.control.clone()));
-        let registry = Registry::open(&self.folder, Settings::default(), rules)
+        let settings = Settings {
+            owner: owner_of,
+            ..Settings::default()
+        };
+        let registry = Registry::open(&self.folder, settings, rules)
             .map_err(|error| format!("the images cannot be opened: {}", causes(&error)))?;
-        let owner = self.control.clone();
-        let registry = registry.on_push(move |push| {
-            if let Some(control) = owner.get().and_then(Weak::upgrade) {
-                pushed::note(&control, push);
-            }
-        });
+        let [told, before, room] = [(); 3].map(|()| self.control.clone());
+        let registry = registry
+            .before_tag(move |repository, tag, digest| {
+                if let Some(control) = before.get().and_then(Weak::upgrade) {
+                    pushed::foresee(&control, repository, tag, digest);
+                }
+            })
+            .on_push(move |push| {
+                if let Some(control) = told.get().and_then(Weak::upgrade) {
+                    pushed::note(&control, push);
+                }
+            })
+            .with_room(move |more| match room.get().and_then(Weak::upgrade) {
+                Some(control) => control.has_disk_for(more),
+                None => Ok(()),
+            });
         let registry = Arc::new(registry);
         *opened = Some(registry.clone());
         Ok(registry)
@@ -99,6 +116,14 @@ impl Images {
     pub fn image(&self, digest: &Digest) -> Result<Image, String> {
         let image = self.registry()?.image(digest, &Platform::host());
         image.map_err(|error| causes(&error))
+    }
+}
+
+/// Whose a repository is: the app's of its first part. What came from elsewhere is nobody's, and each counts for itself.
+fn owner_of(repository: &str) -> &str {
+    match remote::is_remote(repository) {
+        true => repository,
+        false => repository.split('/').next().unwrap_or(repository),
     }
 }
 
@@ -411,6 +436,14 @@ mod tests {
         ] {
             assert!(!is_own("shop", local), "{local}");
         }
+    }
+
+    #[test]
+    fn repositories_are_their_apps() {
+        assert_eq!(owner_of("shop"), "shop");
+        assert_eq!(owner_of("shop/worker/x"), "shop");
+        let elsewhere = "remote.images/docker.io/library/nginx";
+        assert_eq!(owner_of(elsewhere), elsewhere);
     }
 
     #[test]

@@ -187,6 +187,7 @@ async fn run(setup: ControlSetup, api: OwnedFd) -> Result<(), String> {
     tokio::spawn(images::run(control.clone()));
     tokio::spawn(images::health::run(control.clone()));
     tokio::spawn(images::watch::run(control.clone()));
+    tokio::spawn(images::pushed::resume(control.clone()));
     tokio::spawn(certs::issuer::run(control.clone()));
     let api_is_tcp = setup.api_is_tcp;
     tokio::select! {

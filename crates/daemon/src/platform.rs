@@ -3,9 +3,11 @@
 //! no others, and each of them decides for itself who may.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::chown;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -14,7 +16,7 @@ use hutong_core::spec::AppSpec;
 use hutong_ipc::gateway as wire;
 
 use crate::images::{pushed, watch};
-use crate::{Control, git};
+use crate::{Control, git, lock};
 
 /// Among the apps of the snapshot; no app can have this name.
 const NAME: &str = "@platform";
@@ -24,6 +26,8 @@ const PREFIXES: [&str; 3] = ["/git", "/hooks", "/v2"];
 const RESPONSE_MS: u64 = 3_600_000;
 /// How long a request waits for a control plane that is being restarted.
 const HOLD_MS: u64 = 10_000;
+/// After so long the registry's address is tried again.
+const AGAIN: Duration = Duration::from_secs(2);
 
 fn registry() -> Router<Arc<Control>> {
     Router::new()
@@ -32,20 +36,44 @@ fn registry() -> Router<Arc<Control>> {
         .route("/v2/{*rest}", any(pushed::serve))
 }
 
-/// The registry alone, without TLS: for who is on this machine.
-fn start_registry(control: &Arc<Control>, address: SocketAddr) -> Result<(), String> {
-    let failed =
-        |error: std::io::Error| format!("the registry cannot listen on {address}: {error}");
-    let listener = std::net::TcpListener::bind(address).map_err(failed)?;
-    listener.set_nonblocking(true).map_err(failed)?;
-    let listener = tokio::net::TcpListener::from_std(listener).map_err(failed)?;
-    let router = registry().with_state(control.clone());
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!("the registry: {error}");
+/// The registry alone, without TLS: for who is on this machine. Where somebody else has its address, that is said, and it is
+/// tried again and again; the rest of us goes on.
+async fn run_registry(
+    control: Arc<Control>,
+    address: SocketAddr,
+    first: io::Result<std::net::TcpListener>,
+) {
+    let mut next = first;
+    loop {
+        match next.and_then(tokio::net::TcpListener::from_std) {
+            Ok(listener) => {
+                if lock(&control.images.unheard).take().is_some() {
+                    tracing::info!("the registry listens on {address} now");
+                }
+                let router = registry().with_state(control.clone());
+                if let Err(error) = axum::serve(listener, router).await {
+                    tracing::error!("the registry: {error}");
+                }
+            }
+            Err(error) => {
+                let why = format!(
+                    "the registry cannot listen on {address}: {error}; nobody can push there until it can"
+                );
+                let before = lock(&control.images.unheard).replace(why.clone());
+                if before.is_none_or(|before| before != why) {
+                    tracing::warn!("{why}");
+                }
+            }
         }
-    });
-    Ok(())
+        tokio::time::sleep(AGAIN).await;
+        next = bind(address);
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
 }
 
 fn router(control: Arc<Control>) -> Router {
@@ -61,7 +89,9 @@ fn router(control: Arc<Control>) -> Router {
 pub fn start(control: &Arc<Control>) -> Result<(), String> {
     control.images.mount(control);
     if let Some(address) = control.settings.registry {
-        start_registry(control, address)?;
+        // Before anybody is told that the server is there.
+        let first = bind(address);
+        tokio::spawn(run_registry(control.clone(), address, first));
     }
     if control.settings.host.is_none() {
         return Ok(());

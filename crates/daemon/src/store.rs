@@ -2,6 +2,7 @@
 
 mod canaries;
 mod git;
+mod pushes;
 mod registries;
 mod runs;
 mod secrets;
@@ -29,11 +30,11 @@ pub use runs::{Cause, JobsSeen, NewRun, Outcome, Run};
 pub use watched::{Before, Seen};
 
 /// The schema that this program writes; [`MIGRATIONS`] lead to it from every older one.
-const VERSION: i64 = 13;
+const VERSION: i64 = 14;
 /// The schema of a new store, before the migrations.
 const FIRST_VERSION: i64 = 1;
 /// `MIGRATIONS[n]` leads from version n + 1 to n + 2.
-const MIGRATIONS: [&str; 12] = [
+const MIGRATIONS: [&str; 13] = [
     // How long a removed app's data has been kept, counted while the server ran: the clock may be wrong.
     "ALTER TABLE apps ADD COLUMN removed_ms INTEGER NOT NULL DEFAULT 0;",
     // Failed attempts to have a certificate.
@@ -108,6 +109,8 @@ const MIGRATIONS: [&str; 12] = [
     // What tags of other registries led to.
     watched::TABLE,
     snapshots::COLUMNS,
+    // Pushes to our own registry whose deployment is not begun yet.
+    pushes::TABLE,
 ];
 
 /// A file that is given up when the disk is full, so that `remove --purge` can still be written down.

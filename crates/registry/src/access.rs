@@ -62,6 +62,8 @@ pub enum Verdict {
     Unknown,
     /// Known, and not allowed: 403.
     Forbidden,
+    /// It cannot be said now: 503, with a time to come again.
+    Later,
 }
 
 /// The caller's rules. Asked for each request, on a thread that may wait.

@@ -13,20 +13,24 @@ use crate::name::RepositoryName;
 pub struct Quota {
     /// Blobs, each counted once, and uploads under way.
     pub total_bytes: u64,
-    /// What a repository may read and what is on its way to it. A blob that two repositories share counts for both.
-    pub repository_bytes: u64,
-    /// Blobs, manifests and tags of a repository: each is a file.
-    pub repository_names: u64,
+    /// What the repositories of an owner ([`crate::Settings::owner`]) may read and what is on its way to them. A blob that
+    /// two of them share counts for both.
+    pub owner_bytes: u64,
+    /// Blobs, manifests and tags of an owner's repositories: each is a file.
+    pub owner_names: u64,
     pub repositories: usize,
+    /// Of one owner.
+    pub owner_repositories: usize,
 }
 
 impl Default for Quota {
     fn default() -> Self {
         Quota {
             total_bytes: 20 << 30,
-            repository_bytes: 10 << 30,
-            repository_names: 20_000,
+            owner_bytes: 10 << 30,
+            owner_names: 20_000,
             repositories: 2_000,
+            owner_repositories: 100,
         }
     }
 }
@@ -53,8 +57,11 @@ struct Held {
     names: u64,
 }
 
-#[derive(Default)]
+/// Whose a repository is, by its name.
+pub(crate) type Owner = fn(&str) -> &str;
+
 pub(crate) struct Book {
+    owner: Owner,
     total: u64,
     repositories: HashMap<RepositoryName, Held>,
     /// Since when a collection found nobody to refer to it.
@@ -64,6 +71,32 @@ pub(crate) struct Book {
 }
 
 impl Book {
+    pub fn new(owner: Owner) -> Self {
+        Book {
+            owner,
+            total: 0,
+            repositories: HashMap::new(),
+            since: HashMap::new(),
+            touched: None,
+        }
+    }
+
+    /// What the owner of a repository holds, and in how many.
+    fn owned(&self, name: &RepositoryName) -> (Held, usize) {
+        let owner = (self.owner)(name.as_str());
+        let mut all = Held::default();
+        let mut count = 0;
+        // A look at each of two thousand names at most, while whole blocks are written.
+        for (other, held) in &self.repositories {
+            if (self.owner)(other.as_str()) == owner {
+                all.bytes = all.bytes.saturating_add(held.bytes);
+                all.names = all.names.saturating_add(held.names);
+                count += 1;
+            }
+        }
+        (all, count)
+    }
+
     /// Whether there is room, and if so it is taken.
     pub fn reserve(&mut self, quota: &Quota, name: &RepositoryName, more: Charge) -> Result<()> {
         self.fits(quota, name, more)?;
@@ -84,26 +117,30 @@ impl Book {
             }
             Ok(())
         };
-        let known = self.repositories.get(name);
-        if known.is_none() && self.repositories.len() >= quota.repositories {
+        let is_known = self.repositories.contains_key(name);
+        if !is_known && self.repositories.len() >= quota.repositories {
             return Err(StoreError::TooMany(format!(
                 "there are {} repositories, as many as there may be",
                 self.repositories.len()
             )));
         }
-        let held = known.copied().unwrap_or_default();
-        if more.names > 0 && held.names.saturating_add(more.names) > quota.repository_names {
+        let (held, count) = self.owned(name);
+        if !is_known && count >= quota.owner_repositories {
             return Err(StoreError::TooMany(format!(
-                "the repository holds {} blobs, manifests and tags of {}",
-                held.names, quota.repository_names
+                "the owner of the repository has {count}, as many as one may have"
             )));
         }
-        check(
-            Whose::Repository,
-            held.bytes,
-            quota.repository_bytes,
-            more.repository,
-        )?;
+        let whose = match (self.owner)(name.as_str()) == name.as_str() && count <= 1 {
+            true => Whose::Repository,
+            false => Whose::Owner,
+        };
+        if more.names > 0 && held.names.saturating_add(more.names) > quota.owner_names {
+            return Err(StoreError::TooMany(format!(
+                "{whose} holds {} blobs, manifests and tags of {}",
+                held.names, quota.owner_names
+            )));
+        }
+        check(whose, held.bytes, quota.owner_bytes, more.repository)?;
         check(Whose::Registry, self.total, quota.total_bytes, more.total)
     }
 
@@ -139,6 +176,7 @@ impl Book {
         self.total
     }
 
+    /// What one repository holds.
     pub fn held(&self, name: &RepositoryName) -> u64 {
         self.repositories.get(name).map_or(0, |held| held.bytes)
     }
@@ -195,11 +233,12 @@ mod tests {
     fn what_is_over_a_bound_is_refused_with_the_figures_and_takes_nothing() {
         let quota = Quota {
             total_bytes: 3 << 20,
-            repository_bytes: 2 << 20,
-            repository_names: 3,
+            owner_bytes: 2 << 20,
+            owner_names: 3,
             repositories: 2,
+            owner_repositories: 2,
         };
-        let mut book = Book::default();
+        let mut book = Book::new(|name| name);
         let bytes = |n| Charge {
             total: n,
             repository: n,
@@ -232,8 +271,41 @@ mod tests {
     }
 
     #[test]
+    fn what_an_owner_has_counts_together() {
+        let quota = Quota {
+            owner_bytes: 100,
+            owner_names: 3,
+            owner_repositories: 2,
+            ..Quota::default()
+        };
+        let mut book = Book::new(|name| name.split('/').next().unwrap_or(name));
+        let read = |text: &str| text.parse::<RepositoryName>().expect("a name");
+        let (one, two, other) = (read("shop"), read("shop/worker"), read("shopping"));
+        let of = |bytes, names| Charge {
+            total: bytes,
+            repository: bytes,
+            names,
+        };
+        book.reserve(&quota, &one, of(60, 2)).expect("room");
+        let error = book.reserve(&quota, &two, of(60, 0));
+        let text = error.expect_err("too much together").to_string();
+        assert!(text.starts_with("the repository's owner holds"), "{text}");
+        let error = book.reserve(&quota, &two, of(0, 2));
+        let text = error.expect_err("too many together").to_string();
+        assert!(text.contains("owner holds 2 blobs"), "{text}");
+        book.reserve(&quota, &two, of(40, 1)).expect("the rest");
+        assert!(book.reserve(&quota, &one, of(1, 0)).is_err());
+        assert!(book.fits(&quota, &read("shop/third"), of(0, 0)).is_err());
+        // Somebody else's are their own.
+        book.reserve(&quota, &other, of(100, 3)).expect("another");
+        book.release(&one, of(60, 2));
+        book.reserve(&quota, &two, of(60, 2)).expect("room again");
+        assert_eq!((book.held(&one), book.held(&two)), (0, 100));
+    }
+
+    #[test]
     fn grace_begins_with_the_first_look_and_anew_with_each_touch() {
-        let mut book = Book::default();
+        let mut book = Book::new(|name| name);
         let item = Item::Content(Digest::of(Algorithm::Sha256, b"x"));
         let (hour, second) = (Duration::from_secs(3600), Duration::from_secs(1));
         book.begin_collection();

@@ -55,6 +55,9 @@ pub enum StoreError {
     },
     #[error("{0}")]
     TooMany(String),
+    /// Whoever mounts the registry needs the rest of the disk.
+    #[error("{0}")]
+    NoRoom(String),
     #[error("a manifest of the repository names the blob {0}; delete the manifest first")]
     InUse(Digest),
     #[error("another process uses the folder")]
@@ -70,6 +73,8 @@ pub enum StoreError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Whose {
     Registry,
+    /// All that its owner has.
+    Owner,
     Repository,
 }
 
@@ -77,6 +82,7 @@ impl std::fmt::Display for Whose {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Whose::Registry => "the registry",
+            Whose::Owner => "the repository's owner",
             Whose::Repository => "the repository",
         })
     }

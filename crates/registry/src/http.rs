@@ -273,6 +273,10 @@ async fn authorize(
             let text = "these credentials may not do that";
             Err(Refusal::new(403, Code::Denied, text))
         }
+        Verdict::Later => {
+            let text = "it cannot be looked up now who may do that; try again";
+            Err(Refusal::new(503, Code::Unavailable, text).with(header::RETRY_AFTER, "5"))
+        }
     }
 }
 

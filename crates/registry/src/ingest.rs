@@ -69,9 +69,9 @@ impl Registry {
         media_type: Option<&str>,
         bytes: &[u8],
     ) -> Result<Digest> {
-        let put = self
-            .store
-            .put_manifest(repository, reference, &[], media_type, bytes)?;
+        let put =
+            self.store
+                .put_manifest(repository, (reference, &[]), media_type, bytes, &|_, _| {})?;
         Ok(put.digest)
     }
 }

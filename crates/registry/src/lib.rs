@@ -48,6 +48,10 @@ pub struct Settings {
     /// Shown where a client asks for a name and a password.
     pub realm: String,
     pub quota: Quota,
+    /// Whose a repository is, by its name: quotas are of an owner. Where nobody says so, each is its own.
+    pub owner: fn(&str) -> &str,
+    /// After so many bytes of a body it is asked whether there still is room ([`Registry::with_room`]).
+    pub look: u64,
     /// Bodies that are taken in at once; each holds a thread.
     pub receiving: usize,
     /// Bodies that may wait for that; more are refused with 429.
@@ -68,6 +72,8 @@ impl Default for Settings {
         Settings {
             realm: "registry".into(),
             quota: Quota::default(),
+            owner: |name| name,
+            look: 16 << 20,
             receiving: 8,
             waiting: 64,
             uploads: 256,
@@ -97,12 +103,14 @@ pub struct Usage {
 }
 
 type OnPush = Box<dyn Fn(&Push) + Send + Sync>;
+type OnTag = Box<dyn Fn(&RepositoryName, &Tag, &Digest) + Send + Sync>;
 
 /// A registry below a folder.
 pub struct Registry {
     store: store::Store,
     access: Arc<dyn Access>,
     on_push: Option<OnPush>,
+    on_tag: Option<OnTag>,
     receiving: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
 }
@@ -122,15 +130,36 @@ impl Registry {
             store: store::Store::open(folder, settings)?,
             access,
             on_push: None,
+            on_tag: None,
             receiving: Arc::new(Semaphore::new(receiving.min(most))),
             waiting: Arc::new(Semaphore::new(waiting.min(most))),
         })
     }
 
     /// Has `told` called for each push that is on the disk, before the client hears of it, on a thread that may wait.
-    /// A kill may come between: whoever must not miss one compares [`Registry::tags`] at the start.
+    /// A kill may come between: whoever must not miss one writes down what [`Registry::before_tag`] says.
     pub fn on_push(mut self, told: impl Fn(&Push) + Send + Sync + 'static) -> Self {
         self.on_push = Some(Box::new(told));
+        self
+    }
+
+    /// Has `told` called for each tag that a push is about to move, before it moves; a failure or a kill may still keep it
+    /// where it is. Nobody else changes names meanwhile, so it must neither take long nor ask this registry to.
+    pub fn before_tag(
+        mut self,
+        told: impl Fn(&RepositoryName, &Tag, &Digest) + Send + Sync + 'static,
+    ) -> Self {
+        self.on_tag = Some(Box::new(told));
+        self
+    }
+
+    /// Has `room` asked whether there is room for so many bytes more, while much comes in ([`Settings::look`]). Its error is
+    /// what the client hears, and what came of the body goes.
+    pub fn with_room(
+        mut self,
+        room: impl Fn(u64) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.store.room = Some(Box::new(room));
         self
     }
 
@@ -201,11 +230,18 @@ impl Registry {
         }
     }
 
-    /// The same of one repository; blobs that it shares are counted in full.
+    /// The same of one repository; blobs that it shares are counted in full. The bound is that of all that its owner has.
     pub fn usage_of(&self, repository: &RepositoryName) -> Usage {
         Usage {
             bytes: self.store.book().held(repository),
-            bound: self.store.settings.quota.repository_bytes,
+            bound: self.store.settings.quota.owner_bytes,
+        }
+    }
+
+    /// A tag is about to lead elsewhere.
+    fn announce(&self, repository: &RepositoryName, tag: &Tag, digest: &Digest) {
+        if let Some(told) = &self.on_tag {
+            told(repository, tag, digest);
         }
     }
 

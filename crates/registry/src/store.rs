@@ -45,7 +45,12 @@ pub(crate) struct Store {
     pub sessions: Mutex<HashMap<UploadId, Arc<Session>>>,
     /// One collection at a time.
     pub collecting: Mutex<()>,
+    /// Asked while much comes in.
+    pub room: Option<Room>,
 }
+
+/// Whether there is room for so many bytes; if not, why.
+pub(crate) type Room = Box<dyn Fn(u64) -> Result<(), String> + Send + Sync>;
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex
@@ -58,11 +63,12 @@ impl Store {
     pub fn open(folder: &Path, settings: Settings) -> Result<Self> {
         let store = Store {
             disk: Disk::open(folder)?,
-            settings,
             turn: Mutex::default(),
-            book: Mutex::default(),
+            book: Mutex::new(Book::new(settings.owner)),
             sessions: Mutex::default(),
             collecting: Mutex::default(),
+            room: None,
+            settings,
         };
         store.take_stock().map_err(disk("take stock"))?;
         store.resume_uploads()?;

@@ -271,7 +271,7 @@ impl Store {
         length: Option<u64>,
         parts: &mut mpsc::Receiver<Part>,
     ) -> Result<()> {
-        let mut came = 0;
+        let (mut came, mut asked) = (0, 0);
         loop {
             match parts.blocking_recv() {
                 Some(Part::Data(bytes)) => {
@@ -284,6 +284,10 @@ impl Store {
                         && came > said
                     {
                         return Err(StoreError::Size { said, came });
+                    }
+                    if came - asked >= self.settings.look {
+                        asked = came;
+                        self.check_room(length.map_or(0, |said| said - came))?;
                     }
                     let name = &session.repository;
                     self.book()
@@ -306,6 +310,14 @@ impl Store {
                 }
                 None => return Err(StoreError::CutOff),
             }
+        }
+    }
+
+    /// Others write to the disk, too: there was room when the body began.
+    fn check_room(&self, left: u64) -> Result<()> {
+        match &self.room {
+            Some(room) => room(left).map_err(StoreError::NoRoom),
+            None => Ok(()),
         }
     }
 

@@ -229,7 +229,8 @@ impl Check<'_> {
     }
 }
 
-/// The text of a `hutong.toml` with another image: for one that was handed over with it.
+/// The text of a `hutong.toml` with another image: for one that was handed over with it. The port that the image before
+/// named is not this one's.
 pub fn with_image(text: &str, reference: &str) -> Result<String, String> {
     #[derive(Deserialize)]
     struct Named {
@@ -238,6 +239,7 @@ pub fn with_image(text: &str, reference: &str) -> Result<String, String> {
     if !is_reference(reference) {
         return Err(format!("`{reference}` is no image"));
     }
+    let text = without_port(text);
     let named: Named = toml::from_str(text).map_err(|error| error.message().to_owned())?;
     Ok(match named.image {
         Some(image) => {
@@ -249,15 +251,32 @@ pub fn with_image(text: &str, reference: &str) -> Result<String, String> {
     })
 }
 
-/// The text of a `hutong.toml` with the port that its image names, unless it says one.
+/// Behind a port that an image named, and the app's owner did not.
+const OF_IMAGE: &str = " # as its image says";
+
+/// The text of a `hutong.toml` as its owner wrote it: without the port that an image named ([`with_port`]).
+pub fn without_port(text: &str) -> &str {
+    let Some((first, rest)) = text.split_once('\n') else {
+        return text;
+    };
+    let port = first.strip_prefix("port = ");
+    let port = port.and_then(|port| port.strip_suffix(OF_IMAGE));
+    match port {
+        Some(port) if port.parse::<u16>().is_ok() => rest,
+        _ => text,
+    }
+}
+
+/// The text of a `hutong.toml` with the port that its image names, unless its owner says one.
 pub fn with_port(text: &str, port: u16) -> Option<String> {
     #[derive(Deserialize)]
     struct Said {
         port: Option<serde::de::IgnoredAny>,
     }
+    let text = without_port(text);
     let said: Said = toml::from_str(text).ok()?;
     let none = said.port.is_none();
-    none.then(|| format!("port = {port}\n{text}"))
+    none.then(|| format!("port = {port}{OF_IMAGE}\n{text}"))
 }
 
 /// As the distribution specification has it, but for its finer points, which the engine checks.

@@ -260,4 +260,15 @@ fn an_image_has_a_driver_and_may_be_put_in_place_of_another() {
     assert_eq!(with_port("name='a'\nport=80\n", 90), None);
     let text = with_port("name='a'\nimage='x'\n", 90).expect("none was said");
     assert_eq!(parse("t", &text).expect("good").port, 90);
+    // Another image's is its own, and what its owner wrote is as it was.
+    let again = with_port(&text, 91).expect("none was said");
+    assert_eq!(parse("t", &again).expect("good").port, 91);
+    for text in [&text, &again] {
+        assert_eq!(without_port(text), "name='a'\nimage='x'\n");
+        let other = with_image(text, "y").expect("good");
+        assert_eq!(other, "name='a'\nimage=\"y\"\n");
+    }
+    for own in ["port = 90\nname='a'\n", "port = 90 # ours\n", "x", ""] {
+        assert_eq!(without_port(own), own);
+    }
 }

@@ -102,11 +102,15 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
     let instances = instances(control, &app.name)?;
     let observed = lock(&control.observed);
     let serve = observed.serving.get(&app.name).cloned();
-    let warnings = observed
+    let mut warnings = observed
         .warnings
         .get(&app.name)
         .cloned()
         .unwrap_or_default();
+    let image = current.as_ref().and_then(|(_, spec)| spec.image.as_ref());
+    if image.is_some_and(|image| image.local().is_some()) {
+        warnings.extend(lock(&control.images.unheard).clone());
+    }
     let run = current.as_ref().map(|(_, spec)| &spec.run);
     let spec = current.as_ref().map(|(_, spec)| spec);
     let default = control.settings.app_disk;

@@ -234,12 +234,16 @@ pub fn begin(control: &Arc<Control>, name: &str, digest: &str, text: &str) -> Re
     }
     // Who pushes has a token of this app, and of no other.
     if let Ok(spec) = spec::parse("hutong.toml", text)
-        && let Some(local) = spec.image.as_ref().and_then(|image| image.local())
-        && !images::is_own(name, local)
+        && let Some(image) = &spec.image
     {
-        return Err(ApiError::conflict(format!(
-            "the image {LOCAL_REGISTRY}/{local} is another app's"
-        )));
+        if let Some(local) = image.local()
+            && !images::is_own(name, local)
+        {
+            return Err(ApiError::conflict(format!(
+                "the image {LOCAL_REGISTRY}/{local} is another app's"
+            )));
+        }
+        check_registry(control, name, &image.reference)?;
     }
     let request = DeployRequest {
         digest: digest.to_owned(),
@@ -252,6 +256,35 @@ pub fn begin(control: &Arc<Control>, name: &str, digest: &str, text: &str) -> Re
         no_cache: false,
     };
     decide(control, name, &request, text, None)
+}
+
+/// Nobody has this server ask around in its own network but its owner: by a login for that registry, or by having deployed
+/// the app, or the one that it is a preview of, from there.
+fn check_registry(control: &Control, name: &str, reference: &str) -> Result<()> {
+    let Some(host) = images::remote::inside(reference) else {
+        return Ok(());
+    };
+    if control.store.registry_login(&host)?.is_some() {
+        return Ok(());
+    }
+    let parent = name.split("--").next().unwrap_or(name);
+    for known in [name, parent] {
+        let Some(app) = control.store.app(known)? else {
+            continue;
+        };
+        let spec = apps::current_spec(control, &app)?;
+        let image = spec.and_then(|(_, spec)| spec.image);
+        let before = image.and_then(|image| images::remote::inside(&image.reference));
+        if before.as_ref() == Some(&host) {
+            return Ok(());
+        }
+    }
+    Err(ApiError::conflict(format!(
+        "the registry {host} is in this server's own network, where only its owner has it ask"
+    ))
+    .hint(format!(
+        "on the server: hutong registry login {host}, or deploy the app from there once by hand"
+    )))
 }
 
 /// The same, of what a tag leads to now, if the app still is as it was when that was decided.

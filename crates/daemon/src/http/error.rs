@@ -127,6 +127,7 @@ impl From<ArchiveError> for ApiError {
             ArchiveError::Disk(error) if is_full(error) => 507,
             ArchiveError::Disk(_) => 500,
             ArchiveError::Store(StoreFailure::OverQuota { .. }) => 413,
+            ArchiveError::Store(StoreFailure::NoRoom(_)) => 507,
             ArchiveError::Store(StoreFailure::Disk { source, .. }) if is_full(source) => 507,
             ArchiveError::Store(StoreFailure::Disk { .. } | StoreFailure::Locked) => 500,
             ArchiveError::Store(_) => 422,

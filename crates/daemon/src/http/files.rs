@@ -9,6 +9,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Path, State};
 use hutong_api::{AppFile, Problem, ReleaseState, TreeFile};
+use hutong_core::spec;
 use hutong_core::tree::hex;
 use sha2::{Digest, Sha256};
 
@@ -45,7 +46,8 @@ pub async fn app_file(
         release: release.number,
         state,
         digest: release.digest,
-        text: release.spec,
+        // As its owner wrote it.
+        text: spec::without_port(&release.spec).to_owned(),
         stopped: app.goal == Goal::Stopped,
         scale: app.scale,
         variables: variables.into_iter().map(|(key, _)| key).collect(),

@@ -10,7 +10,7 @@ use hutong_ipc::warden::Wanted;
 use hutong_runtime::client::DriverError;
 
 use super::{ApiError, Result};
-use crate::{Control, ids};
+use crate::{Control, ids, lock};
 
 /// The server's version, and where visitors arrive.
 #[utoipa::path(get, path = "/v1/version", responses((status = 200, body = Version)))]
@@ -107,8 +107,13 @@ pub async fn doctor(State(control): State<Arc<Control>>) -> Result<Json<Vec<Wall
     let ours = control.clone();
     let mut walls = blocking(move || ours.warden.doctor()).await??;
     if control.settings.docker.is_some() {
-        let about = blocking(move || control.docker.about()).await?;
+        let asked = control.clone();
+        let about = blocking(move || asked.docker.about()).await?;
         walls.push(engine(about));
+    }
+    if let Some(address) = control.settings.registry {
+        let why = lock(&control.images.unheard).clone();
+        walls.push(registry(address, why));
     }
     let walls = walls
         .into_iter()
@@ -149,6 +154,22 @@ fn engine(about: std::result::Result<About, DriverError>) -> Wanted {
         stands,
         found,
         remedy,
+    }
+}
+
+/// Where images are pushed on this machine.
+fn registry(address: std::net::SocketAddr, why: Option<String>) -> Wanted {
+    Wanted {
+        wall: "registry".into(),
+        what: "images can be pushed from this machine".into(),
+        stands: why.is_none(),
+        remedy: match why {
+            Some(_) => format!(
+                "see who has the address (ss -ltnp), or set another `registry` than {address} in the server file"
+            ),
+            None => String::new(),
+        },
+        found: why.unwrap_or_else(|| format!("it listens on {address}")),
     }
 }
 

@@ -92,6 +92,12 @@ impl Name {
     }
 }
 
+/// The registry of an image, if that is this machine or at an address of its network.
+pub fn inside(reference: &str) -> Option<String> {
+    let name = Name::parse(reference).ok()?;
+    client::is_inside(&name.host).then_some(name.host)
+}
+
 pub fn is_remote(name: &str) -> bool {
     name.starts_with(REMOTE)
 }
@@ -416,6 +422,22 @@ mod tests {
         assert_eq!(read(&format!("ghcr.io/x/y:1@{digest}")).2, digest);
         for bad in ["", "Nginx", "a/../b", "x:", "x@sha256:1", "ghcr.io/"] {
             assert!(Name::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn registries_of_this_network_are_told_from_others() {
+        for (reference, host) in [
+            ("localhost:5000/shop:1", Some("localhost:5000")),
+            ("127.0.0.1:5000/shop:1", Some("127.0.0.1:5000")),
+            ("10.1.2.3/shop", Some("10.1.2.3")),
+            ("169.254.169.254/latest/meta-data", Some("169.254.169.254")),
+            ("ghcr.io/me/shop:1", None),
+            ("nginx", None),
+            ("1.1.1.1/shop", None),
+            ("hutong.local/shop:1", None),
+        ] {
+            assert_eq!(inside(reference).as_deref(), host, "{reference}");
         }
     }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::to_bytes;
 use axum::extract::{Path, Request, State};
-use axum::http::header::WWW_AUTHENTICATE;
+use axum::http::header::{RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use hutong_api::ImageWatch;
@@ -278,7 +278,8 @@ fn round(control: &Arc<Control>) -> Result<Duration, StoreError> {
     let mut inner = lock(&control.images.watch.inner);
     let Inner { by_app, asked } = &mut *inner;
     let named: HashSet<&str> = wanted.iter().map(|(app, ..)| app.as_str()).collect();
-    by_app.retain(|app, _| named.contains(app.as_str()));
+    // Whoever looks now is not joined by another if the app is back before the end.
+    by_app.retain(|app, watch| watch.is_busy || named.contains(app.as_str()));
     for (app, image, interval) in &wanted {
         let first = || Watch::new(image, *interval, now + FIRST.mul_f64(chance()));
         let watch = by_app.entry(app.clone()).or_insert_with(first);
@@ -458,6 +459,10 @@ pub async fn receive(
     if status == StatusCode::UNAUTHORIZED {
         let challenge = HeaderValue::from_static("Basic realm=\"hutong\", charset=\"UTF-8\"");
         response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        let again = HeaderValue::from_static("5");
+        response.headers_mut().insert(RETRY_AFTER, again);
     }
     response
 }

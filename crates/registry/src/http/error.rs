@@ -9,7 +9,7 @@ use crate::digest::DigestError;
 use crate::error::StoreError;
 use crate::name::ReferenceError;
 
-/// code-1 to code-14.
+/// code-1 to code-14, and what Docker's registry says where it cannot answer now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Code {
     BlobUnknown,
@@ -26,6 +26,7 @@ pub(super) enum Code {
     Denied,
     Unsupported,
     TooManyRequests,
+    Unavailable,
 }
 
 impl Code {
@@ -45,6 +46,7 @@ impl Code {
             Code::Denied => "DENIED",
             Code::Unsupported => "UNSUPPORTED",
             Code::TooManyRequests => "TOOMANYREQUESTS",
+            Code::Unavailable => "UNAVAILABLE",
         }
     }
 }
@@ -129,6 +131,7 @@ impl From<StoreError> for Refusal {
             E::OverQuota { .. } => (413, Code::Denied),
             E::UploadBusy | E::TooMany(_) => (429, Code::TooManyRequests),
             E::InUse(_) => (405, Code::Denied),
+            E::NoRoom(_) => (507, Code::Denied),
             E::Disk { source, .. } if is_full(source) => (507, Code::Denied),
             E::Locked | E::Disk { .. } => (500, Code::Unsupported),
         };

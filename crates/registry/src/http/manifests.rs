@@ -68,10 +68,10 @@ pub(super) async fn put(call: Call, reference: Reference, body: Body) -> Result<
             let _place = place;
             let put = registry.store.put_manifest(
                 name,
-                &reference,
-                &tags,
+                (&reference, tags.as_slice()),
                 content_type.as_deref(),
                 &bytes,
+                &|tag, digest| registry.announce(name, tag, digest),
             )?;
             registry.tell(name, &reference, &put);
             Ok((put, reference))

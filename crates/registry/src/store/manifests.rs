@@ -38,10 +38,10 @@ impl Store {
     pub fn put_manifest(
         &self,
         name: &RepositoryName,
-        reference: &Reference,
-        tags: &[Tag],
+        (reference, tags): (&Reference, &[Tag]),
         content_type: Option<&str>,
         bytes: &[u8],
+        announce: &dyn Fn(&Tag, &Digest),
     ) -> Result<Put> {
         let (digest, tags) = match reference {
             Reference::Tag(tag) => (
@@ -108,6 +108,9 @@ impl Store {
         let mut moved = Vec::with_capacity(tags.len());
         for tag in tags {
             let before = self.tagged(name, tag).unwrap_or_default();
+            if before.as_ref() != Some(&digest) {
+                announce(tag, &digest);
+            }
             let text = format!("{digest}\n");
             self.disk
                 .write(&self.disk.tag(name, tag), text.as_bytes())

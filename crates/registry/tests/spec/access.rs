@@ -82,6 +82,32 @@ async fn without_credentials_there_is_a_challenge_and_nothing_else() {
     }
 }
 
+/// Cannot look anything up.
+struct Away;
+
+impl Access for Away {
+    fn may(&self, _: Option<&Credentials>, _: &str, _: Action) -> Verdict {
+        Verdict::Later
+    }
+}
+
+#[tokio::test]
+async fn who_cannot_be_looked_up_comes_again() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let registry = Registry::open(&dir.path().join("r"), Settings::default(), Arc::new(Away));
+    let router = hutong_registry::router(Arc::new(registry.expect("opened")));
+    let client = crate::rig::Client::of(router);
+    for (method, path) in [
+        ("GET", "/v2/"),
+        ("GET", "/v2/me/manifests/latest"),
+        ("POST", "/v2/me/blobs/uploads/"),
+    ] {
+        let answer = client.call(method, path).header("authorization", ME);
+        let answer = answer.send().await.refused(503, "UNAVAILABLE");
+        assert_eq!(answer.header("retry-after"), "5", "{method} {path}");
+    }
+}
+
 #[tokio::test]
 async fn clients_log_in_at_the_top() {
     let rig = guarded();

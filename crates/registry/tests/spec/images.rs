@@ -180,6 +180,56 @@ async fn an_image_whose_layers_are_not_what_it_says_is_not_unpacked() {
 }
 
 #[tokio::test]
+async fn an_index_may_name_an_image_that_never_came_and_that_is_none() {
+    let rig = Rig::new();
+    let nowhere = json!({
+        "mediaType": OCI_MANIFEST, "digest": sha256(b"nowhere"), "size": 7,
+        "platform": {"architecture": "amd64", "os": "linux"},
+    });
+    let index = index_of(&[nowhere]);
+    let answer = rig.put("a", "latest", OCI_INDEX, &index).await.is(201);
+    let digest: Digest = answer
+        .header("docker-content-digest")
+        .parse()
+        .expect("a digest");
+    let error = rig.registry().image(&digest, &platform("amd64"));
+    let error = error.expect_err("it is not there");
+    assert!(matches!(error, ImageError::Missing { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_layer_is_what_it_is_whatever_type_it_says() {
+    let rig = Rig::new();
+    let layer = gzip(&tar_of(&[("etc/name", "odd")]));
+    let config = json!({
+        "architecture": "amd64", "os": "linux", "config": {},
+        "rootfs": {"type": "layers", "diff_ids": [sha256(&tar_of(&[("etc/name", "odd")]))]},
+    });
+    let config = config.to_string();
+    rig.blob("a", config.as_bytes()).await;
+    rig.blob("a", &layer).await;
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": descriptor(CONFIG, config.as_bytes()),
+        "layers": [descriptor("application/x-unknown", &layer)],
+    });
+    let answer = rig.put("a", "v1", OCI_MANIFEST, &manifest).await.is(201);
+    let digest: Digest = answer
+        .header("docker-content-digest")
+        .parse()
+        .expect("a digest");
+    let image = rig.registry().image(&digest, &platform("amd64"));
+    let dir = tempfile::tempdir().expect("tempdir");
+    let layers = Layers::open(dir.path()).expect("open");
+    let options = Options::default();
+    let folders = rig
+        .registry()
+        .unpack(&image.expect("good"), &layers, &options);
+    let text = fs::read_to_string(folders.expect("unpacked")[0].join("etc/name"));
+    assert_eq!(text.expect("read"), "odd");
+}
+
+#[tokio::test]
 async fn what_is_no_image_is_not_read_as_one() {
     let rig = Rig::new();
     rig.blob("a", b"{}").await;

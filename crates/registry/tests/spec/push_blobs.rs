@@ -1,10 +1,11 @@
 //! "Push": blobs.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use hutong_registry::{Quota, Settings};
+use hutong_registry::{Quota, Registry, Settings};
 
-use crate::rig::{Rig, noise, sha256, sha512, stalled};
+use crate::rig::{Answer, Client, Rig, Rules, noise, sha256, sha512, stalled};
 
 #[tokio::test]
 async fn post_then_put() {
@@ -346,11 +347,11 @@ async fn what_is_there_already_is_kept_once() {
     rig.check();
 }
 
-fn small(total_bytes: u64, repository_bytes: u64) -> Settings {
+fn small(total_bytes: u64, owner_bytes: u64) -> Settings {
     Settings {
         quota: Quota {
             total_bytes,
-            repository_bytes,
+            owner_bytes,
             ..Quota::default()
         },
         ..Settings::default()
@@ -386,6 +387,75 @@ async fn a_repository_has_a_bound() {
         .await
         .is(202);
     rig.check();
+}
+
+#[tokio::test]
+async fn the_bound_is_of_all_that_an_owner_has() {
+    let settings = Settings {
+        owner: |name| name.split('/').next().unwrap_or(name),
+        ..small(1 << 30, 100_000)
+    };
+    let mut rig = Rig::with(settings);
+    rig.blob("shop", &noise(11, 60_000)).await;
+    let more = noise(12, 60_000);
+    let path = format!("/v2/shop/worker/blobs/uploads/?digest={}", sha256(&more));
+    let refused = |answer: Answer| {
+        let answer = answer.refused(413, "DENIED");
+        assert_eq!(
+            answer.message(),
+            "the repository's owner holds 58.6K of 97.7K, and this needs 58.6K more"
+        );
+    };
+    refused(rig.call("POST", &path).bytes(more.clone()).await);
+    // It is known after a restart, too; and somebody else has a bound of their own.
+    rig.restart();
+    refused(rig.call("POST", &path).bytes(more.clone()).await);
+    rig.blob("shopping", &more).await;
+    rig.blob("shop/worker", &more[..40_000]).await;
+    rig.check();
+}
+
+#[tokio::test]
+async fn room_is_asked_for_while_much_comes_in() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let settings = Settings {
+        look: 10_000,
+        ..Settings::default()
+    };
+    let rules: Arc<Rules> = Arc::default();
+    let (asked, full) = (
+        Arc::new(Mutex::new(Vec::new())),
+        Arc::new(Mutex::new(false)),
+    );
+    let (heard, is_full) = (asked.clone(), full.clone());
+    let registry = Registry::open(&dir.path().join("r"), settings, rules).expect("opened");
+    let registry = Arc::new(registry.with_room(move |more| {
+        heard.lock().expect("lock").push(more);
+        match *is_full.lock().expect("lock") {
+            true => Err("the disk is full but for its reserve".to_owned()),
+            false => Ok(()),
+        }
+    }));
+    let client = Client::of(hutong_registry::router(registry.clone()));
+    // What is small is not asked for, nor does anybody need to know how much there will be.
+    client.blob("a", &noise(13, 5_000)).await;
+    assert_eq!(asked.lock().expect("lock").len(), 0);
+    let content = noise(14, 40_000);
+    let location = client.begin("a").await;
+    let call = client.call("PATCH", &location);
+    call.streamed(&content).await.is(202);
+    assert_eq!(*asked.lock().expect("lock"), [0, 0]);
+    // It fills up: what came of this body goes, the rest of the upload stays.
+    *full.lock().expect("lock") = true;
+    let answer = client.patch(&location, "40000-79999", &content).await;
+    let answer = answer.refused(507, "DENIED");
+    assert!(answer.message().contains("reserve"), "{}", answer.message());
+    let status = client.get(&location).await.is(204);
+    assert_eq!(status.header("range"), "0-39999");
+    assert_eq!(registry.usage().bytes, 45_000);
+    *full.lock().expect("lock") = false;
+    let answer = client.patch(&location, "40000-79999", &content).await;
+    answer.is(202);
 }
 
 #[tokio::test]

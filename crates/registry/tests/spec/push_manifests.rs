@@ -1,12 +1,16 @@
 //! "Push": manifests.
 
+use std::sync::{Arc, Mutex};
+
 use hutong_registry::{
     DOCKER_LIST, DOCKER_MANIFEST, MAX_MANIFEST, OCI_ARTIFACT, OCI_INDEX, OCI_MANIFEST, Reference,
-    RepositoryName,
+    Registry, RepositoryName, Settings,
 };
 use serde_json::{Value, json};
 
-use crate::rig::{CONFIG, LAYER, Rig, descriptor, image_of, index_of, sha256, sha512};
+use crate::rig::{
+    CONFIG, Client, LAYER, Rig, Rules, descriptor, image_of, index_of, sha256, sha512,
+};
 
 #[tokio::test]
 async fn pushing_manifests() {
@@ -346,6 +350,44 @@ async fn whoever_asked_is_told_of_pushes() {
     assert_eq!(tags, [format!("latest {two}"), format!("v2 {two}")]);
     let names = rig.registry().repositories().expect("names");
     assert_eq!(names, [name]);
+}
+
+#[tokio::test]
+async fn a_tag_that_is_about_to_move_is_said_before() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let rules: Arc<Rules> = Arc::default();
+    let registry = Registry::open(&dir.path().join("r"), Settings::default(), rules);
+    let told: Arc<Mutex<Vec<String>>> = Arc::default();
+    let (before, behind) = (told.clone(), told.clone());
+    let registry = registry
+        .expect("opened")
+        .before_tag(move |name, tag, digest| {
+            let line = format!("before {name}:{tag} {digest}");
+            before.lock().expect("lock").push(line);
+        })
+        .on_push(move |push| {
+            let line = format!("behind {}:{}", push.repository, push.reference);
+            behind.lock().expect("lock").push(line);
+        });
+    let client = Client::of(hutong_registry::router(Arc::new(registry)));
+    let one = client.image("a", "v1", "one").await;
+    // The same again moves nothing.
+    client.image("a", "v1", "one").await;
+    let two = client.image("a", "v1", "two").await;
+    // Nor does what is refused.
+    let missing = image_of(b"{}", &[b"nowhere"]);
+    let answer = client.put("a", "v1", OCI_MANIFEST, &missing).await;
+    answer.refused(404, "MANIFEST_BLOB_UNKNOWN");
+    assert_eq!(
+        *told.lock().expect("lock"),
+        [
+            format!("before a:v1 {one}"),
+            "behind a:v1".into(),
+            "behind a:v1".into(),
+            format!("before a:v1 {two}"),
+            "behind a:v1".into(),
+        ]
+    );
 }
 
 #[tokio::test]

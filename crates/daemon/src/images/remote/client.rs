@@ -14,6 +14,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use http_body_util::{BodyExt, Empty, Limited};
 use hutong_core::spec::egress;
+use hutong_core::units::show_time;
 use hutong_registry::{
     Algorithm, DOCKER_LIST, DOCKER_MANIFEST, Digest, MAX_MANIFEST, OCI_INDEX, OCI_MANIFEST,
 };
@@ -37,11 +38,39 @@ use tokio::time::{sleep, timeout};
 
 const AGENT: &str = concat!("hutong/", env!("CARGO_PKG_VERSION"));
 const CONNECT: Duration = Duration::from_secs(10);
-/// Until an answer begins.
-const ANSWER: Duration = Duration::from_secs(30);
-/// In so long come all of what is small, and so many bytes of a blob.
-const STALL: Duration = Duration::from_secs(60);
-const LEAST: u64 = 1 << 20;
+
+/// How slow a registry may be: whoever fetches from it keeps others waiting.
+#[derive(Clone, Copy, Debug)]
+struct Bounds {
+    /// Until an answer begins.
+    answer: Duration,
+    /// In so long come all of what is small, and `least` bytes of a blob.
+    stall: Duration,
+    least: u64,
+    /// The first pause between two tries.
+    pause: Duration,
+}
+
+const BOUNDS: Bounds = Bounds {
+    answer: Duration::from_secs(30),
+    stall: Duration::from_secs(60),
+    least: 1 << 20,
+    pause: Duration::from_millis(500),
+};
+
+impl Bounds {
+    /// How long a blob may take in all, however often its line breaks: time for every try to fail once, and what the slowest
+    /// line needs.
+    fn whole(&self, size: u64) -> Duration {
+        let tries = (self.answer + self.stall + LONGEST_PAUSE).saturating_mul(TRIES);
+        let parts = size.div_ceil(self.least.max(1));
+        tries
+            + self
+                .stall
+                .saturating_mul(u32::try_from(parts).unwrap_or(u32::MAX))
+    }
+}
+
 /// How often is asked whether to go on.
 pub const LOOK: Duration = Duration::from_secs(1);
 const MAX_TOKEN: usize = 64 << 10;
@@ -50,7 +79,6 @@ const DIGEST: &str = "docker-content-digest";
 const MAX_REDIRECTS: usize = 5;
 /// Tries of one thing, if the line or the registry fails; each waits twice as long as the one before.
 const TRIES: u32 = 6;
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Whether somebody still wants it, and there is room for it.
@@ -140,6 +168,7 @@ pub struct Client {
     anywhere: Line,
     /// To where it sends us: what of this server's network may be reached, a registry does not say.
     public: Line,
+    bounds: Bounds,
 }
 
 /// The system's names. Addresses are looked at here, where they are connected to: a second answer may be another.
@@ -195,6 +224,7 @@ impl Client {
         Ok(Client {
             anywhere: line(false),
             public: line(true),
+            bounds: BOUNDS,
         })
     }
 
@@ -207,7 +237,7 @@ impl Client {
     ) -> Result<(Vec<u8>, Option<String>), String> {
         let url = source.url(&format!("manifests/{reference}"));
         let kinds = kinds();
-        let mut pauses = Pauses::default();
+        let mut pauses = Pauses::new(self.bounds.pause);
         loop {
             let got = self.try_manifest(source, &url, &kinds).await;
             match got {
@@ -232,7 +262,9 @@ impl Client {
         let media_type = response.headers().get(CONTENT_TYPE);
         let media_type = media_type.and_then(|value| value.to_str().ok());
         let media_type = media_type.map(str::to_owned);
-        let bytes = read(response.into_body(), MAX_MANIFEST as usize, &host).await?;
+        let bytes = self
+            .read(response.into_body(), MAX_MANIFEST as usize, &host)
+            .await?;
         Ok((bytes.to_vec(), media_type))
     }
 
@@ -270,20 +302,29 @@ impl Client {
         go_on: GoOn<'_>,
     ) -> Result<(), String> {
         let url = source.url(&format!("blobs/{digest}"));
-        let mut pauses = Pauses::default();
+        let mut pauses = Pauses::new(self.bounds.pause);
         let mut reached = length(path);
+        let until = Instant::now() + self.bounds.whole(size);
+        let name = source.name.clone();
+        let go_on = || match Instant::now() < until {
+            true => go_on(),
+            false => Err(format!(
+                "{name} is too slow: {} of {size} bytes came in time",
+                length(path)
+            )),
+        };
         loop {
             if length(path) == size && path.exists() {
                 return Ok(());
             }
-            if let Err(failure) = self.try_blob(source, &url, size, path, go_on).await {
+            if let Err(failure) = self.try_blob(source, &url, size, path, &go_on).await {
                 // A line that breaks again and again, and brings much in between, gets there.
                 let have = length(path);
-                if have >= reached.saturating_add(LEAST) {
+                if have >= reached.saturating_add(self.bounds.least) {
                     reached = have;
-                    pauses = Pauses::default();
+                    pauses = Pauses::new(self.bounds.pause);
                 }
-                pauses.take(failure, go_on).await?;
+                pauses.take(failure, &go_on).await?;
             }
         }
     }
@@ -335,13 +376,17 @@ impl Client {
                 go_on().map_err(Final)?;
                 looked = Instant::now();
             }
-            if since.elapsed() >= STALL {
-                if have < had.saturating_add(LEAST) {
-                    return Err(Again(format!("{host} is too slow"), None));
+            if since.elapsed() >= self.bounds.stall {
+                if have < had.saturating_add(self.bounds.least) {
+                    let (came, within) = (have - had, show_time(self.bounds.stall));
+                    return Err(Again(
+                        format!("{host} is too slow: {came} bytes came in {within}"),
+                        None,
+                    ));
                 }
                 (since, had) = (Instant::now(), have);
             }
-            let frame = match timeout(LOOK, body.frame()).await {
+            let frame = match timeout(LOOK.min(self.bounds.stall), body.frame()).await {
                 Err(_) => continue,
                 Ok(None) => break,
                 Ok(Some(Err(error))) => {
@@ -412,7 +457,7 @@ impl Client {
             let authorization = authorization.filter(|_| host == first);
             let line = self.line(source, &host);
             let place = (url.as_str(), host.as_str());
-            let response = ask(line, place, authorization, wanted).await?;
+            let response = self.ask(line, place, authorization, wanted).await?;
             if !response.status().is_redirection() {
                 return Ok((response, host));
             }
@@ -462,45 +507,60 @@ impl Client {
         let basic = basic.transpose()?;
         let line = self.line(source, &at);
         let place = (url.as_str(), at.as_str());
-        let response = ask(line, place, basic.as_ref(), &Wanted::default()).await?;
+        let response = self
+            .ask(line, place, basic.as_ref(), &Wanted::default())
+            .await?;
         let response = expect(response, &at, &source.name, &[StatusCode::OK])?;
-        let bytes = read(response.into_body(), MAX_TOKEN, &at).await?;
+        let bytes = self.read(response.into_body(), MAX_TOKEN, &at).await?;
         let token: Token = serde_json::from_slice(&bytes)
             .map_err(|_| Final(format!("{at} gives no token for {host}")))?;
         let token = token.token.or(token.access_token);
         let token = token.ok_or_else(|| Final(format!("{at} gives no token for {host}")))?;
         sensitive(&format!("Bearer {token}")).map(Some)
     }
-}
 
-async fn ask(
-    line: &Line,
-    (url, host): (&str, &str),
-    authorization: Option<&HeaderValue>,
-    wanted: &Wanted<'_>,
-) -> Result<Response<Incoming>, Failure> {
-    let mut request = Request::builder()
-        .method(wanted.method.clone())
-        .uri(url)
-        .header(USER_AGENT, AGENT);
-    if let Some(value) = authorization {
-        request = request.header(AUTHORIZATION, value.clone());
-    }
-    if let Some(kinds) = wanted.accept {
-        request = request.header(ACCEPT, kinds);
-    }
-    if let Some(range) = wanted.range {
-        request = request.header(RANGE, range);
-    }
-    let odd = |_| Final(format!("{host} gave an address that is none"));
-    let request = request.body(Empty::new()).map_err(odd)?;
-    match timeout(ANSWER, line.request(request)).await {
-        Err(_) => Err(Again(format!("{host} does not answer"), None)),
-        Ok(Err(error)) => {
-            let why = crate::images::causes(&error);
-            Err(Again(format!("{host} cannot be reached: {why}"), None))
+    async fn ask(
+        &self,
+        line: &Line,
+        (url, host): (&str, &str),
+        authorization: Option<&HeaderValue>,
+        wanted: &Wanted<'_>,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut request = Request::builder()
+            .method(wanted.method.clone())
+            .uri(url)
+            .header(USER_AGENT, AGENT);
+        if let Some(value) = authorization {
+            request = request.header(AUTHORIZATION, value.clone());
         }
-        Ok(Ok(response)) => Ok(response),
+        if let Some(kinds) = wanted.accept {
+            request = request.header(ACCEPT, kinds);
+        }
+        if let Some(range) = wanted.range {
+            request = request.header(RANGE, range);
+        }
+        let odd = |_| Final(format!("{host} gave an address that is none"));
+        let request = request.body(Empty::new()).map_err(odd)?;
+        match timeout(self.bounds.answer, line.request(request)).await {
+            Err(_) => Err(Again(format!("{host} does not answer"), None)),
+            Ok(Err(error)) => {
+                let why = crate::images::causes(&error);
+                Err(Again(format!("{host} cannot be reached: {why}"), None))
+            }
+            Ok(Ok(response)) => Ok(response),
+        }
+    }
+
+    /// The whole of what is small.
+    async fn read(&self, body: Incoming, bound: usize, host: &str) -> Result<Bytes, Failure> {
+        match timeout(self.bounds.stall, Limited::new(body, bound).collect()).await {
+            Err(_) => Err(Again(format!("{host} is too slow"), None)),
+            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Final(
+                format!("{host} answers with more than {bound} bytes"),
+            )),
+            Ok(Err(error)) => Err(Again(format!("the line to {host} broke: {error}"), None)),
+        }
     }
 }
 
@@ -554,21 +614,27 @@ impl Challenge {
 }
 
 /// How long is waited between tries.
-#[derive(Default)]
-struct Pauses(u32);
+struct Pauses {
+    first: Duration,
+    tries: u32,
+}
 
 impl Pauses {
+    fn new(first: Duration) -> Self {
+        Pauses { first, tries: 0 }
+    }
+
     /// Waits, if there is to be another try.
     async fn take(&mut self, failure: Failure, go_on: GoOn<'_>) -> Result<(), String> {
         let (reason, wanted) = match failure {
             Final(reason) => return Err(reason),
             Again(reason, wanted) => (reason, wanted),
         };
-        self.0 += 1;
-        if self.0 >= TRIES {
+        self.tries += 1;
+        if self.tries >= TRIES {
             return Err(reason);
         }
-        let own = FIRST_PAUSE * 2u32.pow(self.0 - 1);
+        let own = self.first * 2u32.pow(self.tries - 1);
         let until = Instant::now() + wanted.unwrap_or(own).clamp(own, LONGEST_PAUSE);
         loop {
             go_on()?;
@@ -609,17 +675,6 @@ fn expect(
         )),
         status => Final(format!("{host} answers with {status}")),
     })
-}
-
-async fn read(body: Incoming, bound: usize, host: &str) -> Result<Bytes, Failure> {
-    match timeout(STALL, Limited::new(body, bound).collect()).await {
-        Err(_) => Err(Again(format!("{host} is too slow"), None)),
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<http_body_util::LengthLimitError>() => Err(Final(format!(
-            "{host} answers with more than {bound} bytes"
-        ))),
-        Ok(Err(error)) => Err(Again(format!("the line to {host} broke: {error}"), None)),
-    }
 }
 
 fn sensitive(text: &str) -> Result<HeaderValue, Failure> {
@@ -701,6 +756,11 @@ fn is_public(address: IpAddr) -> bool {
 
 fn is_this_machine(address: &str) -> bool {
     without_port(address) == "localhost" || literal(address).is_some_and(|ip| ip.is_loopback())
+}
+
+/// Whether a registry is on this machine or at an address of its network. What names stand for is not asked here.
+pub fn is_inside(address: &str) -> bool {
+    is_this_machine(address) || literal(address).is_some_and(|ip| !is_public(ip))
 }
 
 fn escaped(text: &str) -> String {
@@ -842,11 +902,12 @@ mod tests {
         }
     }
 
-    /// A registry that gives these answers, one a line, and then says what it was asked.
+    /// A registry that gives these answers, one a line, and then says what it was asked. Where it is, is `ADDRESS` in them.
     fn registry(answers: Vec<String>) -> (String, std::thread::JoinHandle<Vec<String>>) {
         use std::io::{BufRead, BufReader};
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address").to_string();
+        let own = address.clone();
         let serving = std::thread::spawn(move || {
             let mut asked = Vec::new();
             for answer in answers {
@@ -858,6 +919,7 @@ mod tests {
                     .take_while(|text| !text.is_empty())
                     .collect();
                 asked.push(head.join("\n"));
+                let answer = answer.replace("ADDRESS", &own);
                 line.write_all(answer.as_bytes()).expect("written");
             }
             asked
@@ -909,6 +971,153 @@ mod tests {
                 .contains("authorization: basic bwu6ahvzaa")
         };
         assert_eq!(asked.iter().filter(shown).count(), 5);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_expired_is_changed_for_another() {
+        let answer = |status: &str, more: &str, body: &str| {
+            format!(
+                "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{more}\r\n{body}",
+                body.len()
+            )
+        };
+        let said = format!("sha256:{}", "a".repeat(64));
+        let digest = format!("Docker-Content-Digest: {said}\r\n");
+        let wanted = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\",service=\"x\"\r\n";
+        let (address, serving) = registry(vec![
+            answer("401 Unauthorized", wanted, ""),
+            answer("200 OK", "", "{\"token\":\"first\"}"),
+            answer("200 OK", &digest, ""),
+            // It is over.
+            answer("401 Unauthorized", wanted, ""),
+            answer("200 OK", "", "{\"token\":\"second\"}"),
+            answer("200 OK", &digest, ""),
+            // And no other one helps: it is not asked for ever.
+            answer("401 Unauthorized", wanted, ""),
+            answer("200 OK", "", "{\"token\":\"third\"}"),
+            answer("401 Unauthorized", wanted, ""),
+        ]);
+        let client = Client::new(None).expect("a client");
+        let mut source = Source::new(&address, &address, "shop", None);
+        for _ in 0..2 {
+            let found = client.digest(&mut source, "v1").await.expect("it says");
+            assert_eq!(found.to_string(), said);
+        }
+        let refused = client.digest(&mut source, "v1").await.expect_err("refused");
+        assert!(refused.reason.contains("registry login"), "{refused:?}");
+        assert!(!refused.reason.contains("third"), "{refused:?}");
+        let asked = serving.join().expect("no panic");
+        let shown: Vec<Option<&str>> = asked
+            .iter()
+            .map(|head| {
+                let mut words = ["first", "second", "third"].into_iter();
+                words.find(|word| head.contains(&format!("Bearer {word}")))
+            })
+            .collect();
+        let (first, second) = (Some("first"), Some("second"));
+        let third = Some("third");
+        assert_eq!(
+            shown,
+            [None, None, first, first, None, second, second, None, third]
+        );
+    }
+
+    /// A registry that has one blob, and for each line does with it what `give` says, which is told from where on.
+    fn slow(
+        give: impl Fn(&mut std::net::TcpStream, usize) + Send + 'static,
+    ) -> (String, Client, std::path::PathBuf, tempfile::TempDir) {
+        use std::io::{BufRead, BufReader};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address").to_string();
+        std::thread::spawn(move || {
+            let mut open = Vec::new();
+            for mut line in listener.incoming().flatten() {
+                let copy = line.try_clone().expect("a copy");
+                let from = BufReader::new(copy)
+                    .lines()
+                    .map_while(Result::ok)
+                    .take_while(|text| !text.is_empty())
+                    .filter_map(|text| {
+                        let (key, value) = text.split_once(": ")?;
+                        let range = key.eq_ignore_ascii_case("range").then_some(value)?;
+                        let from = range.strip_prefix("bytes=")?.strip_suffix('-')?;
+                        from.parse::<usize>().ok()
+                    })
+                    .last();
+                give(&mut line, from.unwrap_or(0));
+                open.push(line);
+            }
+        });
+        let place = tempfile::tempdir().expect("tempdir");
+        let mut client = Client::new(None).expect("a client");
+        client.bounds = Bounds {
+            stall: Duration::from_millis(200),
+            least: 50,
+            pause: Duration::from_millis(1),
+            ..BOUNDS
+        };
+        (address, client, place.path().join("part"), place)
+    }
+
+    const BLOB: usize = 1000;
+
+    fn begin_blob(line: &mut std::net::TcpStream, from: usize) {
+        let status = match from {
+            0 => "200 OK",
+            _ => "206 Partial Content",
+        };
+        let left = BLOB - from;
+        let head =
+            format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {left}\r\n\r\n");
+        let _ = line.write_all(head.as_bytes());
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_gives_no_more_is_given_up() {
+        let (address, client, path, _place) = slow(|line, from| {
+            begin_blob(line, from);
+            // And then nothing, for as long as anybody listens.
+            let _ = line.write_all(b"x");
+        });
+        let mut source = Source::new(&address, &address, "shop", None);
+        let wanted = ("sha256:x", BLOB as u64);
+        let got = client.blob(&mut source, wanted, &path, &|| Ok(())).await;
+        let why = got.expect_err("it gives nothing");
+        assert!(why.contains("too slow"), "{why}");
+        // Who does not want it any more does not wait for that.
+        let no = || -> Result<(), String> { Err("enough".to_owned()) };
+        let got = client.blob(&mut source, wanted, &path, &no).await;
+        assert_eq!(got.expect_err("nobody wants it"), "enough");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_breaks_again_and_again_gets_there() {
+        let (address, mut client, path, _place) = slow(|line, from| {
+            begin_blob(line, from);
+            // More often than there are tries of what brings nothing.
+            let to = (from + BLOB / 20).min(BLOB);
+            for byte in from..to {
+                let _ = line.write_all(&[byte as u8]);
+            }
+            let _ = line.shutdown(std::net::Shutdown::Both);
+        });
+        // Whatever this machine does meanwhile.
+        client.bounds.stall = BOUNDS.stall;
+        let mut source = Source::new(&address, &address, "shop", None);
+        let wanted = ("sha256:x", BLOB as u64);
+        let got = client.blob(&mut source, wanted, &path, &|| Ok(())).await;
+        got.expect("it comes in the end");
+        let found = std::fs::read(&path).expect("it is there");
+        let all: Vec<u8> = (0..BLOB).map(|byte| byte as u8).collect();
+        assert_eq!(found, all);
+    }
+
+    #[test]
+    fn a_blob_has_so_long_in_all() {
+        let hours = |size: u64| BOUNDS.whole(size).as_secs() / 3600;
+        // A megabyte a minute, and some time beside that.
+        assert_eq!((hours(0), hours(60 << 20), hours(6000 << 20)), (0, 1, 100));
+        assert!(BOUNDS.whole(u64::MAX) > BOUNDS.whole(1 << 40));
     }
 
     #[test]

@@ -351,12 +351,14 @@ fn what_is_wrong_is_said_and_nothing_is_left() {
     };
     let said = refused(&[changed], json!({}), "");
     assert!(said.contains("has the digest"), "{said}");
-    let whole = place.base();
+    // One that nobody has yet: what is there is not unpacked again.
+    let long = [7; 100_000];
+    let whole = Part::plain(oci::layer(&[Entry::File("srv/long", 0o644, &long)]));
     let cut = Part {
         packed: whole.packed[..whole.packed.len() / 2].to_vec(),
         diff_id: whole.diff_id,
     };
-    let said = refused(&[cut], json!({}), "");
+    let said = refused(&[place.base(), cut], json!({}), "");
     assert!(said.contains("cannot be unpacked"), "{said}");
     // A gigabyte of zeros, which packs to a few megabytes.
     let header = place.folder.path().join("header");

@@ -348,7 +348,7 @@ fn images_come_through_the_gateway_over_https() {
     eventually("it is pushed", 60, || {
         copy(&one, "main", &creds).status.success()
     });
-    rig.deploy("main", "");
+    rig.deploy("main", "[https]\nredirect = false");
     rig.serves("one");
     let output = copy(&rig.image("two"), "main", &creds);
     let said = String::from_utf8_lossy(&output.stderr);

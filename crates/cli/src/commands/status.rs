@@ -175,6 +175,9 @@ fn canary_lines(canary: &Canary) -> Vec<String> {
 }
 
 fn figures(who: &str, counts: &CanaryCounts) -> String {
+    if counts.requests == 0 {
+        return format!("{who}: no requests counted yet");
+    }
     let time = |us: Option<u64>| us.map_or("?".into(), |us| format!("{:.1} ms", us as f64 / 1e3));
     format!(
         "{who}: {} requests, {} failed, 95 of 100 answers within {}, 99 within {}",

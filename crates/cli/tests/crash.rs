@@ -373,6 +373,7 @@ fn leaks_are_found_and_removed() {
     for folder in [
         "builds/one-d99",
         "data/nobody",
+        "snapshots/nobody/1/data",
         "built/nobody/x",
         "data/one/m",
     ] {
@@ -417,6 +418,7 @@ fn leaks_are_found_and_removed() {
         "folder",
         "folder",
         "folder",
+        "folder",
         "interface",
         "mount",
         "process",
@@ -427,10 +429,11 @@ fn leaks_are_found_and_removed() {
     assert_eq!(look(&[]).1, serde_json::json!([]));
     assert!(!strays.process.wait().expect("it was our child").success());
     assert!(!data.join("builds/one-d99").exists() && !data.join("data/nobody").exists());
-    let lost = std::fs::read_dir(data.join("data/.lost"))
-        .expect("read")
-        .count();
-    assert_eq!(lost, 1, "data is moved aside, not deleted");
+    for lost in ["data/.lost", "snapshots/.lost"] {
+        let found = std::fs::read_dir(data.join(lost)).expect("read").count();
+        assert_eq!(found, 1, "{lost}: data is moved aside, not deleted");
+    }
+    assert!(!data.join("snapshots/nobody").exists());
     assert!(data.join("data/one").exists());
     assert_eq!(get(&server.http, "one.test", "/").text(), "1");
 }

@@ -237,6 +237,67 @@ fn a_websocket_goes_both_ways_and_ends_with_its_instance() {
     });
 }
 
+/// An app that says how long a body is where there is none, and then a frame.
+const WORDY: &str = r#"
+import os, socket, threading
+
+def serve(connection):
+    with connection:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            piece = connection.recv(65536)
+            if not piece:
+                return
+            head += piece
+        if b"upgrade: websocket" not in head.lower():
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+            return
+        connection.sendall(
+            b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nContent-Length: 5\r\n\r\n"
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nContent-Length: 5\r\n\r\n"
+            b"\x81\x05hello"
+        )
+        while connection.recv(65536):
+            pass
+
+server = socket.create_server(("127.0.0.1", int(os.environ["PORT"])))
+while True:
+    threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
+"#;
+
+#[test]
+fn what_has_no_body_says_no_length() {
+    if !is_root() {
+        return;
+    }
+    let server = Server::start();
+    let toml =
+        "name = \"wordy\"\ndomains = [\"wordy.test\"]\ncommand = [\"python3\", \"app.py\"]\n";
+    server.deploy(app_folder(&[("hutong.toml", toml), ("app.py", WORDY)]).path());
+    assert_eq!(get(&server.http, "wordy.test", "/").text(), "ok");
+    let mut stream = TcpStream::connect(&server.http).expect("connect");
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .expect("time-out");
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: wordy.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n").expect("write");
+    let mut said = Vec::new();
+    while !said.ends_with(b"\x81\x05hello") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("both heads, a frame");
+        said.push(byte[0]);
+    }
+    let said = String::from_utf8_lossy(&said).to_ascii_lowercase();
+    assert!(
+        said.starts_with("http/1.1 103") && said.contains("link: </a>"),
+        "{said}"
+    );
+    assert!(
+        said.contains("http/1.1 101") && !said.contains("content-length"),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_dead_instance_is_out_of_rotation_and_requests_find_the_other() {
     if !is_root() {

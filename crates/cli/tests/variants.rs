@@ -48,7 +48,10 @@ fn two_variants_have_their_own_visitors_and_figures_until_one_is_chosen() {
     for _ in 0..200 {
         let first = get(&server.http, "shop.test", "/");
         let cookie = first.header("set-cookie").expect("a place");
-        assert!(cookie.contains("; Max-Age=2592000"), "{cookie}");
+        assert!(
+            cookie.starts_with("hutong-variant=") && cookie.contains("; Max-Age=2592000"),
+            "{cookie}"
+        );
         let place = cookie.split(';').next().expect("a cookie").to_owned();
         if !places.iter().any(|(_, body)| *body == first.text()) {
             places.push((format!("Cookie: {place}\r\n"), first.text()));
@@ -215,6 +218,13 @@ fn mistakes_are_said_before_anything_is_deployed() {
         said.contains("the variant green, 50 % of the visitors until"),
         "{said}"
     );
+    // What the file leaves out may be said here.
+    let unnamed = python_app("unnamed", "strategy = \"ab\"", "one");
+    let place = unnamed.path().to_string_lossy().into_owned();
+    let (_, said) = server.fails(&["deploy", &place]);
+    assert!(said.contains("needs a name for the new release"), "{said}");
+    let (_, said) = server.fails(&["deploy", &place, "--variant", "green"]);
+    assert!(said.contains("could be compared with"), "{said}");
     let (_, said) = server.fails(&["promote", "wrong", "green"]);
     assert!(said.contains("no release of wrong is on trial"), "{said}");
     assert_eq!(server.app("wrong")["release"], 1);

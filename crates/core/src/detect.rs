@@ -405,7 +405,7 @@ pub fn complete(
         plan.steps.clear();
     }
     let (before, after) = written(&plan, missing);
-    let completed = format!("{before}{text}{after}");
+    let completed = format!("{}{after}", spec::on_top(&before, text));
     let spec = spec::parse(path, &completed).map_err(|mut problems| {
         let added = before.lines().count();
         for problem in &mut problems.list {

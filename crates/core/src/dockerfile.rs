@@ -85,11 +85,21 @@ pub fn check(path: &str, text: &str) -> Result<Checked, Problems> {
     })
 }
 
-/// Whether `<<WORD` or `<<-WORD` begins a heredoc. A shift (`1 << 2`), a `<<<` and a list in JSON are none.
-fn has_heredoc(text: &str) -> bool {
-    let rest = text.trim_start();
-    let first = rest.split_whitespace().next().unwrap_or_default();
-    if rest.starts_with('[') || rest[first.len()..].trim_start().starts_with('[') {
+/// Text without its first word, and that.
+fn split_word(text: &str) -> (&str, &str) {
+    let text = text.trim();
+    let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    (word, rest.trim())
+}
+
+/// Whether `<<WORD` or `<<-WORD` begins a heredoc, in what is behind an instruction's name. A shift (`1 << 2`), a `<<<` and
+/// a list in JSON are none; a `[` that is no such list is a shell's.
+fn has_heredoc(rest: &str) -> bool {
+    let mut list = rest.trim();
+    while list.starts_with("--") {
+        (_, list) = split_word(list);
+    }
+    if serde_json::from_str::<Vec<String>>(list).is_ok() {
         return false;
     }
     rest.match_indices("<<").any(|(at, _)| {
@@ -103,9 +113,12 @@ fn has_heredoc(text: &str) -> bool {
 /// The line before `line` that begins a heredoc, if one does.
 fn heredoc_before(text: &str, line: usize) -> Option<usize> {
     let begins = |text: &str| {
-        let name = text.split_whitespace().next().unwrap_or_default();
-        let known = ["RUN", "COPY", "ADD", "ONBUILD"];
-        known.iter().any(|one| name.eq_ignore_ascii_case(one)) && has_heredoc(text)
+        let (mut name, mut rest) = split_word(text);
+        if name.eq_ignore_ascii_case("ONBUILD") {
+            (name, rest) = split_word(rest);
+        }
+        let known = ["RUN", "COPY", "ADD"];
+        known.iter().any(|one| name.eq_ignore_ascii_case(one)) && has_heredoc(rest)
     };
     let before = text.lines().take(line.saturating_sub(1));
     before
@@ -313,8 +326,7 @@ struct Instruction {
 
 impl Instruction {
     fn read(line: usize, last: usize, text: &str) -> Result<Self, String> {
-        let text = text.trim();
-        let (name, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+        let (name, rest) = split_word(text);
         let name = name.to_ascii_uppercase();
         if !KNOWN.contains(&name.as_str()) {
             return Err(format!(
@@ -326,7 +338,7 @@ impl Instruction {
             line,
             last,
             name,
-            rest: rest.trim().to_owned(),
+            rest: rest.to_owned(),
         })
     }
 }
@@ -573,10 +585,25 @@ mod tests {
         assert!(said("FROM scratch\nRUN cat <<X\nADD a b\nX\n").contains("BuildKit"));
         assert!(said("FROM scratch\nCOPY <<X /a\nX\n").contains("BuildKit"));
         assert!(said("FROM scratch\nONBUILD RUN <<X\nX\n").contains("BuildKit"));
+        // The shell's, not a list.
+        for test in [
+            "RUN [ -f x ] && cat <<EOF",
+            "RUN test [ <<EOF",
+            "ONBUILD RUN [ -f x ] && cat <<EOF",
+            "COPY --chown=1 [ <<EOF /x",
+        ] {
+            let found = said(&format!("FROM scratch\n{test}\nhello\nEOF\n"));
+            assert!(
+                found.starts_with("D:2:1: ") && found.contains("BuildKit"),
+                "{found}"
+            );
+        }
         for fine in [
             "[\"python3\", \"-c\", \"print(1 <<x)\"]",
+            "--chown=1 --chmod=755 [\"a <<x\", \"/b\"]",
             "echo $((1 << 2))",
             "cat <<<x",
+            "[ $((1 << 2)) = 4 ]",
         ] {
             assert!(!has_heredoc(fine), "{fine}");
         }

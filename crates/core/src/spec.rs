@@ -971,5 +971,11 @@ pub fn parse_domain(text: &str) -> Result<Domain, String> {
     })
 }
 
+/// The text of a `hutong.toml` with lines before all others. A byte order mark is none but at the very beginning.
+pub(crate) fn on_top(lines: &str, text: &str) -> String {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    format!("{lines}{text}")
+}
+
 #[cfg(test)]
 mod tests;

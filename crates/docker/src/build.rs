@@ -107,6 +107,7 @@ struct UnderWay {
 impl UnderWay {
     fn begin(engine: &Rc<Engine>, build: &Build) -> Self {
         engine.building.set(engine.building.get() + 1);
+        engine.begun.set(engine.begun.get() + 1);
         engine.note_stages(&build.app, &build.stages);
         UnderWay {
             engine: engine.clone(),
@@ -437,11 +438,13 @@ impl Engine {
             if noted.is_empty() {
                 return;
             }
+            // A note says the same of each build of its app, so it does not show that there was another one.
+            let begun = self.begun.get();
             tokio::time::sleep(REMOVE_AGAIN).await;
             for (app, stages) in noted {
                 let swept = self.sweep_dangling(&app, &stages).await;
-                if self.building.get() > 0 {
-                    // It does this at its own end.
+                if self.building.get() > 0 || self.begun.get() != begun {
+                    // It does this at its own end, or does it now, and needs its note.
                     return;
                 }
                 match swept {

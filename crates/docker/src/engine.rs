@@ -97,6 +97,8 @@ pub struct Engine {
     pub networks: tokio::sync::Mutex<()>,
     /// Builds under way.
     pub building: Cell<usize>,
+    /// All that ever began.
+    pub begun: Cell<u64>,
     docker: RefCell<Option<Docker>>,
     remapped: Cell<Option<bool>>,
     warden: Arc<Mutex<UnixStream>>,
@@ -147,6 +149,7 @@ impl Engine {
             changed: Notify::new(),
             networks: tokio::sync::Mutex::new(()),
             building: Cell::default(),
+            begun: Cell::default(),
             docker: RefCell::default(),
             remapped: Cell::default(),
             warden: Arc::new(Mutex::new(warden)),

@@ -21,6 +21,8 @@ use crate::cookies;
 use crate::visitor::Peer;
 
 const COOKIE: &str = "hutong-canary";
+/// Another one, because it lasts: who had a canary's keeps that only until the browser is closed, and would be told no other.
+const VARIANT_COOKIE: &str = "hutong-variant";
 /// 30 days, in seconds.
 const MONTH_S: u32 = 30 * 86_400;
 const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -101,7 +103,7 @@ impl Trial {
                 cookie: None,
             };
         }
-        let known = remembered(head);
+        let known = remembered(head, self.cookie_name());
         let at = known.unwrap_or_else(|| *place.get_or_insert_with(next_place));
         let is_new = known.is_none();
         // Another app keeps no cookies.
@@ -113,8 +115,15 @@ impl Trial {
         }
     }
 
+    fn cookie_name(&self) -> &'static str {
+        match self.split.for_people {
+            true => VARIANT_COOKIE,
+            false => COOKIE,
+        }
+    }
+
     fn cookie(&self, at: u16, peer: &Peer) -> String {
-        let cookie = cookies::set(COOKIE, &format!("{at:04x}"), peer);
+        let cookie = cookies::set(self.cookie_name(), &format!("{at:04x}"), peer);
         match self.split.for_people {
             // A test of two variants goes on for days.
             true => format!("{cookie}; Max-Age={MONTH_S}"),
@@ -183,8 +192,8 @@ impl Trial {
     }
 }
 
-fn remembered(head: &RequestHead) -> Option<u16> {
-    let said = cookies::find(head, COOKIE).filter(|value| value.len() == 4)?;
+fn remembered(head: &RequestHead, name: &str) -> Option<u16> {
+    let said = cookies::find(head, name).filter(|value| value.len() == 4)?;
     u16::from_str_radix(std::str::from_utf8(said).ok()?, 16).ok()
 }
 
@@ -280,7 +289,8 @@ mod tests {
         let mut moved = 0;
         for place in 0..=u16::MAX {
             let cookie = head(&format!("Cookie: a=b; {COOKIE}={place:04x}\r\n"));
-            assert_eq!(remembered(&cookie), Some(place));
+            assert_eq!(remembered(&cookie, COOKIE), Some(place));
+            assert_eq!(remembered(&cookie, VARIANT_COOKIE), None);
             if few.side_at(place) == Side::Canary {
                 assert_eq!(many.side_at(place), Side::Canary);
                 moved += 1;
@@ -310,7 +320,7 @@ mod tests {
         }
         for odd in ["xyz", "12345", "", "g000"] {
             let said = head(&format!("Cookie: {COOKIE}={odd}\r\n"));
-            assert_eq!(remembered(&said), None, "{odd}");
+            assert_eq!(remembered(&said, COOKIE), None, "{odd}");
         }
     }
 

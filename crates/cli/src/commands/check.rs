@@ -102,14 +102,15 @@ pub fn load_with(
             .map_err(|error| CliError::bad_file(format!("{}: {error}", path.display())))?,
         None => text,
     };
-    let text = match variant {
-        Some(variant) => {
-            // Mistakes of the file itself have their places in it.
-            detect::complete(folder, &text)?;
-            let made = spec::with_variant(&text, &variant.name, variant.share);
-            made.map_err(CliError::usage)?
-        }
-        None => text,
+    let Some(variant) = variant else {
+        return detect::complete(folder, &text);
     };
-    detect::complete(folder, &text)
+    let made = spec::with_variant(&text, &variant.name, variant.share)
+        .map_err(CliError::usage)
+        .and_then(|made| detect::complete(folder, &made));
+    if made.is_err() {
+        // Mistakes of the file itself have their places in it.
+        detect::complete(folder, &text)?;
+    }
+    made
 }

@@ -81,7 +81,8 @@ pub async fn run(name: &str, server: &Server) -> Result<(), CliError> {
 fn report(app: &App) -> Option<Report> {
     let tried = app.canary.as_ref()?;
     let variant = tried.variant.as_ref()?;
-    if tried.state != DeploymentState::Rolling {
+    // One that was promoted has all visitors a moment before it is over.
+    if tried.state != DeploymentState::Rolling || tried.share >= 100 {
         return None;
     }
     let stable = 100_u32.saturating_sub(tried.share);

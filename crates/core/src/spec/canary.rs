@@ -96,7 +96,9 @@ impl Check<'_> {
     /// How long the release before stays ready.
     pub(super) fn keep(&mut self, raw: &RawSpec, strategy: Strategy) -> Duration {
         let keep = &raw.timeouts.keep;
-        if let Some(keep) = keep.as_ref().filter(|_| strategy != Strategy::BlueGreen) {
+        // A variant of an app whose releases take over by blue-green has its file.
+        let may_be_said = matches!(strategy, Strategy::BlueGreen | Strategy::Ab);
+        if let Some(keep) = keep.as_ref().filter(|_| !may_be_said) {
             let message = "`timeouts.keep` goes with `strategy = \"blue-green\"`";
             self.wrong(keep.span().start, message);
         }
@@ -295,7 +297,7 @@ pub fn with_variant(text: &str, name: &str, share: Option<u32>) -> Result<String
     for (span, new) in edits {
         text.replace_range(span, &new);
     }
-    Ok(top + &text)
+    Ok(super::on_top(&top, &text))
 }
 
 #[cfg(test)]
@@ -427,6 +429,14 @@ mod tests {
         assert_eq!(made(plain, Some(20)), green(20));
         let canary = format!("strategy = 'canary' # as ever\n{plain}[canary]\nsteps=[5, 100]");
         assert_eq!(made(&canary, Some(1)), green(1));
+        // An editor of Windows wrote it.
+        assert_eq!(made(&format!("\u{feff}{plain}"), None), green(50));
+        let marked = format!("\u{feff}strategy='rolling'\n{plain}");
+        assert_eq!(made(&marked, Some(3)), green(3));
+        let double = format!("{plain}strategy='blue-green'\n[timeouts]\nkeep='1m'\n");
+        assert_eq!(made(&double, None), green(50));
+        let unnamed = format!("{plain}strategy='ab'\n");
+        assert_eq!(made(&unnamed, None), green(50));
         let ab = format!("{plain}strategy='ab'\n[ab]\nshare=7\nvariant='blue'\n");
         assert_eq!(made(&ab, None), green(7));
         assert_eq!(made(&ab, Some(80)), green(80));

@@ -247,7 +247,7 @@ pub fn with_image(text: &str, reference: &str) -> Result<String, String> {
             text.replace_range(image.span(), &format!("\"{reference}\""));
             text
         }
-        None => format!("image = \"{reference}\"\n{text}"),
+        None => super::on_top(&format!("image = \"{reference}\"\n"), text),
     })
 }
 
@@ -276,7 +276,7 @@ pub fn with_port(text: &str, port: u16) -> Option<String> {
     let text = without_port(text);
     let said: Said = toml::from_str(text).ok()?;
     let none = said.port.is_none();
-    none.then(|| format!("port = {port}{OF_IMAGE}\n{text}"))
+    none.then(|| super::on_top(&format!("port = {port}{OF_IMAGE}\n"), text))
 }
 
 /// As the distribution specification has it, but for its finer points, which the engine checks.

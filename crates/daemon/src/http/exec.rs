@@ -17,7 +17,7 @@ use hutong_core::plan::Serve;
 use hutong_ipc::channel;
 use hutong_ipc::shim::{self, Answer, Exit};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 
 use super::{ApiError, Result, apps};
@@ -26,6 +26,8 @@ use crate::{Control, ids, images, launch, lock};
 
 /// How long a caller may take to say what is to run.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// A caller pings several times in this time. One of whom nothing is heard for so long is gone, though no connection broke.
+const SILENCE: Duration = Duration::from_secs(90);
 
 type Connection = TokioIo<hyper::upgrade::Upgraded>;
 
@@ -91,7 +93,7 @@ async fn serve(control: &Arc<Control>, app: &App, connection: Connection) {
     let Ok(Ok(Message::Data(wanted))) = first else {
         return;
     };
-    match begin(control, app, &wanted).await {
+    match begin(control, &app.name, &wanted).await {
         // From here on it is not put to sleep.
         Ok((session, _open)) => session.run(reader, writer).await,
         Err(error) => {
@@ -110,19 +112,28 @@ async fn say(writer: &mut WriteHalf<Connection>, message: &Message) -> std::io::
         .await
 }
 
-async fn begin(control: &Arc<Control>, app: &App, wanted: &[u8]) -> Result<(Session, Open)> {
+/// What a caller says next; nothing of one who is gone.
+async fn hear(reader: &mut Reader<impl AsyncRead + Unpin>) -> Option<Message> {
+    let said = tokio::time::timeout(SILENCE, reader.next()).await;
+    said.ok()?.ok()
+}
+
+async fn begin(control: &Arc<Control>, name: &str, wanted: &[u8]) -> Result<(Session, Open)> {
     let wanted: ExecRequest = serde_json::from_slice(wanted)
         .map_err(|error| ApiError::bad(format!("what is to run is not understood: {error}")))?;
     if wanted.command.is_empty() || wanted.command.iter().any(|word| word.contains('\0')) {
         return Err(ApiError::bad("a command is needed").hint("hutong exec APP -- ls /app"));
     }
-    let name = app.name.as_str();
+    // Since the handshake it may have been isolated, or a snapshot may be on its way back.
+    apps::find_free(control, name)?;
     let open = Open::new(control, name);
     let instance = awake_instance(control, name).await.ok_or_else(|| {
         ApiError::conflict(format!("no instance of {name} runs"))
             .hint(format!("hutong start {name}"))
     })?;
-    let env = environment(control, app, &instance, wanted.terminal.is_some())?;
+    // It may have taken a while to wake.
+    let app = apps::find_free(control, name)?;
+    let env = environment(control, &app, &instance, wanted.terminal.is_some())?;
     let ours = control.clone();
     let started = tokio::task::spawn_blocking(move || start(&ours, &instance, &wanted, env));
     let session = started
@@ -351,7 +362,7 @@ impl Session {
         });
         let (mut input, terminal) = (self.input, self.terminal);
         let listen = async {
-            while let Ok(message) = reader.next().await {
+            while let Some(message) = hear(&mut reader).await {
                 let bytes = match message {
                     Message::Data(bytes) => bytes,
                     Message::Ping(sent) => {
@@ -440,6 +451,23 @@ fn last_words(exit: &Exit) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_silent_for_too_long_is_gone() {
+        let (mut theirs, ours) = tokio::io::duplex(1 << 10);
+        let mut reader = Reader::new(ours, Side::Client);
+        let ping = websocket::encode(&Message::Ping(Vec::new()), Side::Client).expect("random");
+        for _ in 0..3 {
+            tokio::time::sleep(SILENCE / 2).await;
+            theirs.write_all(&ping).await.expect("written");
+            assert_eq!(hear(&mut reader).await, Some(Message::Ping(Vec::new())));
+        }
+        // Nothing comes, nor does the connection break; half a message is none.
+        theirs.write_all(&ping[..1]).await.expect("written");
+        let began = tokio::time::Instant::now();
+        assert_eq!(hear(&mut reader).await, None);
+        assert!(began.elapsed() >= SILENCE);
+    }
 
     #[test]
     fn only_websockets_of_ours_have_a_key() {

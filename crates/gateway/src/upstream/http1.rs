@@ -382,6 +382,10 @@ impl Answering<'_, '_, '_> {
             self.head_within(patience).await?;
             let status = self.head.status;
             strip_connection(&mut self.head.fields);
+            if status < 200 {
+                // No body follows any of these, whatever an app says (RFC 9110 §8.6).
+                self.head.fields.remove(Name::ContentLength);
+            }
             if status == 101 {
                 return self.switch().await;
             }

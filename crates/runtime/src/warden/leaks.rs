@@ -12,7 +12,7 @@ use super::{Warden, lock};
 use crate::instances::Record;
 use crate::{egress, processes, sys, trees};
 
-/// Where unknown apps' data is put, inside the folder of all apps' data: no app has such a name.
+/// Where unknown apps' data is put, inside the folder that it was in (a disk of its own, perhaps): no app has such a name.
 const LOST: &str = ".lost";
 
 /// What is known to be somebody's.
@@ -317,11 +317,7 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
         }
         let path = layout.snapshots().join(&name);
         found.leak("folder", path.display().to_string(), || {
-            let lost = layout.app_data().join(LOST);
-            let to = lost.join(format!("{name}-snapshots-{}", processes::now_ms()));
-            trees::make_owned(&lost, None, 0o700)
-                .and_then(|()| fs::rename(&path, to))
-                .map_err(|error| error.to_string())
+            put_away(&layout.snapshots(), &name)
         });
     }
     let folder = layout.app_data();
@@ -333,15 +329,18 @@ fn find_files(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
         let path = folder.join(&name);
         // Somebody's data, whose app is not known any more: perhaps because the store is an old copy.
         found.leak("folder", path.display().to_string(), || {
-            // Beside it: `data` may be a disk of its own.
-            let lost = layout.app_data().join(LOST);
-            trees::make_owned(&lost, None, 0o700)
-                .and_then(|()| {
-                    fs::rename(&path, lost.join(format!("{name}-{}", processes::now_ms())))
-                })
-                .map_err(|error| error.to_string())
+            put_away(&folder, &name)
         });
     }
+}
+
+/// Moves what lies in a folder aside, within that: it may be a disk of its own, out of which nothing can be renamed.
+fn put_away(folder: &Path, name: &str) -> Result<(), String> {
+    let lost = folder.join(LOST);
+    let to = lost.join(format!("{name}-{}", processes::now_ms()));
+    trees::make_owned(&lost, None, 0o700)
+        .and_then(|()| fs::rename(folder.join(name), to))
+        .map_err(|error| error.to_string())
 }
 
 /// Ranges of apps that nobody knows any more, once nothing on disk has their ids.
@@ -360,5 +359,31 @@ fn find_ids(warden: &Warden, known: &Known<'_>, found: &mut Found<'_>) {
             }
             lock(&warden.uids).forget(&app)
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_put_away_stays_in_its_folder() {
+        let top = tempfile::tempdir().expect("a folder");
+        for name in ["one", "two"] {
+            let folder = top.path().join(name);
+            fs::create_dir(&folder).expect("made");
+            fs::write(folder.join("kept"), name).expect("written");
+            put_away(top.path(), name).expect("put away");
+            assert!(!folder.exists());
+        }
+        let lost = fs::read_dir(top.path().join(LOST))
+            .expect("there")
+            .flatten();
+        let mut kept: Vec<String> = lost
+            .map(|entry| fs::read_to_string(entry.path().join("kept")).expect("read"))
+            .collect();
+        kept.sort();
+        assert_eq!(kept, ["one", "two"]);
+        assert!(put_away(top.path(), "one").is_err());
     }
 }

@@ -53,6 +53,14 @@ fn a_migration_that_ruins_the_data_is_undone() {
         );
         assert!(said.contains(&format!("hutong snapshot restore {app} {id}")));
         assert_eq!(list.as_array().map(Vec::len), Some(1));
+        // However often it is tried: what was before the first of them is kept, beside the newest three.
+        for _ in 0..4 {
+            server.fails(&["deploy", &path_of(&bad)]);
+        }
+        let list = server.json(&["snapshots", app]);
+        let ids = list.as_array().expect("a list");
+        assert_eq!(ids.len(), 4, "{list}");
+        assert_eq!(ids[3]["id"].to_string(), id);
         // The old release serves on, with what is left.
         assert_eq!(sh(&server, app, "ls /data | grep -v lost"), "ruin\n");
         let (_, said) = server.fails(&["snapshot", "restore", app, "999"]);

@@ -249,8 +249,10 @@ fn take_snapshot(
     let (app, id) = (&deployment.app, deployment.id);
     fail::point("snapshot");
     let doing = "taking a snapshot of /data".to_owned();
+    // What the data were before a row of tries that failed is worth more than what they were before the last.
+    let keep = control.store.first_try(app).map_err(Broken::plain)?;
     let done = wait_out(control, deployment, doing, || {
-        control.warden.snapshot(app, id)
+        control.warden.snapshot(app, id, keep)
     });
     let done = done.map_err(|broken| Broken {
         reason: format!(

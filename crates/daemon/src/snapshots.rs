@@ -2,8 +2,8 @@
 //! until nothing of it runs, has the warden exchange the data, and lets the app go on. Whoever of us is killed meanwhile: what
 //! is written down is done again from the beginning.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use hutong_ipc::fail;
 use hutong_runtime::client::{Driver, DriverError};
@@ -15,6 +15,9 @@ use crate::{Control, lock};
 const LOOK: Duration = Duration::from_millis(100);
 /// Between two tries to write an outcome down: the disk may be full.
 const PAUSE: Duration = Duration::from_secs(2);
+
+/// What is thrown away is deleted in the background: so long until it is looked whether that was enough.
+const GOES: Duration = Duration::from_secs(30);
 
 /// Until the process ends.
 pub async fn run(control: Arc<Control>) {
@@ -113,23 +116,32 @@ fn end(control: &Control, app: &str, id: u64, problem: Option<&str>) -> Result<(
 /// Makes room on a full disk: the oldest first, one at a time, because its room is free only after a while; the newest of each
 /// app never.
 pub fn shed(control: &Control) {
-    if control.has_disk().is_ok() {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let is_soon = lock(&LAST).is_some_and(|last| last.elapsed() < GOES);
+    if is_soon || control.has_disk().is_ok() {
         return;
     }
     let Ok(apps) = control.store.apps() else {
         return;
     };
     let mut old = Vec::new();
-    for app in apps {
+    // One that is being put back is wanted.
+    for app in apps.into_iter().filter(|app| app.restoring.is_none()) {
         let found = control.warden.snapshots(&app.name).unwrap_or_default();
         let older = found.into_iter().skip(1);
         old.extend(older.map(|one| (one.created_ms, app.name.clone(), one.id)));
     }
     old.sort();
     for (_, app, id) in old {
-        if control.warden.drop_snapshot(&app, id).is_ok() {
-            tracing::warn!("the disk is full: snapshot {id} of {app} is thrown away");
-            return;
+        match control.warden.drop_snapshot(&app, id) {
+            Ok(()) => {
+                tracing::warn!("the disk is full: snapshot {id} of {app} is thrown away");
+                *lock(&LAST) = Some(Instant::now());
+                return;
+            }
+            // Something is being copied, or what was thrown away before is not gone yet.
+            Err(DriverError::Later(_)) => return,
+            Err(_) => {}
         }
     }
 }

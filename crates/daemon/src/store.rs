@@ -175,6 +175,8 @@ pub enum StoreError {
     Cipher(String),
     #[error("the stored configuration of {app} is not understood: {problem}")]
     Spec { app: String, problem: String },
+    #[error("snapshot {id} of {app}'s /data is being put back")]
+    Restoring { app: String, id: u64 },
 }
 
 impl From<rusqlite::Error> for StoreError {
@@ -592,7 +594,7 @@ impl Store {
         self.write(|t| {
             let as_seen = t
                 .query_row(
-                    "SELECT 1 FROM apps WHERE name = ?1 AND goal = 'running' AND isolated = 0 AND active = ?2
+                    "SELECT 1 FROM apps WHERE name = ?1 AND goal = 'running' AND isolated = 0 AND active = ?2 AND restoring IS NULL
                        AND NOT EXISTS (SELECT 1 FROM deployments WHERE app = ?1 AND state IN ('building', 'rolling'))",
                     params![app, active],
                     |_| Ok(()),
@@ -880,6 +882,13 @@ fn add_deployment(
     kind: &str,
     state: &str,
 ) -> Result<Deployment> {
+    // What is decided before somebody wants a snapshot back would run with other data than it was meant for.
+    let restoring = "SELECT restoring FROM apps WHERE name = ? AND restoring IS NOT NULL";
+    let restoring = t.query_row(restoring, [app], |row| row.get(0)).optional()?;
+    if let Some(id) = restoring {
+        let app = app.to_owned();
+        return Err(StoreError::Restoring { app, id });
+    }
     supersede(t, app)?;
     let now = now_ms();
     t.execute(

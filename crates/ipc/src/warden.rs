@@ -242,10 +242,12 @@ pub enum Request {
         app: String,
     },
     /// Copies an app's `/data` aside, as the snapshot of this number; one that is there already stays as it is. `Later` while
-    /// it is copied: ask again. The newest few are kept.
+    /// it is copied: ask again. The newest few are kept, and the oldest from the number `keep` on (0: none).
     Snapshot {
         app: String,
         id: u64,
+        #[serde(default)]
+        keep: u64,
     },
     /// An app's snapshots.
     Snapshots {

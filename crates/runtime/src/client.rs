@@ -258,10 +258,10 @@ impl WardenClient {
         self.done(&Request::DropData { app: app.into() })
     }
 
-    /// Copies an app's data aside. One that is there already stays as it is.
-    pub fn snapshot(&self, app: &str, id: u64) -> Result<(), DriverError> {
+    /// Copies an app's data aside. One that is there already stays as it is, and so does the oldest from `keep` on.
+    pub fn snapshot(&self, app: &str, id: u64, keep: u64) -> Result<(), DriverError> {
         let app = app.into();
-        self.done(&Request::Snapshot { app, id })
+        self.done(&Request::Snapshot { app, id, keep })
     }
 
     /// An app's snapshots, the newest first.

@@ -52,11 +52,13 @@ pub struct Copied {
 pub struct Way<'a> {
     /// What is kept free on the disk; by its size if nothing is said.
     pub reserve: Option<u64>,
+    /// A folder that is not there counts as an empty one.
+    pub may_miss: bool,
     /// Who owns in the copy what a user or group owns.
     pub owner: &'a dyn Fn(u32) -> u32,
 }
 
-/// Copies the folder `from`, which may be missing, to `data` in the new folder `scratch`. If something is written meanwhile
+/// Copies the folder `from` to `data` in the new folder `scratch`. If something is written meanwhile
 /// it is copied anew a few times, where that takes no time.
 pub fn copy(from: &Path, scratch: &Path, way: &Way<'_>) -> io::Result<Copied> {
     let mut tries = 0;
@@ -80,7 +82,7 @@ fn copy_once(from: &Path, scratch: &Path, way: &Way<'_>) -> io::Result<Copied> {
     trees::make_owned(&links, None, 0o700)?;
     let to = rustix::fs::open(&data, FOLDER, Mode::empty())?;
     let top = match rustix::fs::open(from, FOLDER, Mode::empty()) {
-        Err(Errno::NOENT) => None,
+        Err(Errno::NOENT) if way.may_miss => None,
         other => Some(other?),
     };
     let mut copier = Copier {
@@ -228,7 +230,9 @@ impl Copier<'_> {
             let _ = rustix::fs::linkat(to, name, &self.links, number.as_str(), none);
         }
         self.done.files += 1;
-        self.done.bytes += size;
+        // What it takes on the disk: holes are nothing.
+        let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+        self.done.bytes = self.done.bytes.saturating_add(blocks.saturating_mul(512));
         Ok(())
     }
 
@@ -237,7 +241,11 @@ impl Copier<'_> {
         if self.clones {
             match rustix::fs::ioctl_ficlone(target, source) {
                 Ok(()) => return Ok(()),
-                Err(_) => self.clones = false,
+                Err(Errno::OPNOTSUPP | Errno::XDEV | Errno::NOTTY | Errno::NOSYS) => {
+                    self.clones = false;
+                }
+                // This file cannot, for what it is.
+                Err(_) => {}
             }
         }
         let (mut reader, mut writer) = (source, target);
@@ -383,6 +391,7 @@ mod tests {
 
     fn as_it_is() -> Way<'static> {
         Way {
+            may_miss: true,
             reserve: Some(0),
             owner: &|id| id,
         }
@@ -436,6 +445,7 @@ mod tests {
         let error = copy(&from, &scratch, &as_it_is()).expect_err("too deep");
         assert!(error.to_string().contains("deep"), "{error}");
         let full = Way {
+            may_miss: true,
             reserve: Some(u64::MAX),
             owner: &|id| id,
         };

@@ -123,7 +123,8 @@ pub fn begin(
     }
     let (name, other) = (app.to_owned(), lender.clone());
     let run = move || {
-        let said = does();
+        let said = std::panic::catch_unwind(std::panic::AssertUnwindSafe(does));
+        let said = said.unwrap_or_else(|_| Err("it ended by a mistake of ours".into()));
         let mut work = work();
         if let Some(other) = other {
             work.remove(&other);
@@ -227,7 +228,9 @@ pub fn is_there(layout: &Layout, app: &str, id: u64) -> bool {
 
 /// A missing one is fine.
 pub fn drop_one(layout: &Layout, app: &str, id: u64) -> Result<(), Unready> {
-    if is_busy(app) {
+    // Nothing begins meanwhile.
+    let work = work();
+    if work.get(app).is_some_and(|job| job.ended.is_none()) {
         return Err(Unready::Later(BUSY.into()));
     }
     let path = place_of(layout, app).join(id.to_string());
@@ -239,8 +242,14 @@ fn failed(what: &str) -> impl Fn(io::Error) -> String {
     move |error| format!("{what}: {error}")
 }
 
-/// Copies an app's data aside. One that is there already stays as it is.
-pub fn take(layout: &Layout, app: &str, id: u64, reserve: Option<u64>) -> Result<(), String> {
+/// Copies an app's data aside. One that is there already stays as it is, and so does the oldest from `keep` on: what the data
+/// were before the first of several tries that failed.
+pub fn take(
+    layout: &Layout,
+    app: &str,
+    (id, keep): (u64, u64),
+    reserve: Option<u64>,
+) -> Result<(), String> {
     let failed = failed("no snapshot of /data can be taken");
     let (place, folder) = (place_of(layout, app), layout.app_data().join(app));
     let kept = place.join(id.to_string());
@@ -248,10 +257,11 @@ pub fn take(layout: &Layout, app: &str, id: u64, reserve: Option<u64>) -> Result
         return Ok(());
     }
     trees::make_owned(&place, None, 0o700).map_err(&failed)?;
-    make_room(&place, &folder, reserve).map_err(&failed)?;
+    make_room(&place, &folder, keep, reserve).map_err(&failed)?;
     let scratch = place.join(format!("{NEW}{id}"));
     let way = Way {
         reserve,
+        may_miss: true,
         owner: &|id| id,
     };
     let made = copies::copy(&folder, &scratch, &way)
@@ -266,12 +276,19 @@ pub fn take(layout: &Layout, app: &str, id: u64, reserve: Option<u64>) -> Result
         return Err(failed(error));
     }
     fail::point("snapshot.kept");
-    for old in ids(&place).into_iter().skip(KEEP) {
+    for old in to_drop(&ids(&place), keep) {
         if let Err(error) = trees::delete(&place.join(old.to_string())) {
             tracing::warn!("the snapshot {old} of {app} stays: {error}");
         }
     }
     Ok(())
+}
+
+/// Which of an app's snapshots go, the newest of `ids` being the first.
+fn to_drop(ids: &[u64], keep: u64) -> Vec<u64> {
+    let kept = ids.iter().filter(|id| keep > 0 && **id >= keep).min();
+    let older = ids.iter().skip(KEEP);
+    older.filter(|id| Some(*id) != kept).copied().collect()
 }
 
 fn write_note(scratch: &Path, copied: Copied) -> io::Result<()> {
@@ -293,8 +310,9 @@ fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
-/// Older snapshots of the same app make room for a new one; but only if that is enough.
-fn make_room(place: &Path, folder: &Path, reserve: Option<u64>) -> io::Result<()> {
+/// Older snapshots of the same app make room for a new one; but only if that is enough. The newest stays, because the copy may
+/// fail yet, and the oldest from `keep` on.
+fn make_room(place: &Path, folder: &Path, keep: u64, reserve: Option<u64>) -> io::Result<()> {
     if !folder.is_dir() || copies::can_share(folder, place) {
         return Ok(());
     }
@@ -305,12 +323,20 @@ fn make_room(place: &Path, folder: &Path, reserve: Option<u64>) -> io::Result<()
         Ok(free.saturating_sub(reserve))
     };
     let mut old = list_in(place);
-    let given: u64 = old.iter().map(|one| one.bytes).sum();
-    let now = free()?;
-    if now >= needed {
+    let ids = old.iter().map(|one| one.id);
+    let kept = ids.filter(|id| keep > 0 && *id >= keep).min();
+    let newest = old.first().map(|one| one.id);
+    old.retain(|one| Some(one.id) != newest && Some(one.id) != kept);
+    let given = old
+        .iter()
+        .fold(0_u64, |sum, one| sum.saturating_add(one.bytes));
+    let (now, kept_free) = copies::room(&File::open(place)?, reserve)?;
+    if now >= kept_free.saturating_add(needed) {
         return Ok(());
     }
-    if now + given < needed {
+    // What is short of the reserve already is to be given up, too.
+    if now.saturating_add(given) < kept_free.saturating_add(needed) {
+        let now = now.saturating_sub(kept_free);
         let (needed, now) = (show_size(needed), show_size(now));
         return Err(io::Error::other(format!(
             "it takes {needed}, and only {now} are free beside the reserve of this server's disk"
@@ -328,6 +354,26 @@ fn make_room(place: &Path, folder: &Path, reserve: Option<u64>) -> io::Result<()
     Ok(())
 }
 
+/// Whether there is room for a copy of a folder: found out before it is begun, so that it is not others' builds and caches that
+/// pay for what cannot succeed.
+fn enough(from: &Path, layout: &Layout, reserve: Option<u64>) -> Result<(), String> {
+    let to = layout.app_data();
+    if !from.is_dir() || copies::can_share(from, &to) {
+        return Ok(());
+    }
+    let needed = disks::measure(from).unwrap_or(0);
+    let room = File::open(&to).and_then(|to| copies::room(&to, reserve));
+    let (free, reserve) = room.map_err(|error| error.to_string())?;
+    let free = free.saturating_sub(reserve);
+    if free >= needed {
+        return Ok(());
+    }
+    let (needed, free) = (show_size(needed), show_size(free));
+    Err(format!(
+        "a copy takes {needed}, and only {free} are free beside the reserve of this server's disk"
+    ))
+}
+
 /// Puts a snapshot in the place of an app's data; nothing of the app runs. The data is built aside and exchanged at once.
 pub fn restore(layout: &Layout, app: &str, id: u64, reserve: Option<u64>) -> Result<(), String> {
     let failed = failed("the snapshot cannot be put back");
@@ -339,6 +385,7 @@ pub fn restore(layout: &Layout, app: &str, id: u64, reserve: Option<u64>) -> Res
         return disks::refill(layout, app, &from, reserve);
     }
     let folder = layout.app_data().join(app);
+    enough(&from, layout, reserve)?;
     let began = Instant::now();
     while disks::is_in_use(&folder) {
         if began.elapsed() > LAST_USER {
@@ -349,6 +396,7 @@ pub fn restore(layout: &Layout, app: &str, id: u64, reserve: Option<u64>) -> Res
     let scratch = layout.app_data().join(format!("{NEW}{app}"));
     let way = Way {
         reserve,
+        may_miss: false,
         owner: &|id| id,
     };
     let put = copies::copy(&from, &scratch, &way).and_then(|_| {
@@ -388,9 +436,11 @@ pub fn copy_data(
     if is_made() {
         return Ok(());
     }
+    enough(&layout.app_data().join(from), layout, reserve)?;
     let scratch = layout.app_data().join(format!("{NEW}{to}"));
     let way = Way {
         reserve,
+        may_miss: true,
         owner: &owner,
     };
     let copied = copies::copy(&layout.app_data().join(from), &scratch, &way);
@@ -446,13 +496,28 @@ mod tests {
         fs::create_dir(&data).expect("made");
         for id in 1..=5 {
             fs::write(data.join("kept"), id.to_string()).expect("written");
-            take(&layout, "shop", id, Some(0)).expect("taken");
+            take(&layout, "shop", (id, 0), Some(0)).expect("taken");
+            if id == 1 {
+                // One that is kept goes as soon as nobody wants it any more.
+                for id in [10, 11, 12, 13] {
+                    take(&layout, "kept", (id, 10), Some(0)).expect("taken");
+                }
+            }
         }
+        let ids: Vec<u64> = list(&layout, "kept").iter().map(|one| one.id).collect();
+        assert_eq!(
+            ids,
+            [13, 12, 11, 10],
+            "10 holds what was before all of them"
+        );
+        take(&layout, "kept", (14, 14), Some(0)).expect("taken");
+        let ids: Vec<u64> = list(&layout, "kept").iter().map(|one| one.id).collect();
+        assert_eq!(ids, [14, 13, 12]);
         let ids: Vec<u64> = list(&layout, "shop").iter().map(|one| one.id).collect();
         assert_eq!(ids, [5, 4, 3]);
         // What was taken is not taken again.
         fs::write(data.join("kept"), "later").expect("written");
-        take(&layout, "shop", 5, Some(0)).expect("there");
+        take(&layout, "shop", (5, 0), Some(0)).expect("there");
         fs::write(data.join("more"), "x").expect("written");
         for id in [5, 3, 3] {
             restore(&layout, "shop", id, Some(0)).expect("put back");
@@ -462,7 +527,7 @@ mod tests {
         }
         let error = restore(&layout, "shop", 1, Some(0)).expect_err("it went");
         assert!(error.contains("no snapshot 1"), "{error}");
-        let error = take(&layout, "shop", 6, Some(u64::MAX)).expect_err("no room");
+        let error = take(&layout, "shop", (6, 0), Some(u64::MAX)).expect_err("no room");
         assert!(error.contains("free beside the reserve") || error.contains("no room"));
         assert_eq!(
             list(&layout, "shop").len(),
@@ -470,7 +535,7 @@ mod tests {
             "nothing was given up for it"
         );
         // Of nothing there is one, too.
-        take(&layout, "new", 1, Some(0)).expect("taken");
+        take(&layout, "new", (1, 0), Some(0)).expect("taken");
         assert_eq!(list(&layout, "new")[0].files, 0);
     }
 

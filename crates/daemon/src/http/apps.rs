@@ -169,7 +169,6 @@ fn describe(control: &Control, app: &store::App) -> Result<App> {
     let spec = current.as_ref().map(|(_, spec)| spec);
     let run = spec.map(|spec| &spec.run);
     let has_instances = run.is_none_or(Run::has_instances);
-    let mut warnings = warnings;
     if let Some(source) = control.store.source(&app.name)?
         && source.state == "failed"
     {

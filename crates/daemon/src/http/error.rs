@@ -103,6 +103,8 @@ impl From<StoreError> for ApiError {
         tracing::error!("{error}");
         match error {
             StoreError::Full(_) => ApiError::no_room(error.to_string()),
+            StoreError::Restoring { .. } => ApiError::conflict(error.to_string())
+                .hint("wait until it is done: `hutong status` shows it"),
             _ => ApiError::new(500, error.to_string()),
         }
     }

@@ -22,6 +22,18 @@ impl Store {
         })
     }
 
+    /// The first deployment since the last one that served; 0 if there is none.
+    pub fn first_try(&self, app: &str) -> Result<u64> {
+        self.read(|c| {
+            c.query_row(
+                "SELECT COALESCE(MIN(id), 0) FROM deployments WHERE app = ?1 AND id >
+                   (SELECT COALESCE(MAX(id), 0) FROM deployments WHERE app = ?1 AND state = 'done')",
+                [app],
+                |row| row.get(0),
+            )
+        })
+    }
+
     /// Apps whose data is being made of a snapshot.
     pub fn restoring(&self) -> Result<Vec<String>> {
         self.read(|c| {
@@ -76,6 +88,12 @@ mod tests {
         first.note_failure("a", 9, "no", true).expect("noted");
         assert!(first.begin_restore("a", 1).expect("write"));
         assert!(!first.begin_restore("a", 1).expect("write"));
+        let said = first
+            .deploy("a", "d2", spec, "rolling")
+            .expect_err("not now");
+        assert!(said.to_string().contains("snapshot 1"), "{said}");
+        assert!(first.redeploy("a", 1, "rollback", "rolling").is_err());
+        assert!(!first.redeploy_if("a", 1, 1, "rollback").expect("write"));
         drop(first);
         let again = store(dir.path());
         assert_eq!(again.restoring().expect("read"), ["a"]);
@@ -91,6 +109,26 @@ mod tests {
         assert_eq!((app().failures, app().halted), (0, None));
         again.set_goal("a", Goal::Removed, false).expect("removed");
         assert!(!again.begin_restore("a", 2).expect("write"));
+    }
+
+    #[test]
+    fn tries_count_from_the_last_that_served() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let store = store(dir.path());
+        assert_eq!(store.first_try("a").expect("read"), 0);
+        let deploy = |digest: &str| {
+            let spec = "name='a'\ncommand='x'";
+            store
+                .deploy("a", digest, spec, "rolling")
+                .expect("deploy")
+                .id
+        };
+        let one = deploy("d1");
+        assert_eq!(store.first_try("a").expect("read"), one);
+        store.promote(one, None).expect("promote");
+        let two = deploy("d2");
+        deploy("d3");
+        assert_eq!(store.first_try("a").expect("read"), two);
     }
 
     #[test]

@@ -324,7 +324,7 @@ impl Warden {
                 lock(&self.uids).forget(&app)?;
                 Ok(Answer::Done)
             }
-            Request::Snapshot { app, id } => self.snapshot(&app, id),
+            Request::Snapshot { app, id, keep } => self.snapshot(&app, id, keep),
             Request::Snapshots { app } => {
                 checked_app(&app)?;
                 Ok(Answer::Snapshots(snapshots::list(&self.layout, &app)))
@@ -338,7 +338,7 @@ impl Warden {
         }
     }
 
-    fn snapshot(&self, app: &str, id: u64) -> Result<Answer, String> {
+    fn snapshot(&self, app: &str, id: u64, keep: u64) -> Result<Answer, String> {
         checked_app(app)?;
         if snapshots::is_there(&self.layout, app, id) && !snapshots::is_busy(app) {
             return Ok(Answer::Done);
@@ -349,7 +349,7 @@ impl Warden {
         }
         let (layout, name) = (self.layout.clone(), app.to_owned());
         let reserve = self.config.settings.disk_reserve;
-        let take = move || snapshots::take(&layout, &name, id, reserve);
+        let take = move || snapshots::take(&layout, &name, (id, keep), reserve);
         let begun = {
             // Not for as long as it goes on: others wait for this, and find out otherwise.
             let _making = self.making.read();

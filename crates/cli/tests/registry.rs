@@ -378,6 +378,34 @@ fn images_come_through_the_gateway_over_https() {
     assert_eq!(get(&rig.server.http, "shop.test", "/").text(), "two");
 }
 
+/// Digests are no secret: who names one of another's image beside a registry that never had it gets nothing.
+#[test]
+fn an_image_of_another_app_is_not_had_by_its_digest() {
+    let Some(rig) = Rig::new() else {
+        return;
+    };
+    rig.copy(&rig.image("one"), "main");
+    let place = format!("docker://{}", rig.place("main"));
+    let creds = format!("any:{}", rig.token);
+    let flags = ["inspect", "--tls-verify=false", "--creds", &creds, &place];
+    let shown = rig.ok("skopeo", &flags);
+    let (_, rest) = shown.split_once("\"Digest\": \"").expect("a digest");
+    let (digest, _) = rest.split_once('"').expect("its end");
+    // Nobody listens there.
+    let port = {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        listener.local_addr().expect("an address").port()
+    };
+    let toml = format!(
+        "name = 'thief'\ndomains = ['thief.test']\nimage = '127.0.0.1:{port}/theirs@{digest}'\n"
+    );
+    let folder = app_folder(&[("hutong.toml", &toml)]);
+    let (_, said) = rig
+        .server
+        .fails(&["deploy", &folder.path().to_string_lossy()]);
+    assert!(said.contains("cannot fetch the image"), "{said}");
+}
+
 #[test]
 fn a_token_is_good_for_what_it_says_and_as_long_as_it_is_there() {
     let Some(rig) = Rig::new() else {

@@ -114,7 +114,7 @@ fn end(control: &Control, app: &str, id: u64, problem: Option<&str>) -> Result<(
 }
 
 /// Makes room on a full disk: the oldest first, one at a time, because its room is free only after a while; the newest of each
-/// app never.
+/// app never, nor what the data were before a row of tries that failed.
 pub fn shed(control: &Control) {
     static LAST: Mutex<Option<Instant>> = Mutex::new(None);
     let is_soon = lock(&LAST).is_some_and(|last| last.elapsed() < GOES);
@@ -128,7 +128,12 @@ pub fn shed(control: &Control) {
     // One that is being put back is wanted.
     for app in apps.into_iter().filter(|app| app.restoring.is_none()) {
         let found = control.warden.snapshots(&app.name).unwrap_or_default();
+        // What the data were before a row of tries that failed goes last of all: never by itself.
+        let first = control.store.first_try(&app.name).unwrap_or_default();
+        let ids = found.iter().map(|one| one.id);
+        let kept = ids.filter(|id| first > 0 && *id >= first).min();
         let older = found.into_iter().skip(1);
+        let older = older.filter(|one| Some(one.id) != kept);
         old.extend(older.map(|one| (one.created_ms, app.name.clone(), one.id)));
     }
     old.sort();

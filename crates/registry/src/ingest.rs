@@ -33,8 +33,9 @@ impl Registry {
         digest: &Digest,
         source: &mut (impl Read + Send),
     ) -> Result<u64> {
-        if self.adopt(repository, digest)? {
-            return Ok(self.store.content(digest)?.map_or(0, |(_, size)| size));
+        // Content of another repository is no reason to believe that this source has it.
+        if let Ok((_, size)) = self.store.blob(repository, digest) {
+            return Ok(size);
         }
         let session = self.store.begin_upload(repository, digest.algorithm())?;
         let progress = session.progress.clone().try_lock_owned();

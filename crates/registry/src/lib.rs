@@ -212,6 +212,11 @@ impl Registry {
         Ok(found.is_some())
     }
 
+    /// Whether a repository has this blob.
+    pub fn has_blob(&self, repository: &RepositoryName, digest: &Digest) -> bool {
+        self.store.blob(repository, digest).is_ok()
+    }
+
     /// Content by its digest, whichever repository it is of: for who pinned it.
     pub fn content(&self, digest: &Digest) -> Result<Option<(File, u64)>, StoreError> {
         self.store.content(digest)

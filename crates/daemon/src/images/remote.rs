@@ -201,7 +201,7 @@ pub fn fetch(
     let name = Name::parse(&image.reference)?;
     let repository = name.repository()?;
     let known = registry.resolve(&repository, &name.reference).ok();
-    let known = known.filter(|digest| is_whole(&registry, digest));
+    let known = known.filter(|digest| is_whole(&registry, &repository, digest));
     match (known, image.pull) {
         (Some(digest), Pull::Missing | Pull::Never) => return Ok(digest),
         (None, Pull::Never) => {
@@ -234,11 +234,16 @@ pub fn fetch(
     fetched.map_err(|error| format!("cannot fetch the image {}: {error}", image.reference))
 }
 
-/// Whether the image for this machine is there with all its layers.
-fn is_whole(registry: &Registry, digest: &Digest) -> bool {
+/// Whether the image for this machine is there with all its layers, and came to this repository: another's is somebody
+/// else's, and a digest is no secret.
+fn is_whole(registry: &Registry, repository: &RepositoryName, digest: &Digest) -> bool {
     let Ok(image) = registry.image(digest, &Platform::host()) else {
         return false;
     };
+    let is_own = |digest: &Digest| matches!(registry.has_manifest(repository, digest), Ok(true));
+    if !is_own(digest) || !is_own(&image.digest) {
+        return false;
+    }
     let has = |digest: &Digest| matches!(registry.content(digest), Ok(Some(_)));
     image.layers.iter().all(|layer| has(&layer.digest))
 }
@@ -328,8 +333,8 @@ impl Fetching<'_> {
 
     fn blob(&mut self, blob: &Descriptor) -> Result<(), String> {
         let digest = blob.digest().map_err(|error| error.to_string())?;
-        let adopted = self.registry.adopt(&self.repository, &digest);
-        if adopted.map_err(|error| causes(&error))? {
+        // What others have is fetched all the same: this registry may name what it never had.
+        if self.registry.has_blob(&self.repository, &digest) {
             return Ok(());
         }
         let failed = |error: std::io::Error| format!("cannot keep a part: {error}");

@@ -22,12 +22,13 @@ impl Store {
         })
     }
 
-    /// The first deployment since the last one that served; 0 if there is none.
+    /// The first deployment since the last deploy that served; 0 if there is none. Rollbacks and changed variables say nothing
+    /// about the data.
     pub fn first_try(&self, app: &str) -> Result<u64> {
         self.read(|c| {
             c.query_row(
                 "SELECT COALESCE(MIN(id), 0) FROM deployments WHERE app = ?1 AND id >
-                   (SELECT COALESCE(MAX(id), 0) FROM deployments WHERE app = ?1 AND state = 'done')",
+                   (SELECT COALESCE(MAX(id), 0) FROM deployments WHERE app = ?1 AND state = 'done' AND kind = 'deploy')",
                 [app],
                 |row| row.get(0),
             )
